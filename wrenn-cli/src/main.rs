@@ -1,1 +1,7 @@
-fn main() {}
+//! The `wrenn` program: parse, run, map the result to an exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wrenn_cli::main(std::env::args_os())
+}

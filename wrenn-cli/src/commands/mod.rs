@@ -1,0 +1,49 @@
+//! One file per sub-command.
+
+pub mod doctor;
+pub mod machine;
+
+use std::process::ExitCode;
+
+use crate::GlobalArgs;
+
+/// The sub-commands.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Say what this host can run, and how to mend what it can't.
+    Doctor(doctor::Args),
+    /// The QEMU machine that stands in for a host without usable KVM or device mapper.
+    Machine(machine::Args),
+}
+
+/// A mistake in how the program was called: exit code 2.
+#[derive(Debug)]
+pub struct UsageError(pub String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Runs one sub-command to its end.
+///
+/// # Errors
+/// Whatever stopped it, ready to be shown to a person.
+pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Doctor(args) => doctor::run(&global, args).await,
+        Command::Machine(args) => machine::run(&global, args).await,
+    }
+}
+
+/// The exit code that an error maps to.
+pub fn exit_code_of(error: &anyhow::Error) -> u8 {
+    if error.downcast_ref::<UsageError>().is_some() {
+        2
+    } else {
+        1
+    }
+}
