@@ -1,0 +1,33 @@
+//! Compiles the .proto files with a compiler written in Rust, so that a build needs
+//! no `protoc`, and turns them into message types and service traits.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+const FILES: [&str; 2] = ["envd/process.proto", "envd/filesystem.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    for file in FILES {
+        println!("cargo:rerun-if-changed={file}");
+    }
+
+    let descriptors = protox::Compiler::new(["."])?
+        .include_source_info(true)
+        .include_imports(true)
+        .open_files(FILES)?
+        .encode_file_descriptor_set();
+    // Only a set that changed is written: the generator asks cargo to watch it.
+    let set = out_dir.join("envd.descriptors.bin");
+    if std::fs::read(&set).ok().as_deref() != Some(descriptors.as_slice()) {
+        std::fs::write(&set, descriptors)?;
+    }
+
+    connectrpc_build::Config::new()
+        .descriptor_set(set)
+        .files(&FILES)
+        .include_file("_connectrpc.rs")
+        .gate_client_feature(true)
+        .compile()?;
+    Ok(())
+}
