@@ -13,8 +13,12 @@
 mod generated {
     #![allow(
         clippy::all,
-        unreachable_pub,
+        clippy::allow_attributes_without_reason,
+        clippy::cast_possible_truncation,
+        clippy::let_underscore_must_use,
+        clippy::unwrap_used,
         rustdoc::all,
+        unreachable_pub,
         reason = "written by the generator"
     )]
     connectrpc::include_generated!();
