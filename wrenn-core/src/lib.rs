@@ -1,1 +1,34 @@
-//! Placeholder.
+//! The engines that run microVM sandboxes, usable without any control plane.
+//!
+//! In reading order: a [`SandboxId`] names a sandbox; a [`RootDirectory`] says where its
+//! files lie; a [`template`] is what it is made from; [`vm`] runs the virtual machine,
+//! [`network`] gives it a slot, [`guest`] talks to the daemon inside; [`sandbox`]
+//! composes them all.
+//!
+//! ```no_run
+//! use wrenn_core::guest::Command;
+//! use wrenn_core::sandbox::{Host, HostConfig, SandboxConfig};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let host = Host::open(HostConfig::default()).await?;
+//! let sandbox = host.create(SandboxConfig::from_template("base")).await?;
+//! let output = sandbox.guest().output(&Command::shell("uname -a")).await?;
+//! println!("{}", String::from_utf8_lossy(&output.stdout));
+//! sandbox.destroy().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+#![warn(missing_docs)]
+
+mod id;
+mod root;
+
+pub mod guest;
+pub mod network;
+pub mod sandbox;
+pub mod template;
+pub mod vm;
+
+pub use id::{InvalidSandboxId, SandboxId};
+pub use root::RootDirectory;

@@ -1,0 +1,1 @@
+//! Client for the daemon in the guest.

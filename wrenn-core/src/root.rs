@@ -1,0 +1,62 @@
+//! Where everything of a host lies.
+//!
+//! ```text
+//! <root>/kernels/<kernel id>/kernel.json, vmlinux, vmlinuz, initrd.img
+//! <root>/templates/<name>/template.json, rootfs.ext4
+//! <root>/sandboxes/<sandbox id>/lock, sandbox.json, rootfs.ext4, vmm.sock, console.log, …
+//! <root>/network/slots/<number>
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use crate::SandboxId;
+
+/// The one directory from which every other path of a host is derived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootDirectory(PathBuf);
+
+impl RootDirectory {
+    /// Where a host keeps its files unless told otherwise.
+    pub const DEFAULT: &'static str = "/var/lib/wrenn";
+
+    /// The directory at `path`, which need not exist yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Kernels, one directory each.
+    #[must_use]
+    pub fn kernels(&self) -> PathBuf {
+        self.0.join("kernels")
+    }
+
+    /// Templates, one directory each.
+    #[must_use]
+    pub fn templates(&self) -> PathBuf {
+        self.0.join("templates")
+    }
+
+    /// Sandboxes, one directory each.
+    #[must_use]
+    pub fn sandboxes(&self) -> PathBuf {
+        self.0.join("sandboxes")
+    }
+
+    /// The directory of one sandbox.
+    #[must_use]
+    pub fn sandbox(&self, id: &SandboxId) -> PathBuf {
+        self.sandboxes().join(id.as_str())
+    }
+}
+
+impl Default for RootDirectory {
+    fn default() -> Self {
+        Self::new(Self::DEFAULT)
+    }
+}

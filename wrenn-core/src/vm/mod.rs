@@ -1,0 +1,241 @@
+//! Runs one virtual machine through a program that speaks the Firecracker HTTP API.
+//!
+//! ```text
+//! Vm::launch ──▶ VmmProcess (own mount, PID and network namespace)
+//!     │             ▲ pidfd: told at once when it ends
+//!     └─────────▶ ApiClient ──HTTP on a Unix socket──▶ VMM ──▶ guest
+//! ```
+//!
+//! The program may be `wrenn-vmm` or Firecracker; nothing here knows which. Its life is
+//! tied to the [`Vm`] value and never to a request: what ends a VM is [`Vm::kill`], the
+//! guest itself, or a later sweep that recognises the process by its sandbox id.
+
+mod api;
+mod binary;
+mod config;
+mod process;
+mod sys;
+
+pub use api::{ApiClient, ApiError, InstanceInfo};
+pub use binary::{FindVmmError, VmmBinary};
+pub use config::{
+    Action, BootSource, CacheType, Drive, InvalidResources, MachineConfig, NetworkInterface,
+    Resources, VmConfig,
+};
+pub use process::{ExitReason, LaunchError, LaunchSpec, VmmProcess};
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing::debug;
+
+/// A running virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    process: VmmProcess,
+    api: ApiClient,
+    console: PathBuf,
+}
+
+/// Why a virtual machine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartVmError {
+    /// The program did not start.
+    #[error("cannot start the VMM")]
+    Launch(#[from] LaunchError),
+    /// The program ended before it was asked to.
+    #[error("the VMM ended at start ({reason}){}", quoted(.output))]
+    Ended {
+        /// How it ended.
+        reason: ExitReason,
+        /// The end of what it printed.
+        output: String,
+    },
+    /// A request of the set-up was refused or failed.
+    #[error("the VMM refused {step}{}", quoted(.output))]
+    Configure {
+        /// What was asked of it.
+        step: &'static str,
+        /// The end of what it printed.
+        output: String,
+        /// What it answered.
+        #[source]
+        source: ApiError,
+    },
+}
+
+fn quoted(output: &str) -> String {
+    if output.is_empty() {
+        String::new()
+    } else {
+        format!("; it printed: {output}")
+    }
+}
+
+impl Vm {
+    /// Starts the program, describes the machine to it and boots.
+    ///
+    /// # Errors
+    /// When a step fails; the process is gone by then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future kills the process.
+    pub async fn boot(spec: LaunchSpec, config: &VmConfig) -> Result<Self, StartVmError> {
+        let console = spec.console.clone();
+        let socket = spec.api_socket.clone();
+        let process = VmmProcess::launch(spec).await?;
+        let mut vm = Self {
+            process,
+            api: ApiClient::new(&socket),
+            console,
+        };
+        match vm.set_up(config).await {
+            Ok(()) => Ok(vm),
+            Err(error) => {
+                vm.process.kill().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn set_up(&mut self, config: &VmConfig) -> Result<(), StartVmError> {
+        self.wait_for_api().await?;
+        let steps = async {
+            let api = &self.api;
+            api.put("machine-config", &config.machine)
+                .await
+                .map_err(|e| ("the machine's size", e))?;
+            api.put("boot-source", &config.boot_source)
+                .await
+                .map_err(|e| ("the kernel", e))?;
+            for drive in &config.drives {
+                let path = format!("drives/{}", drive.drive_id);
+                api.put(&path, drive).await.map_err(|e| ("a disk", e))?;
+            }
+            for interface in &config.network_interfaces {
+                let path = format!("network-interfaces/{}", interface.iface_id);
+                api.put(&path, interface)
+                    .await
+                    .map_err(|e| ("the network interface", e))?;
+            }
+            if config.entropy {
+                let nothing = serde_json::Value::Object(serde_json::Map::new());
+                api.put("entropy", &nothing)
+                    .await
+                    .map_err(|e| ("the entropy device", e))?;
+            }
+            api.action(Action::InstanceStart)
+                .await
+                .map_err(|e| ("to boot", e))
+        };
+        let failure = tokio::select! {
+            result = steps => match result {
+                Ok(()) => return Ok(()),
+                Err(failure) => failure,
+            },
+            reason = self.process.exited() => return Err(self.ended(reason)),
+        };
+        // A VMM that dies closes the connection first; its exit says more.
+        if matches!(failure.1, ApiError::Transport { .. })
+            && let Ok(reason) =
+                tokio::time::timeout(Duration::from_secs(1), self.process.exited()).await
+        {
+            return Err(self.ended(reason));
+        }
+        let (step, source) = failure;
+        Err(StartVmError::Configure {
+            step,
+            source,
+            output: self.console_tail(),
+        })
+    }
+
+    /// Waits until the socket answers: at once, then after 1 ms, doubling up to 20 ms.
+    async fn wait_for_api(&mut self) -> Result<(), StartVmError> {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let error = match self.api.info().await {
+                Ok(info) => {
+                    debug!(
+                        vmm = info.app_name,
+                        version = info.vmm_version,
+                        "the VMM answers"
+                    );
+                    return Ok(());
+                }
+                Err(error) if error.is_not_listening() => error,
+                Err(source) => {
+                    let output = self.console_tail();
+                    return Err(StartVmError::Configure {
+                        step: "to answer",
+                        source,
+                        output,
+                    });
+                }
+            };
+            debug!(%error, "the VMM does not answer yet");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_millis(20)),
+                reason = self.process.exited() => return Err(self.ended(reason)),
+            }
+        }
+    }
+
+    fn ended(&self, reason: ExitReason) -> StartVmError {
+        StartVmError::Ended {
+            reason,
+            output: self.console_tail(),
+        }
+    }
+
+    /// The last lines that the VMM and the guest's console printed.
+    #[must_use]
+    pub fn console_tail(&self) -> String {
+        tail_of(&self.console, 600)
+    }
+
+    /// The client of this VM's API.
+    #[must_use]
+    pub fn api(&self) -> &ApiClient {
+        &self.api
+    }
+
+    /// The process id of the VMM, as this host sees it.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Ends when the VMM ends, however that happens.
+    pub async fn exited(&self) -> ExitReason {
+        self.process.exited().await
+    }
+
+    /// Ends the VM without asking the guest, and waits until the process is gone.
+    pub async fn kill(self) {
+        self.process.kill().await;
+    }
+}
+
+/// The last `limit` bytes of a file as text, cut at a line where possible.
+fn tail_of(path: &Path, limit: u64) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+
+    let Ok(mut file) = std::fs::File::open(path) else {
+        return String::new();
+    };
+    let length = file.metadata().map_or(0, |meta| meta.len());
+    let start = length.saturating_sub(limit);
+    let mut bytes = Vec::new();
+    if file.seek(SeekFrom::Start(start)).is_err()
+        || file.take(limit).read_to_end(&mut bytes).is_err()
+    {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let text = match text.split_once('\n') {
+        Some((_, rest)) if start > 0 => rest,
+        _ => &text,
+    };
+    text.trim().to_owned()
+}
