@@ -239,6 +239,7 @@ impl ApiClient {
         tokio::pin!(connection);
         tokio::pin!(exchange);
         tokio::select! {
+            biased;
             answer = &mut exchange => answer,
             ended = &mut connection => match ended {
                 Ok(()) => exchange.await,
@@ -319,7 +320,7 @@ mod tests {
         let (_directory, path) = socket();
         let server = tokio::spawn(serve_once(
             UnixListener::bind(&path).unwrap(),
-            "HTTP/1.1 400 \r\nContent-Length: 32\r\n\r\n{\"fault_message\":\"no such disk\"} ",
+            "HTTP/1.1 400 \r\nContent-Length: 32\r\n\r\n{\"fault_message\":\"no such disk\"}",
         ));
         let error = ApiClient::new(&path).put("drives/a", &serde_json::json!({})).await.unwrap_err();
         assert!(error.to_string().ends_with("no such disk"), "{error}");
