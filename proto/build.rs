@@ -4,6 +4,8 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use buffa_codegen::{BytesRepr, CodeGenConfig};
+
 const FILES: [&str; 2] = ["envd/process.proto", "envd/filesystem.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -23,7 +25,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         std::fs::write(&set, descriptors)?;
     }
 
+    let mut messages = CodeGenConfig::default();
+    messages.generate_json = true;
+    // Output is handed to several readers: `Bytes` shares it instead of copying.
+    messages.bytes_fields = vec![(".".to_owned(), BytesRepr::Bytes)];
+    // Fields of newer peers are ignored, not carried along.
+    messages.preserve_unknown_fields = false;
+
     connectrpc_build::Config::new()
+        .buffa_config(messages)
         .descriptor_set(set)
         .files(&FILES)
         .include_file("_connectrpc.rs")
