@@ -1,0 +1,95 @@
+//! Building our programs and finding what cargo made.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::process;
+
+/// Our programs, built for use: optimised and static.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    pub(crate) wrenn: PathBuf,
+    pub(crate) vmm: PathBuf,
+    pub(crate) envd: PathBuf,
+    pub(crate) provision: PathBuf,
+}
+
+impl Programs {
+    /// Builds what has changed. All in one call, so that cargo settles the features of
+    /// shared dependencies once and compiles them once.
+    pub(crate) fn build() -> Result<Self> {
+        let mut cargo = process::cargo();
+        cargo.args(["build", "--release", "--bins"]);
+        for package in ["wrenn-cli", "wrenn-vmm", "wrenn-envd", "xtask-provision"] {
+            cargo.args(["--package", package]);
+        }
+        let made = executables(&mut cargo)?;
+        Ok(Self {
+            wrenn: find(&made, "wrenn")?,
+            vmm: find(&made, "wrenn-vmm")?,
+            envd: find(&made, "wrenn-envd")?,
+            provision: find(&made, "xtask-provision")?,
+        })
+    }
+}
+
+/// A program that cargo made, and the target it was made from.
+#[derive(Debug)]
+pub(crate) struct Executable {
+    pub(crate) target: String,
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    target: Option<MessageTarget>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct MessageTarget {
+    name: String,
+}
+
+/// Runs a building cargo command and collects the programs it made or found up to date.
+pub(crate) fn executables(cargo: &mut std::process::Command) -> Result<Vec<Executable>> {
+    cargo.arg("--message-format=json-render-diagnostics");
+    let messages = process::output(cargo)?;
+    let mut made = Vec::new();
+    for line in messages.lines() {
+        let message: Message =
+            serde_json::from_str(line).context("cannot read cargo's messages")?;
+        if let Message {
+            target: Some(target),
+            executable: Some(path),
+        } = message
+        {
+            made.push(Executable {
+                target: target.name,
+                path,
+            });
+        }
+    }
+    Ok(made)
+}
+
+/// The program of one target.
+pub(crate) fn find(made: &[Executable], target: &str) -> Result<PathBuf> {
+    let Some(executable) = made.iter().find(|executable| executable.target == target) else {
+        bail!("cargo made no program named {target}");
+    };
+    Ok(executable.path.clone())
+}
+
+/// Checks a program that the user names, and makes its path absolute.
+pub(crate) fn given(path: &Path) -> Result<PathBuf> {
+    let path = path
+        .canonicalize()
+        .with_context(|| format!("there is no program at {}", path.display()))?;
+    if !path.is_file() {
+        bail!("{} is not a program", path.display());
+    }
+    Ok(path)
+}

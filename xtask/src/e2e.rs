@@ -1,0 +1,63 @@
+//! `cargo xtask e2e`: the end-to-end suite, where virtual machines can run.
+//!
+//! The suite is an ordinary test program. It goes into the machine as it is, since all
+//! our programs are static, and finds `wrenn` and the VMM by two environment variables.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::build::{self, Programs};
+use crate::cli::E2eArgs;
+use crate::provision::Run;
+use crate::steps::{say, step};
+use crate::tally::Tally;
+use crate::{process, setup};
+
+pub(crate) fn run(args: &E2eArgs) -> Result<ExitCode> {
+    let vmm = args.vmm.as_deref().map(build::given).transpose()?;
+    let programs = setup::ensure()?;
+    let tally = suite(&programs, vmm.as_deref(), args.filter.as_deref())?;
+    say(tally);
+    Ok(if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Builds and runs the suite, with its output on standard error.
+pub(crate) fn suite(
+    programs: &Programs,
+    vmm: Option<&Path>,
+    filter: Option<&str>,
+) -> Result<Tally> {
+    let program = step("Building the end-to-end suite", || {
+        let mut cargo = process::cargo();
+        cargo.args([
+            "test",
+            "--no-run",
+            "--package",
+            "wrenn-cli",
+            "--test",
+            "e2e",
+        ]);
+        build::find(&build::executables(&mut cargo)?, "e2e")
+    })?;
+    step("End-to-end tests", || {
+        let mut run = Run::new(program)
+            .file("WRENN_E2E_WRENN", &programs.wrenn)
+            .file("WRENN_VMM", vmm.unwrap_or(&programs.vmm));
+        if let Some(filter) = filter {
+            run = run.argument(filter);
+        }
+        let mut tally = Tally::default();
+        let status = process::watch(&mut run.command(programs), |line| {
+            if let Some(counts) = Tally::of_line(line) {
+                tally += counts;
+            }
+        })?;
+        Ok(tally.with_exit(status.success()))
+    })
+}

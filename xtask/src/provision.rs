@@ -1,0 +1,61 @@
+//! Calling `xtask-provision`, the program of ours that links the engines.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::build::Programs;
+use crate::process;
+
+/// Makes packages, guest images and the machine ready.
+pub(crate) fn setup(programs: &Programs, plan_only: bool) -> Command {
+    let mut command = process::command(&programs.provision);
+    command.arg("setup").arg("--envd").arg(&programs.envd);
+    if plan_only {
+        command.arg("--plan");
+    }
+    command
+}
+
+/// A program to run where virtual machines can run, with the files it is told of.
+#[derive(Debug)]
+pub(crate) struct Run {
+    program: PathBuf,
+    files: Vec<(&'static str, PathBuf)>,
+    arguments: Vec<OsString>,
+}
+
+impl Run {
+    pub(crate) fn new(program: impl Into<PathBuf>) -> Self {
+        Self {
+            program: program.into(),
+            files: Vec::new(),
+            arguments: Vec::new(),
+        }
+    }
+
+    /// Takes a file along. There, the environment variable holds its path.
+    pub(crate) fn file(mut self, variable: &'static str, path: &Path) -> Self {
+        self.files.push((variable, path.to_owned()));
+        self
+    }
+
+    pub(crate) fn argument(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// The command that runs it on this host, or in the machine where this host can't.
+    pub(crate) fn command(self, programs: &Programs) -> Command {
+        let mut command = process::command(&programs.provision);
+        command.arg("run");
+        for (variable, path) in self.files {
+            let mut pair = OsString::from(variable);
+            pair.push("=");
+            pair.push(path);
+            command.arg("--file").arg(pair);
+        }
+        command.arg("--").arg(self.program).args(self.arguments);
+        command
+    }
+}
