@@ -94,10 +94,7 @@ fn between_ours(members: &[&Package]) -> Vec<String> {
     complaints
 }
 
-fn allowed(
-    table: &[(&str, &'static [&'static str])],
-    name: &str,
-) -> Option<&'static [&'static str]> {
+fn row(table: &[(&str, &'static [&'static str])], name: &str) -> Option<&'static [&'static str]> {
     table
         .iter()
         .find(|(own, _)| *own == name)
