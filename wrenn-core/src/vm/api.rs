@@ -322,7 +322,10 @@ mod tests {
             UnixListener::bind(&path).unwrap(),
             "HTTP/1.1 400 \r\nContent-Length: 32\r\n\r\n{\"fault_message\":\"no such disk\"}",
         ));
-        let error = ApiClient::new(&path).put("drives/a", &serde_json::json!({})).await.unwrap_err();
+        let error = ApiClient::new(&path)
+            .put("drives/a", &serde_json::json!({}))
+            .await
+            .unwrap_err();
         assert!(error.to_string().ends_with("no such disk"), "{error}");
         server.await.unwrap();
     }
