@@ -17,7 +17,9 @@ impl Progress for Lines {
 
 #[expect(clippy::print_stdout, reason = "an example talks to its reader")]
 fn main() -> Result<(), BuildError> {
-    let envd = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("wrenn-envd"), PathBuf::from);
+    let envd = std::env::args_os()
+        .nth(1)
+        .map_or_else(|| PathBuf::from("wrenn-envd"), PathBuf::from);
     let kernel = kernel::guest_kernel(&Cache::of_user()?, &envd, &Lines)?;
     println!("{} in {}", kernel.description.id, kernel.dir.display());
     Ok(())

@@ -68,7 +68,10 @@ impl Archive {
         .map(|(name, value)| format!("-o{name}={value}"))
         .to_vec();
 
-        let archive = Self { options, _lock: lock };
+        let archive = Self {
+            options,
+            _lock: lock,
+        };
         archive.refresh(&dir.join("refreshed"))?;
         Ok(archive)
     }
@@ -79,12 +82,20 @@ impl Archive {
     /// # Errors
     /// There is no such package or dependency.
     pub fn dependency(&self, name: &str, prefix: &str) -> Result<String, BuildError> {
-        let no_package = || BuildError::NoPackage { name: name.to_owned() };
-        let shown = match self.program("apt-cache").args(["show", "--no-all-versions", name]).text() {
+        let no_package = || BuildError::NoPackage {
+            name: name.to_owned(),
+        };
+        let shown = match self
+            .program("apt-cache")
+            .args(["show", "--no-all-versions", name])
+            .text()
+        {
             Err(CommandError::Failed { .. }) => return Err(no_package()),
             other => other?,
         };
-        dependency_in(&shown, prefix).map(str::to_owned).ok_or_else(no_package)
+        dependency_in(&shown, prefix)
+            .map(str::to_owned)
+            .ok_or_else(no_package)
     }
 
     /// Unpacks `package` into the directory `into`. Returns its version.
@@ -94,17 +105,32 @@ impl Archive {
     pub fn unpack(&self, package: &str, into: &Path) -> Result<String, BuildError> {
         let downloads = into.join(".download");
         fs::create_dir_all(&downloads).at("create", &downloads)?;
-        self.program("apt-get").args(["-q", "download", package]).current_dir(&downloads).run()?;
-        let deb = only_entry(&downloads)?
-            .ok_or_else(|| BuildError::NoPackage { name: package.to_owned() })?;
-        let version = Program::new("dpkg-deb").arg("-f").arg(&deb).arg("Version").text()?;
-        Program::new("dpkg-deb").arg("-x").arg(&deb).arg(into).run()?;
+        self.program("apt-get")
+            .args(["-q", "download", package])
+            .current_dir(&downloads)
+            .run()?;
+        let deb = only_entry(&downloads)?.ok_or_else(|| BuildError::NoPackage {
+            name: package.to_owned(),
+        })?;
+        let version = Program::new("dpkg-deb")
+            .arg("-f")
+            .arg(&deb)
+            .arg("Version")
+            .text()?;
+        Program::new("dpkg-deb")
+            .arg("-x")
+            .arg(&deb)
+            .arg(into)
+            .run()?;
         fs::remove_dir_all(&downloads).at("remove", &downloads)?;
         Ok(version.trim().to_owned())
     }
 
     fn refresh(&self, stamp: &Path) -> Result<(), BuildError> {
-        let age = stamp.metadata().and_then(|metadata| metadata.modified()).map(|at| at.elapsed());
+        let age = stamp
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .map(|at| at.elapsed());
         if matches!(age, Ok(Ok(age)) if age < LISTS_FRESH_FOR) {
             return Ok(());
         }
@@ -119,7 +145,11 @@ impl Archive {
 
 fn only_entry(dir: &Path) -> Result<Option<PathBuf>, BuildError> {
     let mut entries = fs::read_dir(dir).at("list", dir)?;
-    entries.next().transpose().map(|entry| entry.map(|entry| entry.path())).at("list", dir)
+    entries
+        .next()
+        .transpose()
+        .map(|entry| entry.map(|entry| entry.path()))
+        .at("list", dir)
 }
 
 fn dependency_in<'a>(shown: &'a str, prefix: &str) -> Option<&'a str> {
@@ -141,7 +171,10 @@ mod tests {
             Provides: linux-image-5 \n\
             Depends: kmod, linux-image-6.1.0-56-amd64 (= 6.1.192-2), linux-image-x\n\
             Description: Linux\n";
-        assert_eq!(dependency_in(shown, "linux-image-6"), Some("linux-image-6.1.0-56-amd64"));
+        assert_eq!(
+            dependency_in(shown, "linux-image-6"),
+            Some("linux-image-6.1.0-56-amd64")
+        );
         assert_eq!(dependency_in(shown, "busybox"), None);
         assert_eq!(dependency_in("Package: x\n", "x"), None);
     }

@@ -79,7 +79,10 @@ impl Cache {
             return Ok(place);
         }
         let place = self.place_of(recipe);
-        let aside = self.dir.join("building").join(format!("{}-{}", recipe.kind(), recipe.key()));
+        let aside = self
+            .dir
+            .join("building")
+            .join(format!("{}-{}", recipe.kind(), recipe.key()));
         progress::step(progress, step, || {
             // Holding the lock proves that whoever left this behind is gone.
             remove_tree(&aside)?;
@@ -123,7 +126,11 @@ impl Cache {
         let dir = self.dir.join("locks");
         fs::create_dir_all(&dir).at("create", &dir)?;
         let path = dir.join(format!("{kind}-{key}"));
-        let file = File::options().create(true).append(true).open(&path).at("open", &path)?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .at("open", &path)?;
         Ok((path, file))
     }
 
@@ -145,7 +152,9 @@ impl Cache {
         products.sort();
         let excess = (products.len() + 1).saturating_sub(KEPT_PER_KIND);
         for (_, path) in products.into_iter().take(excess) {
-            let Some(key) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            let Some(key) = path.file_name().and_then(|name| name.to_str()) else {
+                continue;
+            };
             let (_, file) = self.lock_file(kind, key)?;
             if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok() {
                 remove_tree(&path)?;
@@ -202,7 +211,9 @@ mod tests {
             Ok(())
         };
         let one = cache.product(&recipe, "thing", &recorder, build).unwrap();
-        let two = cache.product(&recipe, "thing", &recorder, |_| Err(failure())).unwrap();
+        let two = cache
+            .product(&recipe, "thing", &recorder, |_| Err(failure()))
+            .unwrap();
         assert_eq!(one, two);
         assert_eq!(fs::read_to_string(one.join("file")).unwrap(), "x");
         assert_eq!(
@@ -222,8 +233,13 @@ mod tests {
         });
         assert!(failed.is_err());
         assert!(cache.finished(&recipe).is_none());
-        assert_eq!(fs::read_dir(dir.path().join("building")).unwrap().count(), 0);
-        let place = cache.product(&recipe, "thing", &Silent, |_| Ok(())).unwrap();
+        assert_eq!(
+            fs::read_dir(dir.path().join("building")).unwrap().count(),
+            0
+        );
+        let place = cache
+            .product(&recipe, "thing", &Silent, |_| Ok(()))
+            .unwrap();
         assert_eq!(fs::read_dir(place).unwrap().count(), 0);
     }
 
@@ -235,7 +251,9 @@ mod tests {
         let aside = dir.path().join(format!("building/thing-{}", recipe.key()));
         fs::create_dir_all(&aside).unwrap();
         fs::write(aside.join("rubbish"), "x").unwrap();
-        let place = cache.product(&recipe, "thing", &Silent, |_| Ok(())).unwrap();
+        let place = cache
+            .product(&recipe, "thing", &Silent, |_| Ok(()))
+            .unwrap();
         assert!(!place.join("rubbish").exists());
     }
 
@@ -267,9 +285,14 @@ mod tests {
         let mut last = PathBuf::new();
         for number in 0..10 {
             let recipe = Recipe::new("thing", 1).input("number", &number.to_string());
-            last = cache.product(&recipe, "thing", &Silent, |_| Ok(())).unwrap();
+            last = cache
+                .product(&recipe, "thing", &Silent, |_| Ok(()))
+                .unwrap();
         }
         assert!(last.is_dir());
-        assert_eq!(fs::read_dir(dir.path().join("thing")).unwrap().count(), KEPT_PER_KIND);
+        assert_eq!(
+            fs::read_dir(dir.path().join("thing")).unwrap().count(),
+            KEPT_PER_KIND
+        );
     }
 }

@@ -17,7 +17,10 @@ const TAIL_LINES: usize = 12;
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     #[error("{program} is not installed{}", package.map(|p| format!("; apt-get install {p}")).unwrap_or_default())]
-    Missing { program: String, package: Option<&'static str> },
+    Missing {
+        program: String,
+        package: Option<&'static str>,
+    },
     #[error("cannot start {program}")]
     Start {
         program: String,
@@ -25,7 +28,11 @@ pub enum CommandError {
         source: io::Error,
     },
     #[error("{program} failed ({status}):\n{output}")]
-    Failed { program: String, status: ExitStatus, output: String },
+    Failed {
+        program: String,
+        status: ExitStatus,
+        output: String,
+    },
     #[error("{program} printed something that is not text")]
     NotText { program: String },
 }
@@ -42,8 +49,14 @@ impl Program {
     #[must_use]
     pub fn new(name: &str) -> Self {
         let mut command = Command::new(find(name).as_deref().unwrap_or(OsStr::new(name)));
-        command.stdin(Stdio::null()).env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
-        Self { name: name.to_owned(), command }
+        command
+            .stdin(Stdio::null())
+            .env("LC_ALL", "C.UTF-8")
+            .env("TZ", "UTC");
+        Self {
+            name: name.to_owned(),
+            command,
+        }
     }
 
     /// Adds one argument.
@@ -86,7 +99,10 @@ impl Program {
     /// # Errors
     /// It is not installed, does not start or fails.
     pub fn run(mut self) -> Result<Vec<u8>, CommandError> {
-        let output = self.command.output().map_err(|source| self.start_error(source))?;
+        let output = self
+            .command
+            .output()
+            .map_err(|source| self.start_error(source))?;
         if output.status.success() {
             return Ok(output.stdout);
         }
@@ -109,7 +125,10 @@ impl Program {
     fn start_error(&self, source: io::Error) -> CommandError {
         let program = self.name.clone();
         if source.kind() == io::ErrorKind::NotFound {
-            CommandError::Missing { package: host_packages::providing(&program), program }
+            CommandError::Missing {
+                package: host_packages::providing(&program),
+                program,
+            }
         } else {
             CommandError::Start { program, source }
         }
@@ -144,16 +163,25 @@ mod tests {
 
     #[test]
     fn failure_carries_the_last_words() {
-        let error = Program::new("sh").args(["-c", "echo why >&2; exit 3"]).run().unwrap_err();
+        let error = Program::new("sh")
+            .args(["-c", "echo why >&2; exit 3"])
+            .run()
+            .unwrap_err();
         let text = error.to_string();
         assert!(text.contains("why") && text.contains('3'), "{text}");
     }
 
     #[test]
     fn missing_program_names_its_package() {
-        let error = Program { name: "mkfs.xfs".into(), command: Command::new("/nowhere/x") }
-            .run()
-            .unwrap_err();
-        assert_eq!(error.to_string(), "mkfs.xfs is not installed; apt-get install xfsprogs");
+        let error = Program {
+            name: "mkfs.xfs".into(),
+            command: Command::new("/nowhere/x"),
+        }
+        .run()
+        .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "mkfs.xfs is not installed; apt-get install xfsprogs"
+        );
     }
 }

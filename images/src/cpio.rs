@@ -41,7 +41,12 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// The output cannot be written.
     pub fn directory(&mut self, name: &str, permissions: u32) -> io::Result<()> {
-        self.entry(&Entry { name, mode: DIRECTORY | permissions, device: (0, 0), contents: &[] })
+        self.entry(&Entry {
+            name,
+            mode: DIRECTORY | permissions,
+            device: (0, 0),
+            contents: &[],
+        })
     }
 
     /// Adds a file.
@@ -49,7 +54,12 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// The output cannot be written, or the file is over 4 GiB.
     pub fn file(&mut self, name: &str, permissions: u32, contents: &[u8]) -> io::Result<()> {
-        self.entry(&Entry { name, mode: REGULAR | permissions, device: (0, 0), contents })
+        self.entry(&Entry {
+            name,
+            mode: REGULAR | permissions,
+            device: (0, 0),
+            contents,
+        })
     }
 
     /// Adds a symbolic link.
@@ -58,7 +68,12 @@ impl<W: Write> Writer<W> {
     /// The output cannot be written.
     pub fn symlink(&mut self, name: &str, target: &str) -> io::Result<()> {
         let contents = target.as_bytes();
-        self.entry(&Entry { name, mode: SYMLINK | 0o777, device: (0, 0), contents })
+        self.entry(&Entry {
+            name,
+            mode: SYMLINK | 0o777,
+            device: (0, 0),
+            contents,
+        })
     }
 
     /// Adds a character device node.
@@ -73,7 +88,12 @@ impl<W: Write> Writer<W> {
         minor: u32,
     ) -> io::Result<()> {
         let mode = CHARACTER_DEVICE | permissions;
-        self.entry(&Entry { name, mode, device: (major, minor), contents: &[] })
+        self.entry(&Entry {
+            name,
+            mode,
+            device: (major, minor),
+            contents: &[],
+        })
     }
 
     /// Ends the archive and gives back the output.
@@ -81,7 +101,12 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// The output cannot be written.
     pub fn finish(mut self) -> io::Result<W> {
-        self.entry(&Entry { name: "TRAILER!!!", mode: 0, device: (0, 0), contents: &[] })?;
+        self.entry(&Entry {
+            name: "TRAILER!!!",
+            mode: 0,
+            device: (0, 0),
+            contents: &[],
+        })?;
         self.out.flush()?;
         Ok(self.out)
     }
@@ -92,10 +117,25 @@ impl<W: Write> Writer<W> {
         let name_size = u32::try_from(entry.name.len() + 1)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidFilename, entry.name.to_owned()))?;
         self.inodes += 1;
-        let links = if entry.mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
+        let links = if entry.mode & DIRECTORY == DIRECTORY {
+            2
+        } else {
+            1
+        };
         let fields = [
-            self.inodes, entry.mode, 0, 0, links, 0, size, 0, 0, entry.device.0, entry.device.1,
-            name_size, 0,
+            self.inodes,
+            entry.mode,
+            0,
+            0,
+            links,
+            0,
+            size,
+            0,
+            0,
+            entry.device.0,
+            entry.device.1,
+            name_size,
+            0,
         ];
         write!(self.out, "070701")?;
         for field in fields {

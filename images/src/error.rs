@@ -39,7 +39,9 @@ pub enum BuildError {
         #[source]
         source: crate::vmlinux::UnpackError,
     },
-    #[error("building the root file system {template} needs root, since its files belong to several users")]
+    #[error(
+        "building the root file system {template} needs root, since its files belong to several users"
+    )]
     NeedsRoot { template: &'static str },
     #[error("{} was not written into {} whole", path, image.display())]
     NotInjected { path: String, image: PathBuf },
@@ -56,7 +58,11 @@ impl BuildError {
         if source.kind() == io::ErrorKind::StorageFull {
             Self::DiskFull { path }
         } else {
-            Self::File { action, path, source }
+            Self::File {
+                action,
+                path,
+                source,
+            }
         }
     }
 }

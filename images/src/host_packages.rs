@@ -58,7 +58,9 @@ pub fn all() -> impl Iterator<Item = &'static HostPackage> {
 pub fn missing<'a>(
     wanted: impl IntoIterator<Item = &'a HostPackage>,
 ) -> impl Iterator<Item = &'a HostPackage> {
-    wanted.into_iter().filter(|package| command::find(package.program).is_none())
+    wanted
+        .into_iter()
+        .filter(|package| command::find(package.program).is_none())
 }
 
 /// The package that provides `program`.
@@ -68,7 +70,9 @@ pub fn providing(program: &str) -> Option<&'static str> {
         "debugfs" | "e2fsck" => Some("e2fsprogs"),
         "apt-get" | "apt-cache" => Some("apt"),
         "dpkg" | "dpkg-deb" => Some("dpkg"),
-        _ => all().find(|package| package.program == program).map(|package| package.name),
+        _ => all()
+            .find(|package| package.program == program)
+            .map(|package| package.name),
     }
 }
 
@@ -85,8 +89,16 @@ mod tests {
 
     #[test]
     fn a_program_that_is_nowhere_makes_its_package_missing() {
-        let package = HostPackage { name: "x", program: "wrenn-no-such-program", reason: "test" };
-        let shell = HostPackage { name: "y", program: "sh", reason: "test" };
+        let package = HostPackage {
+            name: "x",
+            program: "wrenn-no-such-program",
+            reason: "test",
+        };
+        let shell = HostPackage {
+            name: "y",
+            program: "sh",
+            reason: "test",
+        };
         assert_eq!(missing([&package, &shell]).collect::<Vec<_>>(), [&package]);
     }
 }

@@ -104,16 +104,22 @@ impl DebianKernel {
         archive.unpack(&package, &tree)?;
         drop(archive);
 
-        let not_there =
-            |file: &str| BuildError::NotInPackage { package: package.clone(), file: file.into() };
-        let release = package.strip_prefix("linux-image-").ok_or_else(|| not_there("release"))?;
+        let not_there = |file: &str| BuildError::NotInPackage {
+            package: package.clone(),
+            file: file.into(),
+        };
+        let release = package
+            .strip_prefix("linux-image-")
+            .ok_or_else(|| not_there("release"))?;
         let vmlinuz = dir.join("vmlinuz");
         fs::rename(tree.join(format!("boot/vmlinuz-{release}")), &vmlinuz)
             .at("move the kernel to", &vmlinuz)?;
         if self.with_elf {
             let image = fs::read(&vmlinuz).at("read", &vmlinuz)?;
-            let elf = vmlinux::unpack(&image)
-                .map_err(|source| BuildError::BadKernelImage { path: vmlinuz.clone(), source })?;
+            let elf = vmlinux::unpack(&image).map_err(|source| BuildError::BadKernelImage {
+                path: vmlinuz.clone(),
+                source,
+            })?;
             let vmlinux = dir.join("vmlinux");
             fs::write(&vmlinux, elf).at("write", &vmlinux)?;
         }
@@ -123,7 +129,10 @@ impl DebianKernel {
         let available = ModuleTree::read(&tree.join("lib/modules").join(release))?;
         let mut load = String::new();
         for file in available.load_order(self.modules.iter().copied())? {
-            let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let name = file
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
             fs::rename(&file, modules.join(name)).at("move a module from", &file)?;
             load.push_str(name);
             load.push('\n');
@@ -143,7 +152,11 @@ impl UnpackedKernel {
         };
         let release = read("release")?;
         let modules = read("modules/load")?.lines().map(str::to_owned).collect();
-        Ok(Self { dir, release, modules })
+        Ok(Self {
+            dir,
+            release,
+            modules,
+        })
     }
 
     /// The kernel's release, as `uname -r` in it says.
@@ -177,10 +190,18 @@ impl UnpackedKernel {
         for name in &self.modules {
             let path = self.dir.join("modules").join(name);
             let contents = fs::read(&path).at("read", &path)?;
-            archive.file(&format!("modules/{name}"), 0o644, &contents).at("write", image)?;
+            archive
+                .file(&format!("modules/{name}"), 0o644, &contents)
+                .at("write", image)?;
         }
-        let load: String = self.modules.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
-        archive.file("modules/load", 0o644, load.as_bytes()).at("write", image)
+        let load: String = self
+            .modules
+            .iter()
+            .flat_map(|name| [name.as_str(), "\n"])
+            .collect();
+        archive
+            .file("modules/load", 0o644, load.as_bytes())
+            .at("write", image)
     }
 }
 
@@ -223,7 +244,9 @@ fn write_initramfs(kernel: &UnpackedKernel, envd: &Path, image: &Path) -> Result
     for name in ["dev", "proc", "sys", "root"] {
         archive.directory(name, 0o755).at("write", image)?;
     }
-    archive.character_device("dev/console", 0o600, 5, 1).at("write", image)?;
+    archive
+        .character_device("dev/console", 0o600, 5, 1)
+        .at("write", image)?;
     archive.file("init", 0o755, &init).at("write", image)?;
     kernel.add_modules(&mut archive, image)?;
     archive.finish().map(drop).at("write", image)
@@ -231,7 +254,9 @@ fn write_initramfs(kernel: &UnpackedKernel, envd: &Path, image: &Path) -> Result
 
 /// Writes `value` as indented JSON.
 pub(crate) fn write_json<T: Serialize>(value: &T, path: &Path) -> Result<(), BuildError> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(std::io::Error::from).at("encode", path)?;
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(std::io::Error::from)
+        .at("encode", path)?;
     text.push(b'\n');
     fs::write(path, text).at("write", path)
 }

@@ -69,17 +69,24 @@ impl ModuleTree {
             let path = self.file(&name)?;
             let stated = dependencies(path)?;
             let unstated = UNSTATED.iter().filter(|(_, later)| *later == name);
-            let all: Vec<String> =
-                unstated.map(|(first, _)| (*first).to_owned()).chain(stated).collect();
+            let all: Vec<String> = unstated
+                .map(|(first, _)| (*first).to_owned())
+                .chain(stated)
+                .collect();
             pending.extend(all.iter().cloned());
             needs.insert(name, all);
         }
         let ordered = order(&wanted, &needs)?;
-        ordered.iter().map(|name| self.file(name).cloned()).collect()
+        ordered
+            .iter()
+            .map(|name| self.file(name).cloned())
+            .collect()
     }
 
     fn file(&self, name: &str) -> Result<&PathBuf, BuildError> {
-        self.files.get(name).ok_or_else(|| BuildError::NoModule { name: name.to_owned() })
+        self.files.get(name).ok_or_else(|| BuildError::NoModule {
+            name: name.to_owned(),
+        })
     }
 }
 
@@ -95,13 +102,17 @@ fn order(
         path: &mut Vec<String>,
         ordered: &mut Vec<String>,
     ) -> Result<(), BuildError> {
-        let Some(needed) = needs.get(name) else { return Ok(()) };
+        let Some(needed) = needs.get(name) else {
+            return Ok(());
+        };
         if ordered.contains(name) {
             return Ok(());
         }
         if path.contains(name) {
             path.push(name.clone());
-            return Err(BuildError::ModuleCircle { names: path.clone() });
+            return Err(BuildError::ModuleCircle {
+                names: path.clone(),
+            });
         }
         path.push(name.clone());
         for other in needed {
@@ -121,9 +132,14 @@ fn order(
 
 fn dependencies(module: &Path) -> Result<Vec<String>, BuildError> {
     let bytes = fs::read(module).at("read", module)?;
-    let bad = |source| BuildError::BadModule { path: module.to_path_buf(), source };
+    let bad = |source| BuildError::BadModule {
+        path: module.to_path_buf(),
+        source,
+    };
     let file = object::File::parse(&*bytes).map_err(bad)?;
-    let Some(section) = file.section_by_name(".modinfo") else { return Ok(Vec::new()) };
+    let Some(section) = file.section_by_name(".modinfo") else {
+        return Ok(Vec::new());
+    };
     Ok(dependencies_in(section.data().map_err(bad)?))
 }
 
@@ -139,7 +155,10 @@ fn dependencies_in(modinfo: &[u8]) -> Vec<String> {
 
 /// A module's name: its file's, with `_` for `-`, which the kernel treats as the same.
 fn name_of(path: &Path) -> Option<String> {
-    path.file_name()?.to_str()?.strip_suffix(".ko").map(canonical)
+    path.file_name()?
+        .to_str()?
+        .strip_suffix(".ko")
+        .map(canonical)
 }
 
 fn canonical(name: &str) -> String {
@@ -155,7 +174,9 @@ mod tests {
     }
 
     fn needs(list: &[(&str, &[&str])]) -> HashMap<String, Vec<String>> {
-        list.iter().map(|(name, needed)| ((*name).to_owned(), names(needed))).collect()
+        list.iter()
+            .map(|(name, needed)| ((*name).to_owned(), names(needed)))
+            .collect()
     }
 
     #[test]
@@ -170,7 +191,13 @@ mod tests {
         let ordered = order(&names(&["virtio_net", "virtio_blk", "virtio"]), &needs).unwrap();
         assert_eq!(
             ordered,
-            ["virtio", "failover", "net_failover", "virtio_net", "virtio_blk"]
+            [
+                "virtio",
+                "failover",
+                "net_failover",
+                "virtio_net",
+                "virtio_blk"
+            ]
         );
     }
 
@@ -192,7 +219,11 @@ mod tests {
     #[test]
     fn built_in_modules_need_no_file_and_unknown_ones_are_errors() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("modules.builtin"), "kernel/fs/ext4/ext4.ko\n").unwrap();
+        fs::write(
+            dir.path().join("modules.builtin"),
+            "kernel/fs/ext4/ext4.ko\n",
+        )
+        .unwrap();
         let tree = ModuleTree::read(dir.path()).unwrap();
         assert!(tree.load_order(["ext4"]).unwrap().is_empty());
         let error = tree.load_order(["xfs"]).unwrap_err();

@@ -42,7 +42,10 @@ pub fn step<T, E>(
     let started = Instant::now();
     let result = work();
     progress.report(match &result {
-        Ok(_) => Event::Finished { step, elapsed: started.elapsed() },
+        Ok(_) => Event::Finished {
+            step,
+            elapsed: started.elapsed(),
+        },
         Err(_) => Event::Failed { step },
     });
     result

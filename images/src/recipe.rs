@@ -19,8 +19,13 @@ impl Recipe {
     /// that builds it changes what comes out.
     #[must_use]
     pub fn new(kind: &'static str, version: u32) -> Self {
-        let recipe = Self { kind, digest: Sha256::new() };
-        recipe.input("kind", kind).input("version", &version.to_string())
+        let recipe = Self {
+            kind,
+            digest: Sha256::new(),
+        };
+        recipe
+            .input("kind", kind)
+            .input("version", &version.to_string())
     }
 
     /// Adds an input. Name and value are hashed with their lengths, so that no two lists of
@@ -37,7 +42,9 @@ impl Recipe {
     /// Adds a list of inputs, whose order counts.
     #[must_use]
     pub fn inputs<'a>(self, name: &str, values: impl IntoIterator<Item = &'a str>) -> Self {
-        values.into_iter().fold(self, |recipe, value| recipe.input(name, value))
+        values
+            .into_iter()
+            .fold(self, |recipe, value| recipe.input(name, value))
     }
 
     /// Adds the contents of a file.
@@ -83,11 +90,13 @@ pub fn sha256_of_file(path: &Path) -> io::Result<String> {
 
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        write!(text, "{byte:02x}").ok();
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a String cannot fail.
+            write!(text, "{byte:02x}").ok();
+            text
+        })
 }
 
 #[cfg(test)]

@@ -55,7 +55,11 @@ pub fn unpack(image: &[u8]) -> Result<Vec<u8>, UnpackError> {
     let start = (sectors + 1) * 512 + word(image, PAYLOAD_OFFSET)? as usize;
     let payload = part(image, start, word(image, PAYLOAD_LENGTH)? as usize)?;
     let kernel = unpack_payload(payload)?;
-    if kernel.starts_with(b"\x7fELF") { Ok(kernel) } else { Err(UnpackError::NotElf) }
+    if kernel.starts_with(b"\x7fELF") {
+        Ok(kernel)
+    } else {
+        Err(UnpackError::NotElf)
+    }
 }
 
 fn unpack_payload(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
@@ -80,7 +84,10 @@ fn unpack_payload(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
     if kernel.len() == want {
         Ok(kernel)
     } else {
-        Err(UnpackError::WrongSize { want, got: kernel.len() })
+        Err(UnpackError::WrongSize {
+            want,
+            got: kernel.len(),
+        })
     }
 }
 
@@ -151,10 +158,16 @@ mod tests {
     #[test]
     fn refuses_what_it_does_not_know_by_name() {
         let error = unpack(&image_with(b"\xfd7zXZ\0 and so on")).unwrap_err();
-        assert!(matches!(error, UnpackError::UnknownPacking("xz")), "{error}");
+        assert!(
+            matches!(error, UnpackError::UnknownPacking("xz")),
+            "{error}"
+        );
         assert!(matches!(unpack(&[0; 4096]), Err(UnpackError::NotBzImage)));
         let no_elf = packed(b"#!/bin/sh, and long enough for a block");
-        assert!(matches!(unpack(&image_with(&no_elf)), Err(UnpackError::NotElf)));
+        assert!(matches!(
+            unpack(&image_with(&no_elf)),
+            Err(UnpackError::NotElf)
+        ));
     }
 
     #[test]

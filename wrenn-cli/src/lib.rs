@@ -6,6 +6,8 @@
 
 pub mod commands;
 mod logging;
+mod size;
+pub mod terminal;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod machine;
+pub mod run;
 
 use std::process::ExitCode;
 
@@ -10,6 +11,8 @@ use crate::GlobalArgs;
 /// The sub-commands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// Run a command in a throw-away sandbox.
+    Run(run::Args),
     /// Say what this host can run, and how to mend what it can't.
     Doctor(doctor::Args),
     /// The QEMU machine that stands in for a host without usable KVM or device mapper.
@@ -34,6 +37,7 @@ impl std::error::Error for UsageError {}
 /// Whatever stopped it, ready to be shown to a person.
 pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Run(args) => run::run(&global, args).await,
         Command::Doctor(args) => doctor::run(&global, args).await,
         Command::Machine(args) => machine::run(&global, args).await,
     }

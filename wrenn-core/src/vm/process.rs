@@ -10,7 +10,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -271,6 +271,8 @@ fn spawn_in_namespaces(spec: &LaunchSpec) -> Result<Child, LaunchError> {
         .arg("--log-path")
         .arg(&spec.log)
         .env_clear()
+        // Ctrl-C at a terminal reaches this program's group; the VMM is not to hear it.
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(console)
         .stderr(console_too)

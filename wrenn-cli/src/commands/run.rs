@@ -1,0 +1,169 @@
+//! `wrenn run`: one command in one throw-away sandbox.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use wrenn_core::RootDirectory;
+use wrenn_core::guest::Command;
+use wrenn_core::sandbox::{Host, HostConfig, Sandbox, SandboxConfig};
+use wrenn_core::vm::Resources;
+
+use super::UsageError;
+use crate::GlobalArgs;
+use crate::size::parse_mib;
+use crate::terminal::{self, Attach};
+
+/// Options of `wrenn run`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wrenn run -- uname -a
+  wrenn run --template minimal --memory 256M -- cat /etc/os-release
+  tar c src | wrenn run -i -- tar x
+  wrenn run -it -- bash
+
+The exit code is the command's own; 128 and the signal's number if it died by a signal;
+124 if --timeout ended it; 1 if the sandbox failed; 2 for a usage error.")]
+pub struct Args {
+    /// Template that the sandbox is made from.
+    #[arg(long, value_name = "NAME", default_value = "base")]
+    pub template: String,
+    /// Virtual CPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub vcpus: u64,
+    /// Memory: 512M, 2G, or a number of MiB.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_mib)]
+    pub memory: u64,
+    /// Variable of the command's environment; may be given often.
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub env: Vec<(String, String)>,
+    /// Directory that the command starts in.
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// User of the guest that the command runs as.
+    #[arg(long, short, value_name = "USER")]
+    pub user: Option<String>,
+    /// End the command after this long: 30s, 5m, 1h30m.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: Option<Duration>,
+    /// Pass standard input on to the command.
+    #[arg(long, short)]
+    pub interactive: bool,
+    /// Give the command a terminal; implies -i.
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Program that runs the VM: wrenn-vmm or firecracker.
+    #[arg(long, value_name = "PATH", env = "WRENN_VMM")]
+    pub vmm: Option<PathBuf>,
+    /// Run on this host even if it seems unable to, never in the machine.
+    #[arg(long)]
+    pub here: bool,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("a variable is written NAME=VALUE".to_owned()),
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the sandbox cannot be made or breaks. A command that fails is no error here.
+pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
+    let resources =
+        Resources::new(args.vcpus, args.memory).map_err(|error| UsageError(error.to_string()))?;
+    if !args.here && !super::machine::host_can_run_sandboxes() {
+        return super::machine::run_inside(global, &args).await;
+    }
+    run_here(global, &args, resources).await
+}
+
+async fn run_here(
+    global: &GlobalArgs,
+    args: &Args,
+    resources: Resources,
+) -> anyhow::Result<ExitCode> {
+    let config = HostConfig {
+        root: RootDirectory::new(&global.root),
+        vmm: args.vmm.clone(),
+        search_path: std::env::var_os("PATH"),
+        ..HostConfig::default()
+    };
+    let sandbox_config = SandboxConfig {
+        resources,
+        env: args.env.iter().cloned().collect::<BTreeMap<_, _>>(),
+        ..SandboxConfig::from_template(&args.template)
+    };
+    // A signal while the sandbox is made takes it down in order instead of leaving it to
+    // the next sweep.
+    let host = Host::open(config)
+        .await
+        .context("this host cannot run sandboxes")?;
+    let created = tokio::select! {
+        created = host.create(sandbox_config) => created,
+        signal = interrupted() => {
+            let number = signal?;
+            host.settled().await;
+            return Ok(ExitCode::from(128 + number));
+        }
+    };
+    let sandbox = created.context("cannot create a sandbox")?;
+    let outcome = tokio::select! {
+        outcome = terminal::run(sandbox.guest(), command(args), attach(args)) => outcome,
+        reason = sandbox.exited() => Err(anyhow::anyhow!(ended_early(&sandbox, reason))),
+    };
+    let destroyed = sandbox.destroy().await;
+    host.settled().await;
+    let code = outcome?;
+    destroyed.context("the command ran, but its sandbox was not given back whole")?;
+    Ok(code)
+}
+
+fn ended_early(sandbox: &Sandbox, reason: wrenn_core::vm::ExitReason) -> String {
+    let console = sandbox.vm().console_tail();
+    let said = if console.is_empty() {
+        String::new()
+    } else {
+        format!("; its console says: {console}")
+    };
+    format!("the sandbox's VM ended under the command ({reason}){said}")
+}
+
+fn command(args: &Args) -> Command {
+    let mut words = args.command.iter().cloned();
+    let mut command = Command::new(words.next().unwrap_or_default()).args(words);
+    if let Some(directory) = &args.cwd {
+        command = command.cwd(directory);
+    }
+    if let Some(user) = &args.user {
+        command = command.user(user);
+    }
+    command
+}
+
+fn attach(args: &Args) -> Attach {
+    Attach {
+        stdin: args.interactive || args.tty,
+        tty: args.tty,
+        timeout: args.timeout,
+    }
+}
+
+/// Waits for SIGINT or SIGTERM and gives its number.
+async fn interrupted() -> std::io::Result<u8> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => Ok(2),
+        _ = terminate.recv() => Ok(15),
+    }
+}

@@ -1,0 +1,225 @@
+//! Joins this program's standard streams, signals and terminal to a command elsewhere:
+//! in a sandbox, or in the machine.
+//!
+//! ```text
+//!  stdin ──▶ ProcessInput ──▶ command          (waits while the command does not read)
+//!  stdout, stderr ◀── ProcessEvent ── command  (the command waits while we cannot write)
+//!  SIGINT, SIGTERM, SIGHUP, SIGQUIT ─────▶ its process group
+//!  SIGWINCH ─────▶ size of its terminal
+//! ```
+
+mod raw;
+
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+use tracing::debug;
+use wrenn_core::guest::{
+    Command, ExitStatus, GuestClient, GuestError, GuestProcess, ProcessEvent, ProcessInput,
+    RpcCode, Signal,
+};
+
+use raw::RawMode;
+pub use raw::{is_terminal, terminal_size};
+
+/// Exit code of a command that its time-out ended, as `timeout` of coreutils has it.
+const TIMED_OUT: u8 = 124;
+/// Exit code where nobody reads what the command prints: 128 and SIGPIPE.
+const BROKEN_PIPE: u8 = 128 + 13;
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Which of this program's streams the command gets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attach {
+    /// Standard input is passed on.
+    pub stdin: bool,
+    /// The command has a terminal of its own, and ours becomes a plain pipe to it.
+    pub tty: bool,
+    /// The time-out that the command was started with, for the message.
+    pub timeout: Option<Duration>,
+}
+
+/// Starts `command` and stays with it to its end. Returns its exit code.
+///
+/// # Errors
+/// When it cannot be started, or the connection to it breaks.
+pub async fn run(
+    client: &GuestClient,
+    command: Command,
+    attach: Attach,
+) -> anyhow::Result<ExitCode> {
+    let mut command = command;
+    if attach.stdin || attach.tty {
+        command = command.with_stdin();
+    }
+    if attach.tty {
+        command = command.pty(terminal_size());
+    }
+    if let Some(timeout) = attach.timeout {
+        command = command.timeout(timeout);
+    }
+    // Listening starts before the command does, so that no early signal is missed.
+    let mut signals = Signals::listen()?;
+    let mut process = client.start(&command).await?;
+
+    let raw = if attach.tty && is_terminal() {
+        Some(RawMode::enter()?)
+    } else {
+        None
+    };
+    let input = (attach.stdin || attach.tty).then(|| tokio::spawn(pump(process.input())));
+    let outcome = converse(client, &mut process, &mut signals, attach).await;
+    if let Some(input) = input {
+        input.abort();
+    }
+    drop(raw);
+    outcome
+}
+
+async fn converse(
+    client: &GuestClient,
+    process: &mut GuestProcess,
+    signals: &mut Signals,
+    attach: Attach,
+) -> anyhow::Result<ExitCode> {
+    let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+    let pid = process.pid();
+    loop {
+        let event = tokio::select! {
+            event = process.next() => event,
+            received = signals.next() => {
+                deliver(client, pid, received, attach.tty).await;
+                continue;
+            }
+        };
+        let written = match event {
+            Ok(ProcessEvent::Stdout(bytes) | ProcessEvent::Pty(bytes)) => {
+                show(&mut stdout, &bytes).await
+            }
+            Ok(ProcessEvent::Stderr(bytes)) => show(&mut stderr, &bytes).await,
+            Ok(ProcessEvent::Exit(status)) => return Ok(exit_code(&status, attach)),
+            Err(error) if error.code() == Some(RpcCode::DeadlineExceeded) => {
+                eprintln!("wrenn: {}", timed_out(attach));
+                return Ok(ExitCode::from(TIMED_OUT));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match written {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                // Whoever read has left, as `head` does: the command has no more to say.
+                if let Err(error) = client.signal(pid, Signal::SIGNAL_SIGKILL).await {
+                    debug!(%error, "the command ended by itself");
+                }
+                return Ok(ExitCode::from(BROKEN_PIPE));
+            }
+            Err(error) => {
+                return Err(anyhow::Error::new(error).context("cannot write the command's output"));
+            }
+        }
+    }
+}
+
+fn exit_code(status: &ExitStatus, attach: Attach) -> ExitCode {
+    // The daemon tells a command that its time-out killed by the error it ends with.
+    if attach.timeout.is_some()
+        && status
+            .error
+            .as_deref()
+            .is_some_and(|error| error.contains("deadline"))
+    {
+        eprintln!("wrenn: {}", timed_out(attach));
+        return ExitCode::from(TIMED_OUT);
+    }
+    ExitCode::from(status.shell_code())
+}
+
+fn timed_out(attach: Attach) -> String {
+    let timeout = attach.timeout.unwrap_or_default();
+    format!(
+        "the command was ended after {}",
+        humantime::format_duration(timeout)
+    )
+}
+
+async fn show(stream: &mut (impl AsyncWrite + Unpin), bytes: &Bytes) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
+/// Copies standard input to the command until either ends.
+async fn pump(mut input: ProcessInput) {
+    let mut stdin = tokio::io::stdin();
+    let mut buffer = BytesMut::with_capacity(CHUNK_BYTES);
+    let outcome: Result<(), GuestError> = loop {
+        buffer.reserve(CHUNK_BYTES);
+        match stdin.read_buf(&mut buffer).await {
+            Ok(0) => break input.close().await,
+            Ok(_) => {
+                if let Err(error) = input.write(buffer.split().freeze()).await {
+                    break Err(error);
+                }
+            }
+            Err(error) => {
+                eprintln!("wrenn: cannot read standard input: {error}");
+                break input.close().await;
+            }
+        }
+    };
+    if let Err(error) = outcome {
+        // A command may end without reading what it is given, as `head` does.
+        debug!(%error, "the command reads no more");
+    }
+}
+
+/// What a signal to this program means for the command.
+#[derive(Clone, Copy, Debug)]
+enum Received {
+    Forward(Signal),
+    Resized,
+}
+
+struct Signals {
+    interrupt: SignalStream,
+    terminate: SignalStream,
+    hangup: SignalStream,
+    quit: SignalStream,
+    resized: SignalStream,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+            resized: signal(SignalKind::window_change())?,
+        })
+    }
+
+    async fn next(&mut self) -> Received {
+        tokio::select! {
+            _ = self.interrupt.recv() => Received::Forward(Signal::SIGNAL_SIGINT),
+            _ = self.terminate.recv() => Received::Forward(Signal::SIGNAL_SIGTERM),
+            _ = self.hangup.recv() => Received::Forward(Signal::SIGNAL_SIGHUP),
+            _ = self.quit.recv() => Received::Forward(Signal::SIGNAL_SIGQUIT),
+            _ = self.resized.recv() => Received::Resized,
+        }
+    }
+}
+
+async fn deliver(client: &GuestClient, pid: u32, received: Received, tty: bool) {
+    let delivered = match received {
+        Received::Forward(signal) => client.signal(pid, signal).await,
+        Received::Resized if tty => client.resize(pid, terminal_size()).await,
+        Received::Resized => return,
+    };
+    if let Err(error) = delivered {
+        debug!(%error, ?received, "the command is past signals");
+    }
+}

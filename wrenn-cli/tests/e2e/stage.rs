@@ -1,0 +1,108 @@
+//! The one way onto the host, with the leak check at the exit.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use wrenn_core::RootDirectory;
+use wrenn_core::sandbox::{Host, HostConfig, Leftovers, Sandbox, SandboxConfig};
+use wrenn_core::vm::Resources;
+
+/// The small template, for tests that need no more than a shell.
+pub(crate) const MINIMAL: &str = "minimal";
+/// How long a condition may take to come true. Generous: one VM may emulate another.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+static STAGE: Mutex<()> = Mutex::new(());
+
+/// Runs one test alone on the host, then asserts that nothing of it is left.
+pub(crate) fn enter<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F) {
+    let _alone = STAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let host = open().await;
+        let before = host.leftovers().await.unwrap();
+        assert!(
+            before.is_empty(),
+            "the host was not clean at the start: {before:#?}"
+        );
+        let descriptors = open_descriptors();
+        test(host.clone()).await;
+        host.settled().await;
+        let after = host.leftovers().await.unwrap();
+        assert!(
+            after.is_empty(),
+            "the test left something behind: {after:#?}"
+        );
+        drop(host);
+        until("descriptors are closed", || async {
+            open_descriptors() <= descriptors
+        })
+        .await;
+    });
+}
+
+/// Opens the host that the suite runs on. Sweeps what earlier processes left.
+pub(crate) async fn open() -> Host {
+    Host::open(HostConfig {
+        root: root(),
+        vmm: vmm(),
+        ..HostConfig::default()
+    })
+    .await
+    .unwrap()
+}
+
+/// The directory that holds the templates.
+pub(crate) fn root() -> RootDirectory {
+    RootDirectory::new(
+        std::env::var_os("AGENT_FILES_ROOTDIR").unwrap_or_else(|| RootDirectory::DEFAULT.into()),
+    )
+}
+
+/// The program that runs VMs.
+pub(crate) fn vmm() -> Option<PathBuf> {
+    std::env::var_os("WRENN_VMM").map(PathBuf::from)
+}
+
+/// The `wrenn` program under test.
+pub(crate) fn wrenn() -> PathBuf {
+    std::env::var_os("WRENN_E2E_WRENN")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_wrenn")), PathBuf::from)
+}
+
+/// A sandbox of the small template.
+pub(crate) async fn minimal(host: &Host) -> Sandbox {
+    host.create(small()).await.unwrap()
+}
+
+/// What a small sandbox is made of.
+pub(crate) fn small() -> SandboxConfig {
+    SandboxConfig {
+        resources: Resources::new(1, 128).unwrap(),
+        ..SandboxConfig::from_template(MINIMAL)
+    }
+}
+
+/// Polls a condition until it holds.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(5);
+    while !condition().await {
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(500));
+    }
+}
+
+/// Whether nothing of any sandbox is on the host.
+pub(crate) async fn leftovers(host: &Host) -> Leftovers {
+    host.leftovers().await.unwrap()
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}

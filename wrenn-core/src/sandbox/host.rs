@@ -1,0 +1,136 @@
+//! The host: what all its sandboxes share.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::sweep::{self, Leftovers, SweepError};
+use super::{CreateSandboxError, Sandbox, SandboxConfig};
+use crate::RootDirectory;
+use crate::network::{Network, NetworkConfig, OpenNetworkError};
+use crate::vm::{FindVmmError, VmmBinary};
+
+const KVM: &str = "/dev/kvm";
+
+/// How a host is set up.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Where everything lies.
+    pub root: RootDirectory,
+    /// The program that runs VMs; looked for where it is not set.
+    pub vmm: Option<PathBuf>,
+    /// Directories to look for it in, as in `PATH`.
+    pub search_path: Option<OsString>,
+    /// Addresses that slots are made of.
+    pub network: NetworkConfig,
+    /// How long a guest may take from its first instruction until its daemon answers.
+    pub boot_deadline: Duration,
+}
+
+impl Default for HostConfig {
+    fn default() -> Self {
+        Self {
+            root: RootDirectory::default(),
+            vmm: None,
+            search_path: std::env::var_os("PATH"),
+            network: NetworkConfig::default(),
+            // Ten times what a boot takes where one VM emulates another, the slowest case.
+            boot_deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why a host cannot run sandboxes.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenHostError {
+    /// Namespaces, TAP devices and rules need root.
+    #[error("sandboxes are run as root; try again with sudo")]
+    NotRoot,
+    /// There is no KVM.
+    #[error(
+        "cannot open {KVM}; load kvm_intel or kvm_amd, or run in the machine (see `wrenn doctor`)"
+    )]
+    Kvm(#[source] io::Error),
+    /// There is no VMM.
+    #[error("there is no VMM to run")]
+    Vmm(#[from] FindVmmError),
+    /// The network could not be set up.
+    #[error("cannot set up the host's network")]
+    Network(#[from] OpenNetworkError),
+    /// What dead processes left could not be removed.
+    #[error("cannot sweep what dead processes left")]
+    Sweep(#[from] SweepError),
+}
+
+/// A host that runs sandboxes. Cheap to clone. Many processes may open the same one.
+#[derive(Clone, Debug)]
+pub struct Host(pub(super) Arc<Shared>);
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) root: RootDirectory,
+    pub(super) vmm: VmmBinary,
+    pub(super) network: Network,
+    pub(super) boot_deadline: Duration,
+}
+
+impl Host {
+    /// Prepares this host, and sweeps what processes left that died.
+    ///
+    /// # Errors
+    /// When something is missing; the message says what, and how to get it.
+    pub async fn open(config: HostConfig) -> Result<Self, OpenHostError> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(OpenHostError::NotRoot);
+        }
+        let kvm = std::fs::File::options().read(true).write(true).open(KVM);
+        drop(kvm.map_err(OpenHostError::Kvm)?);
+        let vmm = VmmBinary::find(config.vmm.as_deref(), config.search_path.as_deref())?;
+        sweep::sweep(&config.root).await?;
+        let network = Network::open(config.network, config.root.path()).await?;
+        Ok(Self(Arc::new(Shared {
+            root: config.root,
+            vmm,
+            network,
+            boot_deadline: config.boot_deadline,
+        })))
+    }
+
+    /// Creates a sandbox and waits until commands can run in it.
+    ///
+    /// # Errors
+    /// When a step fails; nothing is left behind.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives back what was made so far.
+    pub async fn create(&self, config: SandboxConfig) -> Result<Sandbox, CreateSandboxError> {
+        Sandbox::create(&self.0, config).await
+    }
+
+    /// Where everything lies.
+    #[must_use]
+    pub fn root(&self) -> &RootDirectory {
+        &self.0.root
+    }
+
+    /// The program that runs VMs.
+    #[must_use]
+    pub fn vmm(&self) -> &Path {
+        self.0.vmm.path()
+    }
+
+    /// Waits until what was dropped is given back. To be called before the process ends.
+    pub async fn settled(&self) {
+        self.0.network.settled().await;
+    }
+
+    /// Everything on this host that belongs to sandboxes, of whichever process.
+    ///
+    /// # Errors
+    /// When the host cannot be searched.
+    pub async fn leftovers(&self) -> Result<Leftovers, SweepError> {
+        sweep::leftovers(&self.0.root, &self.0.network).await
+    }
+}

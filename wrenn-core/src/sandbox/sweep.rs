@@ -1,0 +1,218 @@
+//! Finding and removing what processes left that died without giving it back.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tracing::{info, warn};
+
+use super::directory::{DirectoryError, SandboxDirectory};
+use crate::network::{self, Network};
+use crate::{RootDirectory, SandboxId};
+
+/// How long a killed VMM may take to be gone.
+const DEATH_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why what was left cannot be found or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// A directory cannot be listed.
+    #[error("cannot list {path}")]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A sandbox's directory cannot be taken over or removed.
+    #[error("cannot clear away a dead sandbox")]
+    Directory(#[from] DirectoryError),
+    /// The network cannot be searched.
+    #[error("cannot search the network")]
+    Network(#[from] network::SweepError),
+    /// A worker thread was lost.
+    #[error("a worker thread died")]
+    Thread,
+}
+
+/// Everything on a host that belongs to sandboxes, in use or left behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Files and directories below the root directory.
+    pub files: Vec<PathBuf>,
+    /// Processes whose command line names a sandbox of this root directory.
+    pub processes: Vec<u32>,
+    /// Namespaces, links, elements of firewall sets and slots.
+    pub network: network::Leftovers,
+}
+
+impl Leftovers {
+    /// Whether there is nothing at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Removes the sandboxes of dead owners: their VMMs first, then their files. Their slots
+/// are the network's own to sweep.
+pub(super) async fn sweep(root: &RootDirectory) -> Result<(), SweepError> {
+    let root = root.clone();
+    tokio::task::spawn_blocking(move || sweep_now(&root))
+        .await
+        .map_err(|_| SweepError::Thread)?
+}
+
+fn sweep_now(root: &RootDirectory) -> Result<(), SweepError> {
+    for id in sandbox_ids(root)? {
+        let Some(directory) = SandboxDirectory::take_over(root, id.clone())? else {
+            continue;
+        };
+        for (pid, process) in vmm_processes(root, Some(&id))? {
+            info!(sandbox_id = %id, pid, "ending the VMM of a dead owner");
+            end(pid, &process);
+        }
+        directory.remove_now()?;
+        info!(sandbox_id = %id, "swept");
+    }
+    Ok(())
+}
+
+pub(super) async fn leftovers(
+    root: &RootDirectory,
+    network: &Network,
+) -> Result<Leftovers, SweepError> {
+    let network = network.leftovers().await?;
+    let root = root.clone();
+    tokio::task::spawn_blocking(move || {
+        let files = entries(&root.sandboxes())?;
+        let processes = vmm_processes(&root, None)?
+            .into_iter()
+            .map(|(pid, _)| pid)
+            .collect();
+        Ok(Leftovers {
+            files,
+            processes,
+            network,
+        })
+    })
+    .await
+    .map_err(|_| SweepError::Thread)?
+}
+
+/// Ids of which a directory or a lock is there.
+fn sandbox_ids(root: &RootDirectory) -> Result<Vec<SandboxId>, SweepError> {
+    let mut ids: Vec<SandboxId> = entries(&root.sandboxes())?
+        .iter()
+        .filter_map(|path| path.file_name()?.to_str())
+        .filter_map(|name| name.strip_suffix(".lock").unwrap_or(name).parse().ok())
+        .collect();
+    ids.sort();
+    ids.dedup();
+    Ok(ids)
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, SweepError> {
+    let failed = |source| SweepError::List {
+        path: directory.to_owned(),
+        source,
+    };
+    match std::fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()).map_err(failed))
+            .collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Processes that were started with `--id <id>` and an API socket below this root. Each
+/// comes with a handle that was taken before its command line was read, so that a reused
+/// process id cannot be mistaken for it.
+fn vmm_processes(
+    root: &RootDirectory,
+    id: Option<&SandboxId>,
+) -> Result<Vec<(u32, OwnedFd)>, SweepError> {
+    let pids = entries(Path::new("/proc"))?;
+    let pids = pids
+        .iter()
+        .filter_map(|path| path.file_name()?.to_str()?.parse::<i32>().ok());
+    Ok(pids
+        .filter_map(|raw| {
+            let handle = pidfd_open(Pid::from_raw(raw)?, PidfdFlags::empty()).ok()?;
+            let line = std::fs::read(format!("/proc/{raw}/cmdline")).ok()?;
+            let args: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            belongs(&args, root, id).then_some((u32::try_from(raw).ok()?, handle))
+        })
+        .collect())
+}
+
+fn belongs(args: &[&[u8]], root: &RootDirectory, id: Option<&SandboxId>) -> bool {
+    let value_of = |flag: &[u8]| {
+        let position = args.iter().position(|arg| *arg == flag)?;
+        std::str::from_utf8(args.get(position + 1)?).ok()
+    };
+    let Some(found) = value_of(b"--id").and_then(|text| text.parse::<SandboxId>().ok()) else {
+        return false;
+    };
+    value_of(b"--api-sock")
+        .is_some_and(|socket| Path::new(socket).starts_with(root.sandbox(&found)))
+        && id.is_none_or(|id| *id == found)
+}
+
+fn end(pid: u32, process: &OwnedFd) {
+    match pidfd_send_signal(process, Signal::KILL) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::SRCH) => return,
+        Err(error) => {
+            warn!(pid, %error, "cannot end a VMM");
+            return;
+        }
+    }
+    let deadline = Timespec {
+        tv_sec: DEATH_DEADLINE.as_secs().cast_signed(),
+        tv_nsec: 0,
+    };
+    let mut waiting = [PollFd::new(process, PollFlags::IN)];
+    match poll(&mut waiting, Some(&deadline)) {
+        Ok(0) => warn!(pid, "a killed VMM is still there"),
+        Ok(_) => {}
+        Err(error) => warn!(pid, %error, "cannot wait for the end of a VMM"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_vmms_are_recognised() {
+        let root = RootDirectory::new("/srv/w");
+        let id = SandboxId::random();
+        let socket = format!("/srv/w/sandboxes/{id}/vmm.sock");
+        let foreign = format!("/srv/other/sandboxes/{id}/vmm.sock");
+        let ours: Vec<&[u8]> = vec![
+            b"/bin/vmm",
+            b"--id",
+            id.as_str().as_bytes(),
+            b"--api-sock",
+            socket.as_bytes(),
+        ];
+        let theirs: Vec<&[u8]> = vec![
+            b"/bin/vmm",
+            b"--id",
+            id.as_str().as_bytes(),
+            b"--api-sock",
+            foreign.as_bytes(),
+        ];
+        assert!(belongs(&ours, &root, None));
+        assert!(belongs(&ours, &root, Some(&id)));
+        assert!(!belongs(&ours, &root, Some(&SandboxId::random())));
+        assert!(!belongs(&theirs, &root, Some(&id)));
+        assert!(!belongs(&ours[..2], &root, None));
+    }
+}
