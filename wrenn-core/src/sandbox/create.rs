@@ -39,6 +39,18 @@ pub struct SandboxConfig {
     pub resources: Resources,
     /// Environment of every command, on top of the template's.
     pub env: BTreeMap<String, String>,
+    /// Who may use the daemon in its guest.
+    pub access: GuestAccess,
+}
+
+/// Who may use the daemon in a guest, root's rights included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GuestAccess {
+    /// Who has the token that was made for this sandbox.
+    #[default]
+    Token,
+    /// Everybody who can reach it: this host, and what runs in the guest itself.
+    Open,
 }
 
 impl SandboxConfig {
@@ -50,6 +62,7 @@ impl SandboxConfig {
             template: name.into(),
             resources: Resources::default(),
             env: BTreeMap::new(),
+            access: GuestAccess::default(),
         }
     }
 }
@@ -318,7 +331,10 @@ fn first_words(config: &SandboxConfig, template: &Template) -> InitRequest {
     InitRequest {
         timestamp: Some(humantime::format_rfc3339_nanos(SystemTime::now()).to_string()),
         env_vars: Some(env),
-        access_token: Some(AccessToken::random().reveal().to_owned()),
+        access_token: match config.access {
+            GuestAccess::Token => Some(AccessToken::random().reveal().to_owned()),
+            GuestAccess::Open => None,
+        },
         default_user: Some(template.manifest.default_user.clone()),
         hostname: Some(config.id.to_string()),
         entropy: Some(base64::engine::general_purpose::STANDARD.encode(entropy)),

@@ -20,7 +20,7 @@ mod disk;
 mod host;
 mod sweep;
 
-pub use create::{CreateSandboxError, SandboxConfig, Timings};
+pub use create::{CreateSandboxError, GuestAccess, SandboxConfig, Timings};
 pub use directory::DirectoryError;
 pub use disk::CopyDiskError;
 pub use host::{Host, HostConfig, OpenHostError};

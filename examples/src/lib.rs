@@ -1,0 +1,1 @@
+//! Small programs that embed Wrenn; each is an example beside this directory.
