@@ -1,0 +1,152 @@
+//! The virtual machine: what it is made of, and what can be done with it once it runs.
+//!
+//! ```text
+//! Resources ──boot──▶ Machine (paused) ──▶ running ◀──▶ paused
+//! ```
+//!
+//! `Resources` is what API requests put together; starting leaves it as it was if
+//! anything fails, so that a client can correct the request and start again.
+
+mod build;
+mod hypervisor;
+mod resources;
+
+pub use build::{Environment, StartError};
+pub use hypervisor::HypervisorError;
+pub use resources::{
+    BootSource, BootSourceError, Drive, DriveError, NetworkError, NetworkInterface, Resources,
+};
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::config::VmConfig;
+use crate::cpu::thread::{self, Vcpu, VcpuError};
+use crate::devices::keyboard::{KeyboardBufferFull, KeyboardController};
+use crate::devices::serial::SerialPort;
+use crate::devices::vm_generation::VmGeneration;
+use crate::memory::GuestMemory;
+use crate::virtio::block::{Backing, Block, OpenDriveError};
+use crate::virtio::net::Net;
+use crate::virtio::rng::Entropy;
+use crate::virtio::transport::{MmioTransport, Pausable};
+use hypervisor::Hypervisor;
+
+/// A machine that has been started.
+pub struct Machine {
+    /// First, since the drop order is the order here: the threads' handles go before what
+    /// the threads use. The process ends with the machine in any case.
+    vcpus: Vec<Vcpu>,
+    #[expect(
+        dead_code,
+        reason = "keeps the virtual machine and its interrupts alive"
+    )]
+    hypervisor: Hypervisor,
+    #[expect(dead_code, reason = "keeps guest memory mapped while KVM knows it")]
+    memory: Arc<GuestMemory>,
+    devices: Devices,
+    config: VmConfig,
+}
+
+/// All devices of a machine.
+struct Devices {
+    drives: Vec<(String, Arc<MmioTransport<Block>>)>,
+    networks: Vec<(String, Arc<MmioTransport<Net>>)>,
+    entropy: Option<Arc<MmioTransport<Entropy>>>,
+    keyboard: Arc<KeyboardController>,
+    serial: Arc<SerialPort>,
+    generation: Arc<VmGeneration>,
+}
+
+impl Devices {
+    fn pausable(&self) -> impl Iterator<Item = &dyn Pausable> {
+        let drives = self
+            .drives
+            .iter()
+            .map(|(_, device)| device.as_ref() as &dyn Pausable);
+        let networks = self
+            .networks
+            .iter()
+            .map(|(_, device)| device.as_ref() as &dyn Pausable);
+        let entropy = self
+            .entropy
+            .iter()
+            .map(|device| device.as_ref() as &dyn Pausable);
+        drives.chain(networks).chain(entropy)
+    }
+}
+
+/// A drive could not be changed.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateDriveError {
+    /// There is none.
+    #[error("there is no drive {id:?}")]
+    NoSuchDrive {
+        /// Its id.
+        id: String,
+    },
+    /// The new file does not do.
+    #[error(transparent)]
+    Open(#[from] OpenDriveError),
+}
+
+impl Machine {
+    /// Stops vCPUs between two instructions, then devices between two requests.
+    ///
+    /// # Errors
+    /// If a vCPU has stopped for good or does not answer.
+    pub fn pause(&self) -> Result<(), VcpuError> {
+        thread::pause_all(&self.vcpus)?;
+        self.devices.pausable().for_each(Pausable::pause);
+        Ok(())
+    }
+
+    /// Lets devices and vCPUs go on.
+    ///
+    /// # Errors
+    /// If a vCPU has stopped for good or does not answer.
+    pub fn resume(&self) -> Result<(), VcpuError> {
+        self.devices.pausable().for_each(Pausable::resume);
+        thread::resume_all(&self.vcpus)
+    }
+
+    /// Presses Ctrl-Alt-Del.
+    ///
+    /// # Errors
+    /// If the guest does not read its keyboard.
+    pub fn press_control_alt_delete(&self) -> Result<(), KeyboardBufferFull> {
+        self.devices.keyboard.press_control_alt_delete()
+    }
+
+    /// The serial port, for its input.
+    pub fn serial(&self) -> &Arc<SerialPort> {
+        &self.devices.serial
+    }
+
+    /// What the machine was made from, with later changes.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// Puts another file behind a drive and tells the guest. Requests that are being
+    /// worked on finish on the old one.
+    ///
+    /// # Errors
+    /// If there is no such drive or no such file; nothing has changed then.
+    pub fn update_drive(&mut self, id: &str, path: PathBuf) -> Result<(), UpdateDriveError> {
+        let drive = self.devices.drives.iter().find(|(name, _)| name == id);
+        let config = self
+            .config
+            .drives
+            .iter_mut()
+            .find(|drive| drive.drive_id == id);
+        let (Some((_, drive)), Some(config)) = (drive, config) else {
+            return Err(UpdateDriveError::NoSuchDrive { id: id.to_owned() });
+        };
+        let backing = Backing::open(&path, config.is_read_only.unwrap_or(false))?;
+        drive.with_device(|device| device.replace(backing));
+        drive.configuration_changed();
+        config.path_on_host = Some(path);
+        Ok(())
+    }
+}

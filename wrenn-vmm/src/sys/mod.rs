@@ -1,0 +1,10 @@
+//! The only place with `unsafe` code: thin safe wrappers, each with its proof.
+
+pub mod block_io;
+pub mod boot_params;
+pub mod kick;
+pub mod memory;
+pub mod random;
+pub mod signals;
+pub mod tap;
+pub mod terminal;
