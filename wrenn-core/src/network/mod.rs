@@ -1,1 +1,211 @@
-//! Network slots.
+//! Network slots: what a sandbox sees of the world, and what it doesn't.
+//!
+//! ```text
+//!  host namespace                          namespace wrenn-7
+//! ┌────────────────────────────┐          ┌──────────────────────────────────────────┐
+//! │ table inet wrenn           │          │ table inet wrenn                         │
+//! │  pinning  link+source in   │          │  pinning  tap0: from 169.254.0.21 only   │
+//! │           set `sources`    │          │           uplink: to 10.11.0.7 only      │
+//! │  input    replies only     │          │  inward   10.11.0.7 → 169.254.0.21       │
+//! │  forward  not to `closed`, │          │  input    nothing                        │
+//! │           not to a slot    │          │  forward  not to `closed`                │
+//! │  outward  set `guests` →   │          │  outward  to uplink: from 10.11.0.7      │
+//! │           host's address   │          │           to tap0: from 169.254.0.22     │
+//! │                            │          │                                          │
+//! │ eth0      wrenn-7 ─────────┼── veth ──┼─ uplink                 tap0 ────────────┼─ guest's eth0
+//! │        10.12.0.14/31       │          │ 10.12.0.15/31     169.254.0.22/30        │  169.254.0.21/30
+//! │ route 10.11.0.7 → .15      │          │ default → .14                            │  default → .22
+//! └────────────────────────────┘          └──────────────────────────────────────────┘
+//! ```
+//!
+//! Every guest has the same address, MAC address and gateway, so a snapshot resumes in
+//! any slot of any host. What differs is on the host's side and follows from the slot's
+//! number (see [`AddressPlan`]).
+//!
+//! **Policy.** A sandbox reaches the public internet and nothing else: not the host, not
+//! another sandbox, no private, link-local, metadata, loopback, multicast or reserved
+//! address, and nothing over IPv6. It can send from its own address only. The host
+//! reaches a guest at the slot's reachable address; nobody else does, even if the host
+//! routes for them. Who tries what is closed gets an ICMP "administratively prohibited".
+//! All of this stands before the VM's first instruction.
+//!
+//! **Many processes.** Slots are leased by file locks below the root directory, so that
+//! independent processes share a host without a daemon. What a dead process left is
+//! found by name, checked for identity (the inode of the namespace, an address pattern
+//! of the link) and swept when the next [`Network`] opens.
+//!
+//! **No programs.** Links go by rtnetlink, rules by nf_tables netlink. The async layer
+//! of the `rtnetlink` crate is left out for the messages below it: a slot is made on a
+//! thread that changes its namespace, and whole lists of changes go in one datagram.
+
+mod config;
+mod host;
+mod lease;
+mod link;
+mod namespace;
+mod netlink;
+mod nftables;
+mod plan;
+mod policy;
+mod slot;
+mod sweep;
+mod sys;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+
+pub use config::{
+    ConfigError, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, MacAddress,
+    NetworkConfig, TAP_NAME,
+};
+pub use lease::LeaseError;
+pub use link::LinkError;
+pub use namespace::NamespaceError;
+pub use nftables::NftError;
+pub use plan::{AddressPlan, MAX_SLOTS, SlotNumber};
+pub use slot::{CreateSlotError, GrantTapError, NetworkSlot, RemoveSlotError};
+pub use sweep::{Leftovers, SweepError};
+
+use host::{Host, on_thread};
+use lease::SlotDirectory;
+use link::Links;
+use nftables::Firewall;
+use plan::NAME_PREFIX;
+
+/// Why a host's network could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenNetworkError {
+    #[error("cannot prepare the slots' directory")]
+    Lease(#[from] LeaseError),
+    #[error("cannot prepare the host's network namespace")]
+    Namespace(#[from] NamespaceError),
+    #[error("cannot read the host's routes")]
+    Link(#[from] LinkError),
+    #[error("cannot set the host's firewall table")]
+    Firewall(#[from] NftError),
+    #[error("cannot sweep what dead processes left")]
+    Sweep(#[from] SweepError),
+    #[error("{ours} overlaps the host's route to {route} by {link}; configure another network")]
+    Overlap {
+        ours: Ipv4Net,
+        route: Ipv4Net,
+        link: String,
+    },
+    #[error("cannot run a thread to prepare the network on")]
+    Thread {
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The network of a host: makes slots, and finds what is left of old ones.
+///
+/// "The host" is the network namespace of the thread that opened it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Network {
+    host: Arc<Host>,
+}
+
+impl Network {
+    /// Prepares the host: checks that its routes leave our networks alone, turns on IPv4
+    /// forwarding, sets the host's firewall table, sweeps what dead processes left.
+    /// Several processes may do this at the same time, and with slots in use.
+    ///
+    /// # Errors
+    /// When not root, when the kernel lacks nf_tables, or when a network of the
+    /// configuration is in use on this host.
+    pub async fn open(config: NetworkConfig, root: &Path) -> Result<Self, OpenNetworkError> {
+        let slots = SlotDirectory::open(root)?;
+        let host = Arc::new(Host::new(config, slots, namespace::current()?));
+        on_thread("wrenn-network", move || {
+            namespace::enter(host.namespace())?;
+            check_overlap(&config)?;
+            namespace::prepare_directory()?;
+            // Rules before forwarding, so that there is no moment of one without the other.
+            Firewall::open()?.commit(&policy::host_table())?;
+            if !namespace::is_set("ipv4/ip_forward", "1") {
+                namespace::set("ipv4/ip_forward", "1", false)?;
+            }
+            sweep::sweep(&host)?;
+            Ok(Self { host })
+        })
+        .await
+        .map_err(|source| OpenNetworkError::Thread { source })?
+    }
+
+    /// Makes a slot. `owner` is written down beside it for whoever looks at the host: the
+    /// id of the sandbox.
+    ///
+    /// # Errors
+    /// When all slots are in use or the kernel refuses a step; nothing is left behind.
+    ///
+    /// # Cancel safety
+    /// A slot whose future was dropped is given back as soon as it is made.
+    pub async fn create_slot(&self, owner: &str) -> Result<NetworkSlot, CreateSlotError> {
+        NetworkSlot::create(Arc::clone(&self.host), owner).await
+    }
+
+    /// Removes what dead owners left and returns their slots. Done when opened, too.
+    ///
+    /// # Errors
+    /// When the host can't be searched. A slot that can't be removed is logged.
+    pub async fn sweep(&self) -> Result<Vec<SlotNumber>, SweepError> {
+        self.search(sweep::sweep).await
+    }
+
+    /// Lists everything that is there under our names.
+    ///
+    /// # Errors
+    /// When the host can't be searched.
+    pub async fn leftovers(&self) -> Result<Leftovers, SweepError> {
+        self.search(sweep::leftovers).await
+    }
+
+    /// Waits until the slots that were dropped are given back. To be called before the
+    /// process ends; what isn't given back by then is left to the next sweep.
+    pub async fn settled(&self) {
+        self.host.settled().await;
+    }
+
+    /// Which addresses belong to which slot.
+    pub fn plan(&self) -> AddressPlan {
+        self.host.plan()
+    }
+
+    async fn search<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Host) -> Result<T, SweepError> + Send + 'static,
+    ) -> Result<T, SweepError> {
+        let host = Arc::clone(&self.host);
+        on_thread("wrenn-sweep", move || {
+            namespace::enter(host.namespace())?;
+            work(&host)
+        })
+        .await
+        .map_err(|source| SweepError::Thread { source })?
+    }
+}
+
+/// Refuses networks to which the host has a way already, other than by slots.
+fn check_overlap(config: &NetworkConfig) -> Result<(), OpenNetworkError> {
+    let mut connection = Links::open()?;
+    let links = connection.list()?;
+    let plan = config.plan();
+    for route in connection.routes()? {
+        let link = links.iter().find(|link| Some(link.index) == route.output);
+        let link = link.map_or("no link", |link| link.name.as_str());
+        if link.starts_with(NAME_PREFIX) {
+            continue;
+        }
+        for ours in [plan.reachable_network(), plan.links_network()] {
+            if config::overlap(ours, route.destination) {
+                let (route, link) = (route.destination, link.to_owned());
+                return Err(OpenNetworkError::Overlap { ours, route, link });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! What all slots of a host share, and the threads on which they are made.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+
+use super::config::{MacAddress, NetworkConfig};
+use super::lease::SlotDirectory;
+use super::link::Link;
+use super::nftables::{Batch, Firewall, NftError, SetKey};
+use super::plan::{AddressPlan, SlotNumber};
+use super::policy::{self, GUESTS, SOURCES, TABLE};
+
+/// The host as seen by its slots.
+#[derive(Debug)]
+pub(super) struct Host {
+    config: NetworkConfig,
+    slots: SlotDirectory,
+    /// The network namespace that is "the host".
+    namespace: OwnedFd,
+    /// How many slots are being given back right now.
+    retiring: watch::Sender<usize>,
+}
+
+impl Host {
+    pub(super) fn new(config: NetworkConfig, slots: SlotDirectory, namespace: OwnedFd) -> Self {
+        Self {
+            config,
+            slots,
+            namespace,
+            retiring: watch::Sender::new(0),
+        }
+    }
+
+    pub(super) const fn plan(&self) -> AddressPlan {
+        self.config.plan()
+    }
+
+    pub(super) const fn slots(&self) -> &SlotDirectory {
+        &self.slots
+    }
+
+    pub(super) fn namespace(&self) -> BorrowedFd<'_> {
+        self.namespace.as_fd()
+    }
+
+    /// Whether this root directory made a link: its hardware address says so.
+    pub(super) fn owns(&self, link: &Link) -> bool {
+        let [a, b, c] = self.slots.identity();
+        matches!(link.mac, Some(MacAddress([_, x, y, z, ..])) if [x, y, z] == [a, b, c])
+    }
+
+    /// Takes a slot out of the host's table, whatever of it is there.
+    pub(super) fn close(&self, firewall: &mut Firewall, slot: SlotNumber) -> Result<(), NftError> {
+        match firewall.commit(&policy::close_slot(&self.plan(), slot)) {
+            // Not there, not all there, or there under the addresses of other settings.
+            Err(NftError::Refused { source, .. } | NftError::Commit { source })
+                if source.kind() == io::ErrorKind::NotFound => {}
+            result => return result,
+        }
+        let name = slot.name();
+        let sources: Vec<SetKey> = firewall
+            .elements(TABLE, &SOURCES)?
+            .into_iter()
+            .filter(|key| matches!(key, SetKey::InterfaceAndAddress(link, _) if *link == name))
+            .collect();
+        let guests: Vec<SetKey> = firewall
+            .elements(TABLE, &GUESTS)?
+            .into_iter()
+            .filter(|guest| {
+                sources.iter().any(|source| match (source, guest) {
+                    (SetKey::InterfaceAndAddress(_, source), SetKey::Address(guest)) => {
+                        source == guest
+                    }
+                    _ => false,
+                })
+            })
+            .collect();
+        let mut batch = Batch::new(TABLE);
+        batch.delete_elements(&SOURCES, &sources);
+        batch.delete_elements(&GUESTS, &guests);
+        firewall.commit(&batch)
+    }
+
+    /// Counts a slot as being given back until the result is dropped.
+    pub(super) fn count_retiring(self: &Arc<Self>) -> Retiring {
+        self.retiring.send_modify(|count| *count += 1);
+        Retiring(Arc::clone(self))
+    }
+
+    /// Waits until no slot is being given back.
+    pub(super) async fn settled(&self) {
+        let mut retiring = self.retiring.subscribe();
+        // Waiting fails only when the sender is gone, and that is ours.
+        drop(retiring.wait_for(|count| *count == 0).await);
+    }
+}
+
+/// A slot that is being given back.
+pub(super) struct Retiring(Arc<Host>);
+
+impl Drop for Retiring {
+    fn drop(&mut self) {
+        self.0.retiring.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Runs blocking work on a thread of its own, which ends with it: such work changes the
+/// network namespace of the thread on which it runs. Goes on if nobody waits any more.
+pub(super) async fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let (sender, receiver) = oneshot::channel();
+    let span = tracing::Span::current();
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            let done = span.in_scope(work);
+            // What nobody takes is dropped here, and gives back what it owns.
+            drop(sender.send(done));
+        })?;
+    receiver
+        .await
+        .map_err(|_| io::Error::other("the thread panicked"))
+}
+
+/// Prints an error with all of its causes.
+pub(super) struct Chain<'a>(pub(super) &'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(formatter, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
