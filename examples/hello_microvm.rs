@@ -12,8 +12,13 @@ async fn main() -> anyhow::Result<()> {
     let sandbox = host.create(SandboxConfig::from_template("base")).await?;
 
     let script = "import platform; print('Hello from Linux', platform.release())";
-    sandbox.guest().write_file("/home/user/hello.py", script).await?;
-    let output = sandbox.exec(&Command::new("python3").args(["/home/user/hello.py"])).await?;
+    sandbox
+        .guest()
+        .write_file("/home/user/hello.py", script)
+        .await?;
+    let output = sandbox
+        .exec(&Command::new("python3").args(["/home/user/hello.py"]))
+        .await?;
     eprint!("{}", String::from_utf8_lossy(&output.stdout));
     eprintln!("{:?} from start to first answer", sandbox.timings().healthy);
 
