@@ -211,7 +211,6 @@ impl GuestClient {
         const WHAT: &str = "looking at a file";
         let request = StatRequest {
             path: path.to_owned(),
-            ..Default::default()
         };
         let response = self
             .files
@@ -230,7 +229,6 @@ impl GuestClient {
         let request = ListDirRequest {
             path: path.to_owned(),
             depth,
-            ..Default::default()
         };
         let response = self
             .files
@@ -252,7 +250,6 @@ impl GuestClient {
     pub async fn make_dir(&self, path: &str) -> Result<(), GuestError> {
         let request = MakeDirRequest {
             path: path.to_owned(),
-            ..Default::default()
         };
         let made = self.files.make_dir(request).await;
         made.map(drop)
@@ -267,7 +264,6 @@ impl GuestClient {
         let request = MoveRequest {
             source: from.to_owned(),
             destination: to.to_owned(),
-            ..Default::default()
         };
         let moved = self.files.r#move(request).await;
         moved.map(drop).map_err(GuestError::rpc("moving a file"))
@@ -280,7 +276,6 @@ impl GuestClient {
     pub async fn remove(&self, path: &str) -> Result<(), GuestError> {
         let request = RemoveRequest {
             path: path.to_owned(),
-            ..Default::default()
         };
         let removed = self.files.remove(request).await;
         removed

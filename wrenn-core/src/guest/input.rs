@@ -35,7 +35,6 @@ impl ProcessInput {
         let (mut sender, receiver) = mpsc::channel(IN_FLIGHT);
         let start = StartEvent {
             process: by_pid(pid).into(),
-            ..Default::default()
         };
         // The channel is empty and open, so there is room for the first message.
         let _queued = sender.try_send(request(start));
@@ -64,17 +63,13 @@ impl ProcessInput {
         while !bytes.is_empty() {
             let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
             let input = if self.pty {
-                Input::Pty(chunk.into())
+                Input::Pty(chunk)
             } else {
-                Input::Stdin(chunk.into())
+                Input::Stdin(chunk)
             };
-            let input = InputMessage {
-                input: Some(input),
-                ..Default::default()
-            };
+            let input = InputMessage { input: Some(input) };
             let data = DataEvent {
                 input: MessageField::some(input),
-                ..Default::default()
             };
             if self.sender.send(request(data)).await.is_err() {
                 return Err(self.failure().await);
@@ -99,7 +94,6 @@ impl ProcessInput {
         }
         let request = CloseStdinRequest {
             process: by_pid(self.pid).into(),
-            ..Default::default()
         };
         let closed = self.client.processes.close_stdin(request).await;
         closed
@@ -123,6 +117,5 @@ impl ProcessInput {
 fn request(event: impl Into<Event>) -> StreamInputRequest {
     StreamInputRequest {
         event: Some(event.into()),
-        ..Default::default()
     }
 }

@@ -52,11 +52,9 @@ impl From<PtySize> for PTY {
         let size = pty::Size {
             cols: size.cols.into(),
             rows: size.rows.into(),
-            ..Default::default()
         };
         Self {
             size: MessageField::some(size),
-            ..Default::default()
         }
     }
 }
@@ -287,14 +285,12 @@ impl GuestClient {
             args: command.args.clone(),
             envs: command.env.clone().into_iter().collect(),
             cwd: command.cwd.clone(),
-            ..Default::default()
         };
         let request = StartRequest {
             process: MessageField::some(config),
             pty: command.pty.map(PTY::from).into(),
             tag: command.tag.clone(),
             stdin: Some(command.stdin),
-            ..Default::default()
         };
         let stream = self
             .processes
@@ -314,7 +310,6 @@ impl GuestClient {
         let options = keep_alive(WHAT, CallOptions::default())?;
         let request = ConnectRequest {
             process: by_pid(pid).into(),
-            ..Default::default()
         };
         let stream = self
             .processes
@@ -411,7 +406,6 @@ impl GuestClient {
         let request = SendSignalRequest {
             process: by_pid(pid).into(),
             signal: signal.into(),
-            ..Default::default()
         };
         let sent = self.processes.send_signal(request).await;
         sent.map(drop).map_err(GuestError::rpc("sending a signal"))
@@ -425,7 +419,6 @@ impl GuestClient {
         let request = UpdateRequest {
             process: by_pid(pid).into(),
             pty: MessageField::some(size.into()),
-            ..Default::default()
         };
         let sent = self.processes.update(request).await;
         sent.map(drop)
@@ -468,9 +461,9 @@ impl GuestProcess {
             };
             match event? {
                 Event::Data(data) => match data.output {
-                    Some(Output::Stdout(bytes)) => return Ok(ProcessEvent::Stdout(bytes.into())),
-                    Some(Output::Stderr(bytes)) => return Ok(ProcessEvent::Stderr(bytes.into())),
-                    Some(Output::Pty(bytes)) => return Ok(ProcessEvent::Pty(bytes.into())),
+                    Some(Output::Stdout(bytes)) => return Ok(ProcessEvent::Stdout(bytes)),
+                    Some(Output::Stderr(bytes)) => return Ok(ProcessEvent::Stderr(bytes)),
+                    Some(Output::Pty(bytes)) => return Ok(ProcessEvent::Pty(bytes)),
                     None => {}
                 },
                 Event::End(end) => {
@@ -497,7 +490,6 @@ fn keep_alive(what: &'static str, options: CallOptions) -> Result<CallOptions, G
 pub(super) fn by_pid(pid: u32) -> ProcessSelector {
     ProcessSelector {
         selector: Some(Selector::Pid(pid)),
-        ..Default::default()
     }
 }
 

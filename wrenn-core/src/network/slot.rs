@@ -435,12 +435,12 @@ fn usable(
     lease: &mut SlotLease,
 ) -> Result<bool, CreateSlotError> {
     let slot = lease.slot();
-    if let Some(record) = lease.record() {
-        if let Err(error) = remove_remains(host, links, firewall, slot, Some(record.namespace)) {
-            let chain = super::host::Chain(&error);
-            tracing::warn!(%slot, error = %chain, "slot of a dead owner cannot be cleared");
-            return Ok(false);
-        }
+    if let Some(record) = lease.record()
+        && let Err(error) = remove_remains(host, links, firewall, slot, Some(record.namespace))
+    {
+        let chain = super::host::Chain(&error);
+        tracing::warn!(%slot, error = %chain, "slot of a dead owner cannot be cleared");
+        return Ok(false);
     }
     Ok(links.find(&slot.name())?.is_none()
         && matches!(
