@@ -61,13 +61,19 @@ impl fmt::Debug for AccessToken {
 }
 
 fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y)) == 0
+    a.len() == b.len()
+        && a.iter()
+            .zip(b)
+            .fold(0, |difference, (x, y)| difference | (x ^ y))
+            == 0
 }
 
 /// Why a request was turned away. The texts are part of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("unauthorized access, please provide a valid access token or method signing if supported")]
+    #[error(
+        "unauthorized access, please provide a valid access token or method signing if supported"
+    )]
     NoToken,
     #[error("access token present in header but does not match")]
     WrongToken,
@@ -91,7 +97,11 @@ pub fn authorize(parts: &Parts, settings: &Settings) -> Result<(), Refusal> {
         return Ok(());
     }
     if let Some(offered) = parts.headers.get(ACCESS_TOKEN_HEADER) {
-        return if token.matches(offered.as_bytes()) { Ok(()) } else { Err(Refusal::WrongToken) };
+        return if token.matches(offered.as_bytes()) {
+            Ok(())
+        } else {
+            Err(Refusal::WrongToken)
+        };
     }
     let operation = match (path, &parts.method) {
         ("/files", &Method::GET | &Method::HEAD) => Operation::Read,
@@ -152,7 +162,9 @@ fn sign(
 fn unix_now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+        .map_or(0, |since| {
+            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+        })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -169,7 +181,11 @@ pub fn identify(headers: &HeaderMap, settings: &Settings) -> Result<User, Identi
         None => settings.default_user.clone(),
         Some(value) => basic_user(value.as_bytes()).ok_or(IdentifyError::Malformed)?,
     };
-    let name = if name.is_empty() { settings.default_user.clone() } else { name };
+    let name = if name.is_empty() {
+        settings.default_user.clone()
+    } else {
+        name
+    };
     Ok(User::lookup(&name)?)
 }
 

@@ -19,12 +19,20 @@ fn ask(method: &str, uri: &str, token: Option<&str>) -> Result<(), Refusal> {
     if let Some(token) = token {
         request = request.header(ACCESS_TOKEN_HEADER, token);
     }
-    authorize(&request.body(()).unwrap().into_parts().0, &settings("secret"))
+    authorize(
+        &request.body(()).unwrap().into_parts().0,
+        &settings("secret"),
+    )
 }
 
 #[test]
 fn a_guest_without_token_is_open() {
-    let parts = Request::builder().uri("/envs").body(()).unwrap().into_parts().0;
+    let parts = Request::builder()
+        .uri("/envs")
+        .body(())
+        .unwrap()
+        .into_parts()
+        .0;
     assert_eq!(authorize(&parts, &settings("")), Ok(()));
 }
 
@@ -35,9 +43,15 @@ fn only_health_needs_no_token() {
     assert_eq!(ask("POST", "/init", None), Err(Refusal::NoToken));
     assert_eq!(ask("GET", "/nowhere", None), Err(Refusal::NoToken));
     assert_eq!(ask("GET", "/files?path=a", None), Err(Refusal::NoSignature));
-    assert_eq!(ask("POST", "/files/compose?signature=v1_x", None), Err(Refusal::NoToken));
+    assert_eq!(
+        ask("POST", "/files/compose?signature=v1_x", None),
+        Err(Refusal::NoToken)
+    );
     assert_eq!(ask("POST", "/init", Some("secret")), Ok(()));
-    assert_eq!(ask("POST", "/init", Some("secre")), Err(Refusal::WrongToken));
+    assert_eq!(
+        ask("POST", "/init", Some("secre")),
+        Err(Refusal::WrongToken)
+    );
 }
 
 /// The expected value was computed with the reference client's own function.
@@ -62,9 +76,18 @@ fn a_signature_ends_at_its_expiration() {
         "path=%2Fa&signature={}&signature_expiration=100",
         signature.replace('+', "%2B")
     ));
-    assert_eq!(check_signature(&query, Operation::Read, &token, 100), Ok(()));
-    assert_eq!(check_signature(&query, Operation::Read, &token, 101), Err(Refusal::Expired));
-    assert_eq!(check_signature(&query, Operation::Write, &token, 100), Err(Refusal::WrongSignature));
+    assert_eq!(
+        check_signature(&query, Operation::Read, &token, 100),
+        Ok(())
+    );
+    assert_eq!(
+        check_signature(&query, Operation::Read, &token, 101),
+        Err(Refusal::Expired)
+    );
+    assert_eq!(
+        check_signature(&query, Operation::Write, &token, 100),
+        Err(Refusal::WrongSignature)
+    );
 }
 
 #[test]

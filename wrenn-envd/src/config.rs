@@ -68,7 +68,9 @@ impl Config {
         let mut default_user = "user".to_owned();
         let mut state_file = None;
 
-        let mut arguments = arguments.into_iter().map(|text| text.to_string_lossy().into_owned());
+        let mut arguments = arguments
+            .into_iter()
+            .map(|text| text.to_string_lossy().into_owned());
         while let Some(argument) = arguments.next() {
             let (option, inline) = match argument.split_once('=') {
                 Some((option, value)) => (option.to_owned(), Some(value.to_owned())),
@@ -101,12 +103,17 @@ impl Config {
 }
 
 fn parse<T: std::str::FromStr>(option: &str, value: String) -> Result<T, ConfigError> {
-    value.parse().map_err(|_| ConfigError::Value { option: option.to_owned(), value })
+    value.parse().map_err(|_| ConfigError::Value {
+        option: option.to_owned(),
+        value,
+    })
 }
 
 fn read_token(path: PathBuf) -> Result<AccessToken, ConfigError> {
-    let text = fs::read_to_string(&path)
-        .map_err(|source| ConfigError::Token { path: path.clone(), source })?;
+    let text = fs::read_to_string(&path).map_err(|source| ConfigError::Token {
+        path: path.clone(),
+        source,
+    })?;
     AccessToken::new(text.trim()).ok_or(ConfigError::EmptyToken { path })
 }
 
@@ -132,10 +139,22 @@ mod tests {
 
     #[test]
     fn says_what_it_does_not_understand() {
-        assert!(matches!(parse_all(&["--prot=1"]), Err(ConfigError::Unknown(_))));
-        assert!(matches!(parse_all(&["--port"]), Err(ConfigError::NoValue(_))));
-        assert!(matches!(parse_all(&["--port=x"]), Err(ConfigError::Value { .. })));
-        assert!(matches!(parse_all(&["--token-file=/no/file"]), Err(ConfigError::Token { .. })));
+        assert!(matches!(
+            parse_all(&["--prot=1"]),
+            Err(ConfigError::Unknown(_))
+        ));
+        assert!(matches!(
+            parse_all(&["--port"]),
+            Err(ConfigError::NoValue(_))
+        ));
+        assert!(matches!(
+            parse_all(&["--port=x"]),
+            Err(ConfigError::Value { .. })
+        ));
+        assert!(matches!(
+            parse_all(&["--token-file=/no/file"]),
+            Err(ConfigError::Token { .. })
+        ));
     }
 
     #[test]
@@ -143,9 +162,14 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "secret\n").unwrap();
         let option = format!("--token-file={}", file.path().display());
-        let Action::Serve(config) = parse_all(&[&option]).unwrap() else { panic!("not a server") };
+        let Action::Serve(config) = parse_all(&[&option]).unwrap() else {
+            panic!("not a server")
+        };
         assert_eq!(config.access_token, AccessToken::new("secret"));
         fs::write(file.path(), "\n").unwrap();
-        assert!(matches!(parse_all(&[&option]), Err(ConfigError::EmptyToken { .. })));
+        assert!(matches!(
+            parse_all(&[&option]),
+            Err(ConfigError::EmptyToken { .. })
+        ));
     }
 }

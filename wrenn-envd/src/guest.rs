@@ -54,12 +54,19 @@ impl Guest {
 
     /// The settings as they are now. A request looks once, so that it sees one state.
     pub fn settings(&self) -> Arc<Settings> {
-        Arc::clone(&self.settings.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        Arc::clone(
+            &self
+                .settings
+                .read()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()),
+        )
     }
 
     pub fn change_settings(&self, change: impl FnOnce(&mut Settings)) {
-        let mut current =
-            self.settings.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut current = self
+            .settings
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         change(Arc::make_mut(&mut current));
         if let Some(path) = &self.state_file {
             if let Err(error) = state::save(path, &current) {

@@ -42,7 +42,9 @@ fn serve(config: Config) -> ExitCode {
         .with_max_level(tracing::Level::INFO)
         .init();
     // A guest has few processors; more threads than two only cost memory.
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(2);
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(2);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .max_blocking_threads(32)
@@ -75,15 +77,19 @@ fn serve(config: Config) -> ExitCode {
         let daemon = match Daemon::bind(config.listen, guest.clone()).await {
             Ok(daemon) => daemon,
             Err(error) => {
-                complain(&CannotListen { address: config.listen, source: error });
+                complain(&CannotListen {
+                    address: config.listen,
+                    source: error,
+                });
                 return ExitCode::FAILURE;
             }
         };
         let shutdown = guest.shutdown.clone();
         guest.tasks.spawn(async move {
-            let (Ok(mut terminate), Ok(mut interrupt)) =
-                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-            else {
+            let (Ok(mut terminate), Ok(mut interrupt)) = (
+                signal(SignalKind::terminate()),
+                signal(SignalKind::interrupt()),
+            ) else {
                 return;
             };
             tokio::select! {

@@ -26,11 +26,17 @@ impl CpuTimes {
     /// contained in the first two.
     fn parse(stat: &str) -> Option<Self> {
         let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
-        let ticks: Vec<u64> =
-            line.split_ascii_whitespace().take(8).filter_map(|field| field.parse().ok()).collect();
+        let ticks: Vec<u64> = line
+            .split_ascii_whitespace()
+            .take(8)
+            .filter_map(|field| field.parse().ok())
+            .collect();
         let total = ticks.iter().sum();
         let idle: u64 = ticks.iter().skip(3).take(2).sum();
-        Some(Self { busy: total - idle, total })
+        Some(Self {
+            busy: total - idle,
+            total,
+        })
     }
 }
 
@@ -40,11 +46,18 @@ impl CpuSampler {
         let Some(now) = CpuTimes::parse(stat) else {
             return 0.0;
         };
-        let mut last = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut last = self
+            .0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let busy = now.busy.saturating_sub(last.busy);
         let total = now.total.saturating_sub(last.total);
         *last = now;
-        if total == 0 { 0.0 } else { (busy as f64 / total as f64 * 100.0) as f32 }
+        if total == 0 {
+            0.0
+        } else {
+            (busy as f64 / total as f64 * 100.0) as f32
+        }
     }
 }
 
@@ -56,7 +69,9 @@ pub async fn report(guest: &Arc<Guest>) -> Result<Response<Body>, HttpError> {
     reply::json(&Metrics {
         ts: SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX)),
+            .map_or(0, |since| {
+                i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+            }),
         cpu_count: std::thread::available_parallelism()
             .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
         cpu_used_pct: guest.cpu.used_percent(&read("/proc/stat")),
@@ -113,13 +128,25 @@ mod tests {
         sampler.used_percent("cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 1 2 3\n");
         let used = sampler.used_percent("cpu  150 0 125 875 0 0 0 0 0 0\n");
         assert!((used - 50.0).abs() < 0.01, "{used}");
-        assert!(sampler.used_percent("cpu  150 0 125 875 0 0 0 0 0 0\n").abs() < 0.01);
+        assert!(
+            sampler
+                .used_percent("cpu  150 0 125 875 0 0 0 0 0 0\n")
+                .abs()
+                < 0.01
+        );
         assert!(sampler.used_percent("").abs() < 0.01);
     }
 
     #[test]
     fn reads_memory() {
         let memory = Memory::parse("MemTotal: 1024 kB\nMemAvailable:  512 kB\nCached: 1 kB\n");
-        assert_eq!(memory, Memory { total: 1 << 20, available: 1 << 19, cached: 1024 });
+        assert_eq!(
+            memory,
+            Memory {
+                total: 1 << 20,
+                available: 1 << 19,
+                cached: 1024
+            }
+        );
     }
 }

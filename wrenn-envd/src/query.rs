@@ -13,9 +13,14 @@ impl Query {
     /// name no file.
     pub fn parse(text: &str) -> Self {
         let decode = |part: &str| {
-            let spaced: Cow<'_, str> =
-                if part.contains('+') { part.replace('+', " ").into() } else { part.into() };
-            percent_decode(spaced.as_bytes()).decode_utf8_lossy().into_owned()
+            let spaced: Cow<'_, str> = if part.contains('+') {
+                part.replace('+', " ").into()
+            } else {
+                part.into()
+            };
+            percent_decode(spaced.as_bytes())
+                .decode_utf8_lossy()
+                .into_owned()
         };
         Self(
             text.split('&')
@@ -28,7 +33,10 @@ impl Query {
 
     /// The first value of that name.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 

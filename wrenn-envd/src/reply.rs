@@ -29,7 +29,10 @@ pub struct HttpError {
 
 impl HttpError {
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self {
+            status,
+            message: message.into(),
+        }
     }
 
     pub fn bad_request(message: impl Into<String>) -> Self {
@@ -68,9 +71,16 @@ impl HttpError {
 
     pub fn into_response(self) -> Response<Body> {
         if self.status.is_server_error() {
-            tracing::warn!(status = self.status.as_u16(), message = self.message, "request failed");
+            tracing::warn!(
+                status = self.status.as_u16(),
+                message = self.message,
+                "request failed"
+            );
         }
-        let body = ErrorBody { code: self.status.as_u16(), message: self.message };
+        let body = ErrorBody {
+            code: self.status.as_u16(),
+            message: self.message,
+        };
         json_with_status(self.status, &body)
     }
 }
@@ -104,7 +114,9 @@ pub fn json_with_status(status: StatusCode, value: &impl Serialize) -> Response<
     let text = serde_json::to_vec(value).unwrap_or_else(|_| b"null".to_vec());
     let mut response = Response::new(boxed(Full::new(Bytes::from(text))));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -37,7 +37,10 @@ impl Router {
         let limits = Limits::default()
             .with_max_request_body_size(MAX_MESSAGE)
             .with_max_message_size(MAX_MESSAGE);
-        Self { guest, rpc: ConnectRpcService::new(services).with_limits(limits) }
+        Self {
+            guest,
+            rpc: ConnectRpcService::new(services).with_limits(limits),
+        }
     }
 
     /// Answers one request.
@@ -48,7 +51,12 @@ impl Router {
             return refuse(refusal, rpc);
         }
         if rpc {
-            return match self.rpc.clone().call(Request::from_parts(parts, body)).await {
+            return match self
+                .rpc
+                .clone()
+                .call(Request::from_parts(parts, body))
+                .await
+            {
                 Ok(response) => response.map(reply::boxed),
                 Err(never) => match never {},
             };
@@ -62,9 +70,9 @@ impl Router {
             (&Method::GET | &Method::HEAD, "/files") => files::download(guest, &parts).await,
             (&Method::POST, "/files") => files::upload(guest, &parts, body).await,
             (&Method::POST, "/files/compose") => files::compose(guest, body).await,
-            (_, "/health" | "/init" | "/metrics" | "/envs" | "/files" | "/files/compose") => {
-                Err(HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"))
-            }
+            (_, "/health" | "/init" | "/metrics" | "/envs" | "/files" | "/files/compose") => Err(
+                HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
+            ),
             _ => Err(HttpError::new(StatusCode::NOT_FOUND, "no such route")),
         };
         answer.unwrap_or_else(HttpError::into_response)
@@ -78,14 +86,20 @@ impl std::fmt::Debug for Router {
 }
 
 fn is_rpc(path: &str) -> bool {
-    let service = path.strip_prefix('/').and_then(|path| path.split('/').next());
-    matches!(service, Some(PROCESS_SERVICE_NAME | FILESYSTEM_SERVICE_NAME))
+    let service = path
+        .strip_prefix('/')
+        .and_then(|path| path.split('/').next());
+    matches!(
+        service,
+        Some(PROCESS_SERVICE_NAME | FILESYSTEM_SERVICE_NAME)
+    )
 }
 
 /// A refused RPC is told in its own words; for streams, too, the status 401 says it.
 fn refuse(refusal: Refusal, rpc: bool) -> Response<Body> {
     if rpc {
-        let error = serde_json::json!({ "code": "unauthenticated", "message": refusal.to_string() });
+        let error =
+            serde_json::json!({ "code": "unauthenticated", "message": refusal.to_string() });
         return reply::json_with_status(StatusCode::UNAUTHORIZED, &error);
     }
     HttpError::new(StatusCode::UNAUTHORIZED, refusal.to_string()).into_response()

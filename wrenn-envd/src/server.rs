@@ -34,7 +34,10 @@ impl Daemon {
     /// # Errors
     /// When it is taken already or not ours.
     pub async fn bind(address: SocketAddr, guest: Arc<Guest>) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, guest })
+        Ok(Self {
+            listener: TcpListener::bind(address).await?,
+            guest,
+        })
     }
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -79,8 +82,14 @@ async fn serve_connection(stream: TcpStream, router: Arc<Router>, guest: &Guest)
         async move { Ok::<Response<Body>, Infallible>(router.route(request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
-    builder.http2().timer(TokioTimer::new()).adaptive_window(true);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .adaptive_window(true);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         served = connection => {

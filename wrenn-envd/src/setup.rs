@@ -38,10 +38,17 @@ pub async fn init(guest: &Arc<Guest>, body: Incoming) -> Result<Response<Body>, 
 fn apply(guest: &Guest, request: InitRequest) -> Result<(), HttpError> {
     let time = request.timestamp.as_deref().map(parse_time).transpose()?;
     let entropy = request.entropy.as_deref().map(parse_entropy).transpose()?;
-    if let Some(user) = request.default_user.as_deref().filter(|user| !user.is_empty()) {
+    if let Some(user) = request
+        .default_user
+        .as_deref()
+        .filter(|user| !user.is_empty())
+    {
         User::lookup(user).map_err(|error| HttpError::bad_request(error.to_string()))?;
     }
-    if request.volume_mounts.is_some_and(|mounts| !mounts.is_empty()) {
+    if request
+        .volume_mounts
+        .is_some_and(|mounts| !mounts.is_empty())
+    {
         return Err(HttpError::new(
             StatusCode::NOT_IMPLEMENTED,
             "volume mounts are not supported",
@@ -96,8 +103,12 @@ fn parse_entropy(text: &str) -> Result<Vec<u8>, HttpError> {
 }
 
 fn set_clock(time: Timestamp) -> io::Result<()> {
-    let wanted = Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() };
-    let nanos = |time: &Timespec| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
+    let wanted = Timespec {
+        tv_sec: time.seconds,
+        tv_nsec: time.nanos.into(),
+    };
+    let nanos =
+        |time: &Timespec| i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
     let off = nanos(&wanted) - nanos(&clock_gettime(ClockId::Realtime));
     if off.abs() <= TOLERATED_SKEW_NANOS {
         return Ok(());
@@ -111,12 +122,15 @@ mod tests {
     use crate::guest::Settings;
 
     fn guest() -> Arc<Guest> {
-        Guest::new(Settings {
-            access_token: None,
-            env: [("KEPT".to_owned(), "1".to_owned())].into(),
-            default_user: "root".to_owned(),
-            default_workdir: None,
-        }, None)
+        Guest::new(
+            Settings {
+                access_token: None,
+                env: [("KEPT".to_owned(), "1".to_owned())].into(),
+                default_user: "root".to_owned(),
+                default_workdir: None,
+            },
+            None,
+        )
     }
 
     #[test]
@@ -138,12 +152,24 @@ mod tests {
     #[test]
     fn a_request_with_a_mistake_changes_nothing() {
         for request in [
-            InitRequest { timestamp: Some("yesterday".to_owned()), ..InitRequest::default() },
-            InitRequest { entropy: Some("%".to_owned()), ..InitRequest::default() },
-            InitRequest { default_user: Some("no such user".to_owned()), ..InitRequest::default() },
+            InitRequest {
+                timestamp: Some("yesterday".to_owned()),
+                ..InitRequest::default()
+            },
+            InitRequest {
+                entropy: Some("%".to_owned()),
+                ..InitRequest::default()
+            },
+            InitRequest {
+                default_user: Some("no such user".to_owned()),
+                ..InitRequest::default()
+            },
         ] {
             let guest = guest();
-            let request = InitRequest { access_token: Some("new".to_owned()), ..request };
+            let request = InitRequest {
+                access_token: Some("new".to_owned()),
+                ..request
+            };
             let error = apply(&guest, request).unwrap_err();
             assert_eq!(error.status, StatusCode::BAD_REQUEST);
             assert_eq!(guest.settings().access_token, None);

@@ -26,14 +26,21 @@ struct Saved {
 /// Writes the settings aside and renames, so that a reader finds all or nothing new.
 pub fn save(path: &Path, settings: &Settings) -> io::Result<()> {
     let saved = Saved {
-        access_token: settings.access_token.as_ref().map(|token| token.reveal().to_owned()),
+        access_token: settings
+            .access_token
+            .as_ref()
+            .map(|token| token.reveal().to_owned()),
         env: settings.env.clone(),
         default_user: settings.default_user.clone(),
         default_workdir: settings.default_workdir.clone(),
     };
     let aside = path.with_extension("new");
-    let mut file =
-        File::options().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&aside)?;
     file.write_all(&serde_json::to_vec(&saved)?)?;
     fs::rename(&aside, path)
 }

@@ -48,7 +48,9 @@ impl User {
     }
 
     fn parse(passwd: &str, group: &str, name: &str) -> Option<Self> {
-        let line = passwd.lines().find_map(|line| PasswdLine::parse(line).filter(|l| l.name == name))?;
+        let line = passwd
+            .lines()
+            .find_map(|line| PasswdLine::parse(line).filter(|l| l.name == name))?;
         let mut groups = vec![line.gid];
         for (gid, members) in group.lines().filter_map(parse_group) {
             if members.split(',').any(|member| member == name) && !groups.contains(&gid) {
@@ -61,7 +63,11 @@ impl User {
             gid: line.gid,
             groups,
             home: PathBuf::from(if line.home.is_empty() { "/" } else { line.home }),
-            shell: PathBuf::from(if line.shell.is_empty() { "/bin/sh" } else { line.shell }),
+            shell: PathBuf::from(if line.shell.is_empty() {
+                "/bin/sh"
+            } else {
+                line.shell
+            }),
         })
     }
 }
@@ -82,7 +88,13 @@ impl<'a> PasswdLine<'a> {
         let gid = fields.next()?.parse().ok()?;
         let home = fields.nth(1)?;
         let shell = fields.next().unwrap_or_default();
-        Some(Self { name, uid, gid, home, shell })
+        Some(Self {
+            name,
+            uid,
+            gid,
+            home,
+            shell,
+        })
     }
 }
 
@@ -108,13 +120,19 @@ pub struct Names {
 impl Names {
     /// What the databases say now; what can't be read has no names.
     pub fn load() -> Self {
-        Self::parse(&read(PASSWD).unwrap_or_default(), &read(GROUP).unwrap_or_default())
+        Self::parse(
+            &read(PASSWD).unwrap_or_default(),
+            &read(GROUP).unwrap_or_default(),
+        )
     }
 
     fn parse(passwd: &str, group: &str) -> Self {
         let mut names = Self::default();
         for line in passwd.lines().filter_map(PasswdLine::parse) {
-            names.users.entry(line.uid).or_insert_with(|| line.name.to_owned());
+            names
+                .users
+                .entry(line.uid)
+                .or_insert_with(|| line.name.to_owned());
         }
         for line in group.lines() {
             if let (Some(name), Some((gid, _))) = (line.split(':').next(), parse_group(line)) {
@@ -126,12 +144,18 @@ impl Names {
 
     /// The user's name, or the number where there is none.
     pub fn user(&self, uid: u32) -> String {
-        self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
+        self.users
+            .get(&uid)
+            .cloned()
+            .unwrap_or_else(|| uid.to_string())
     }
 
     /// The group's name, or the number where there is none.
     pub fn group(&self, gid: u32) -> String {
-        self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
+        self.groups
+            .get(&gid)
+            .cloned()
+            .unwrap_or_else(|| gid.to_string())
     }
 }
 

@@ -1,5 +1,6 @@
 //! One file per sub-command.
 
+pub mod completions;
 pub mod doctor;
 pub mod machine;
 pub mod run;
@@ -17,6 +18,8 @@ pub enum Command {
     Doctor(doctor::Args),
     /// The QEMU machine that stands in for a host without usable KVM or device mapper.
     Machine(machine::Args),
+    /// Print the completion script of a shell.
+    Completions(completions::Args),
 }
 
 /// A mistake in how the program was called: exit code 2.
@@ -39,6 +42,7 @@ pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<Ex
     match command {
         Command::Run(args) => run::run(&global, args).await,
         Command::Doctor(args) => doctor::run(&global, args).await,
+        Command::Completions(args) => Ok(completions::run(&args)),
         Command::Machine(args) => machine::run(&global, args).await,
     }
 }

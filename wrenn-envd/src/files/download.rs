@@ -39,7 +39,10 @@ pub async fn download(guest: &Arc<Guest>, parts: &Parts) -> Result<Response<Body
         .map_err(|_| HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, "gave up"))??;
 
     // A range that depends on a validator can't be checked: files have none here.
-    let range = parts.headers.get(RANGE).filter(|_| !parts.headers.contains_key(IF_RANGE));
+    let range = parts
+        .headers
+        .get(RANGE)
+        .filter(|_| !parts.headers.contains_key(IF_RANGE));
     let selection = match (range.and_then(|range| range.to_str().ok()), length) {
         (Some(range), Some(length)) => Selection::parse(range, length),
         _ => Selection::Whole,
@@ -56,7 +59,9 @@ pub async fn download(guest: &Arc<Guest>, parts: &Parts) -> Result<Response<Body
             response.headers_mut().insert(CONTENT_RANGE, header(&range));
             return Ok(response);
         }
-        (Selection::Part { start, length }, _) => (StatusCode::PARTIAL_CONTENT, start, Some(length)),
+        (Selection::Part { start, length }, _) => {
+            (StatusCode::PARTIAL_CONTENT, start, Some(length))
+        }
         (Selection::Whole, length) => (StatusCode::OK, 0, length),
     };
 
@@ -64,12 +69,21 @@ pub async fn download(guest: &Arc<Guest>, parts: &Parts) -> Result<Response<Body
         reply::boxed(http_body_util::Empty::new())
     } else {
         let encoder = gzip.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
-        stream(Source { file, offset: start, left: count, encoder, done: false })
+        stream(Source {
+            file,
+            offset: start,
+            left: count,
+            encoder,
+            done: false,
+        })
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
     headers.insert(CONTENT_DISPOSITION, disposition(&path));
     headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     if length.is_some() {
@@ -80,7 +94,14 @@ pub async fn download(guest: &Arc<Guest>, parts: &Parts) -> Result<Response<Body
     } else if let Some(count) = count {
         headers.insert(CONTENT_LENGTH, count.into());
     }
-    if let (Selection::Part { start, length: count }, Some(length)) = (selection, length) {
+    if let (
+        Selection::Part {
+            start,
+            length: count,
+        },
+        Some(length),
+    ) = (selection, length)
+    {
         let range = format!("bytes {start}-{}/{length}", start + count - 1);
         headers.insert(CONTENT_RANGE, header(&range));
     }
@@ -103,7 +124,10 @@ fn open(path: &Path) -> Result<(File, Option<u64>), HttpError> {
         .map_err(|error| failed(&error))?;
     let metadata = file.metadata().map_err(|error| failed(&error))?;
     if metadata.is_dir() {
-        return Err(HttpError::bad_request(format!("path '{}' is a directory", path.display())));
+        return Err(HttpError::bad_request(format!(
+            "path '{}' is a directory",
+            path.display()
+        )));
     }
     if !metadata.is_file() {
         return Ok((file, None));
@@ -111,7 +135,8 @@ fn open(path: &Path) -> Result<(File, Option<u64>), HttpError> {
     if metadata.len() == 0 {
         let mut probe = [0; 1];
         let made_up = file.read(&mut probe).map_err(|error| failed(&error))? > 0;
-        file.seek(SeekFrom::Start(0)).map_err(|error| failed(&error))?;
+        file.seek(SeekFrom::Start(0))
+            .map_err(|error| failed(&error))?;
         return Ok((file, if made_up { None } else { Some(0) }));
     }
     Ok((file, Some(metadata.len())))
@@ -214,7 +239,10 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
 fn disposition(path: &PathBuf) -> HeaderValue {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     let name = String::from_utf8_lossy(name);
-    header(&format!("inline; filename*=UTF-8''{}", utf8_percent_encode(&name, NON_ALPHANUMERIC)))
+    header(&format!(
+        "inline; filename*=UTF-8''{}",
+        utf8_percent_encode(&name, NON_ALPHANUMERIC)
+    ))
 }
 
 /// Only for text that we made of visible ASCII.
@@ -241,8 +269,16 @@ mod tests {
     #[test]
     fn a_file_that_shrinks_is_an_error_and_not_an_end() {
         let file = tempfile::tempfile().unwrap();
-        let mut source =
-            Source { file, offset: 0, left: Some(10), encoder: None, done: false };
-        assert_eq!(source.next().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let mut source = Source {
+            file,
+            offset: 0,
+            left: Some(10),
+            encoder: None,
+            done: false,
+        };
+        assert_eq!(
+            source.next().unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
     }
 }

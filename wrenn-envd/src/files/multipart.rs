@@ -146,7 +146,11 @@ impl Parser {
 
     fn after_boundary(&mut self) -> Result<bool, MultipartError> {
         // Spaces may follow a boundary.
-        let padding = self.buffer.iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+        let padding = self
+            .buffer
+            .iter()
+            .take_while(|byte| matches!(byte, b' ' | b'\t'))
+            .count();
         if padding > MAX_BOUNDARY {
             return Err(MultipartError::AfterBoundary);
         }
@@ -185,7 +189,9 @@ impl PartHead {
     fn parse(headers: &str) -> Self {
         let disposition = headers.lines().find_map(|line| {
             let (name, value) = line.split_once(':')?;
-            name.trim().eq_ignore_ascii_case("content-disposition").then_some(value)
+            name.trim()
+                .eq_ignore_ascii_case("content-disposition")
+                .then_some(value)
         });
         let Some(disposition) = disposition else {
             return Self::default();
@@ -243,7 +249,9 @@ fn quoted_string(text: &str) -> Option<(String, &str)> {
 /// Browsers write quotes and line breaks in names as `%22`, `%0D`, `%0A` and leave a
 /// plain `%` alone, so only those are decoded.
 fn decode_quotes(name: &str) -> String {
-    name.replace("%22", "\"").replace("%0D", "\r").replace("%0A", "\n")
+    name.replace("%22", "\"")
+        .replace("%0D", "\r")
+        .replace("%0A", "\n")
 }
 
 /// `filename*=UTF-8''percent%20encoded`, RFC 8187.
@@ -254,7 +262,10 @@ fn extended_filename(disposition: &str) -> Option<String> {
     if !charset.eq_ignore_ascii_case("utf-8") {
         return None;
     }
-    percent_encoding::percent_decode_str(name).decode_utf8().ok().map(Into::into)
+    percent_encoding::percent_decode_str(name)
+        .decode_utf8()
+        .ok()
+        .map(Into::into)
 }
 
 #[cfg(test)]

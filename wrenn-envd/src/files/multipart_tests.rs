@@ -63,13 +63,22 @@ fn skips_preamble_and_epilogue() {
 
 #[test]
 fn says_what_is_wrong() {
-    assert_eq!(Parser::new("multipart/form-data").unwrap_err(), MultipartError::Boundary);
+    assert_eq!(
+        Parser::new("multipart/form-data").unwrap_err(),
+        MultipartError::Boundary
+    );
     let long = format!("multipart/form-data; boundary={}", "x".repeat(71));
     assert_eq!(Parser::new(&long).unwrap_err(), MultipartError::Boundary);
-    assert_eq!(parse(&[b"--b0undary\r\n\r\ncut off"]), Err(MultipartError::Truncated));
+    assert_eq!(
+        parse(&[b"--b0undary\r\n\r\ncut off"]),
+        Err(MultipartError::Truncated)
+    );
     assert_eq!(parse(&[b"--b0undaryX"]), Err(MultipartError::AfterBoundary));
     let header = vec![b'h'; MAX_HEADERS + 10];
-    assert_eq!(parse(&[b"--b0undary\r\n", &header]), Err(MultipartError::HeadersTooLong));
+    assert_eq!(
+        parse(&[b"--b0undary\r\n", &header]),
+        Err(MultipartError::HeadersTooLong)
+    );
 }
 
 #[test]
@@ -81,15 +90,27 @@ fn reads_names_as_clients_write_them() {
         name: Some("file".to_owned()),
         filename: Some(name.to_owned()),
     };
-    assert_eq!(head(r#"form-data; name="file"; filename="/a b;c""#), file("/a b;c"));
-    assert_eq!(head(r#"form-data; filename="a\"b\\c"; name=file"#), file(r#"a"b\c"#));
-    assert_eq!(head(r#"form-data; name="file"; filename="a%22b%41""#), file(r#"a"b%41"#));
+    assert_eq!(
+        head(r#"form-data; name="file"; filename="/a b;c""#),
+        file("/a b;c")
+    );
+    assert_eq!(
+        head(r#"form-data; filename="a\"b\\c"; name=file"#),
+        file(r#"a"b\c"#)
+    );
+    assert_eq!(
+        head(r#"form-data; name="file"; filename="a%22b%41""#),
+        file(r#"a"b%41"#)
+    );
     assert_eq!(
         head("form-data; name=file; filename=x; filename*=UTF-8''%e2%82%ac%20y"),
         file("€ y")
     );
     assert_eq!(head(r#"form-data; name="file"#), PartHead::default());
-    assert_eq!(parameter(r#"multipart/x; boundary="a b""#, "boundary").as_deref(), Some("a b"));
+    assert_eq!(
+        parameter(r#"multipart/x; boundary="a b""#, "boundary").as_deref(),
+        Some("a b")
+    );
 }
 
 proptest! {

@@ -75,19 +75,35 @@ impl StagedFile {
             }
             if file_type.is_char_device() || file_type.is_block_device() || file_type.is_fifo() {
                 // A pipe that nobody reads must not hold a thread for ever.
-                let file =
-                    File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&destination)?;
-                return Ok(Self { file, staging: None, destination });
+                let file = File::options()
+                    .write(true)
+                    .custom_flags(libc::O_NONBLOCK)
+                    .open(&destination)?;
+                return Ok(Self {
+                    file,
+                    staging: None,
+                    destination,
+                });
             }
         }
         let parent = destination.parent().unwrap_or(Path::new("/"));
         ownership::make_dirs(parent, user)?;
         let staging = parent.join(Staged::name(old.is_some()));
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&staging)?;
-        let staged = Self { file, staging: Some(staging), destination };
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&staging)?;
+        let staged = Self {
+            file,
+            staging: Some(staging),
+            destination,
+        };
         ownership::give_file(&staged.file, user)?;
         let mode = old.map_or(0o644, |old| old.permissions().mode() & 0o7777);
-        staged.file.set_permissions(fs::Permissions::from_mode(mode))?;
+        staged
+            .file
+            .set_permissions(fs::Permissions::from_mode(mode))?;
         Ok(staged)
     }
 
@@ -134,7 +150,12 @@ fn follow_links(path: &Path) -> io::Result<PathBuf> {
                 path = crate::paths::clean(&path.parent().unwrap_or(Path::new("/")).join(target));
             }
             // Not a link, or nothing there.
-            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidInput | io::ErrorKind::NotFound
+                ) =>
+            {
                 return Ok(path);
             }
             Err(error) => return Err(error),
@@ -192,7 +213,10 @@ mod tests {
         staged.file().write_all(b"new").unwrap();
         staged.commit().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o751);
+        assert_eq!(
+            path.metadata().unwrap().permissions().mode() & 0o7777,
+            0o751
+        );
         assert_eq!(entries(dir.path()), ["script"]);
     }
 
@@ -201,7 +225,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/file");
         StagedFile::open(&path, &user()).unwrap().commit().unwrap();
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o644);
+        assert_eq!(
+            path.metadata().unwrap().permissions().mode() & 0o7777,
+            0o644
+        );
         let parent = path.parent().unwrap().metadata().unwrap();
         assert_eq!(parent.permissions().mode() & 0o777, 0o755);
     }
@@ -227,6 +254,12 @@ mod tests {
         let mut staged = StagedFile::open(Path::new("/dev/null"), &user()).unwrap();
         staged.file().write_all(b"x").unwrap();
         staged.commit().unwrap();
-        assert!(Path::new("/dev/null").metadata().unwrap().file_type().is_char_device());
+        assert!(
+            Path::new("/dev/null")
+                .metadata()
+                .unwrap()
+                .file_type()
+                .is_char_device()
+        );
     }
 }

@@ -43,10 +43,15 @@ pub async fn upload(
     let shape = if media_type.eq_ignore_ascii_case("multipart/form-data") {
         let parser = Parser::new(&content_type)
             .map_err(|error| HttpError::bad_request(error.to_string()))?;
-        Shape::Form { parser, skipping: false }
+        Shape::Form {
+            parser,
+            skipping: false,
+        }
     } else if media_type.is_empty() || media_type.eq_ignore_ascii_case("application/octet-stream") {
         if path.is_none() {
-            return Err(HttpError::bad_request("an upload of bytes needs the path in the query"));
+            return Err(HttpError::bad_request(
+                "an upload of bytes needs the path in the query",
+            ));
         }
         Shape::Bytes
     } else {
@@ -93,7 +98,9 @@ async fn receive(mut pipeline: Pipeline, mut body: Incoming) -> Result<Vec<FileE
             Some(Ok(frame)) => Some(frame),
             // Dropping the pipeline removes what has arrived.
             Some(Err(error)) => {
-                return Err(HttpError::bad_request(format!("the upload broke off: {error}")));
+                return Err(HttpError::bad_request(format!(
+                    "the upload broke off: {error}"
+                )));
             }
             None => None,
         };
@@ -111,7 +118,11 @@ async fn receive(mut pipeline: Pipeline, mut body: Incoming) -> Result<Vec<FileE
             for piece in pieces {
                 pipeline.write(&piece)?;
             }
-            if last { pipeline.finish().map(Progress::Done) } else { Ok(Progress::More(pipeline)) }
+            if last {
+                pipeline.finish().map(Progress::Done)
+            } else {
+                Ok(Progress::More(pipeline))
+            }
         });
         match step.await.map_err(|_| {
             HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, "the upload was given up")
@@ -185,7 +196,9 @@ impl Receiver {
             }
             return self.append(bytes);
         };
-        parser.feed(bytes).map_err(|error| HttpError::bad_request(error.to_string()))?;
+        parser
+            .feed(bytes)
+            .map_err(|error| HttpError::bad_request(error.to_string()))?;
         self.drain_events()
     }
 
@@ -226,7 +239,10 @@ impl Receiver {
         let mut file =
             StagedFile::open(&path, &self.user).map_err(|error| cannot_write(&path, &error))?;
         metadata::write(file.file(), &self.metadata).map_err(|error| {
-            HttpError::from_io(&format!("cannot attach metadata to '{}'", path.display()), &error)
+            HttpError::from_io(
+                &format!("cannot attach metadata to '{}'", path.display()),
+                &error,
+            )
         })?;
         self.current = Some(file);
         Ok(())
@@ -260,7 +276,9 @@ impl Receiver {
                 self.close()?;
             }
             Shape::Form { parser, .. } => {
-                parser.finish().map_err(|error| HttpError::bad_request(error.to_string()))?;
+                parser
+                    .finish()
+                    .map_err(|error| HttpError::bad_request(error.to_string()))?;
             }
         }
         if self.written.is_empty() {
@@ -272,7 +290,8 @@ impl Receiver {
 
 impl Write for Receiver {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.take(bytes).map_err(|error| io::Error::other(Carried(error)))?;
+        self.take(bytes)
+            .map_err(|error| io::Error::other(Carried(error)))?;
         Ok(bytes.len())
     }
 

@@ -20,11 +20,16 @@ pub fn describe(path: &Path, names: &Names) -> io::Result<EntryInfo> {
         let target = fs::canonicalize(path).or_else(|_| fs::read_link(path)).ok();
         // A link that leads nowhere is still an entry.
         let kind = fs::metadata(path).map_or(FileType::Symlink, |there| kind(there.file_type()));
-        (kind, target.map(|target| target.to_string_lossy().into_owned()))
+        (
+            kind,
+            target.map(|target| target.to_string_lossy().into_owned()),
+        )
     } else {
         (kind(own.file_type()), None)
     };
-    let name = path.file_name().map_or_else(|| "/".into(), |name| name.to_string_lossy());
+    let name = path
+        .file_name()
+        .map_or_else(|| "/".into(), |name| name.to_string_lossy());
     Ok(EntryInfo {
         name: name.into_owned(),
         r#type: kind.into(),
@@ -103,7 +108,10 @@ mod tests {
         fs::write(&file, "12345").unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o4751)).unwrap();
         let entry = described(&file);
-        assert_eq!((entry.name.as_str(), entry.size, entry.mode), ("file", 5, 0o4751));
+        assert_eq!(
+            (entry.name.as_str(), entry.size, entry.mode),
+            ("file", 5, 0o4751)
+        );
         assert_eq!(entry.permissions, "-rwsr-x--x");
         assert_eq!(entry.r#type.as_known(), Some(FileType::File));
 
@@ -118,7 +126,10 @@ mod tests {
         let entry = described(&link);
         assert_eq!(entry.r#type.as_known(), Some(FileType::Symlink));
         assert_eq!(entry.symlink_target.as_deref(), Some("file"));
-        assert_eq!(described(dir.path()).r#type.as_known(), Some(FileType::Directory));
+        assert_eq!(
+            described(dir.path()).r#type.as_known(),
+            Some(FileType::Directory)
+        );
         assert_eq!(described(Path::new("/")).name, "/");
     }
 }

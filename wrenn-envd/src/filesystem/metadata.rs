@@ -7,9 +7,7 @@ use std::io;
 use std::path::Path;
 
 use http::HeaderMap;
-use rustix::fs::{
-    XattrFlags, fsetxattr, lgetxattr, lgetxattr_query, llistxattr, llistxattr_query,
-};
+use rustix::fs::{XattrFlags, fsetxattr, lgetxattr, lgetxattr_query, llistxattr, llistxattr_query};
 use wrenn_proto::http::METADATA_HEADER_PREFIX;
 
 const PREFIX: &str = "user.e2b.";
@@ -38,7 +36,9 @@ pub fn read(path: &Path) -> BTreeMap<String, String> {
 }
 
 fn value(path: &Path, name: &str) -> Option<String> {
-    let size = lgetxattr_query(path, name).ok().filter(|size| *size <= MAX_VALUE)?;
+    let size = lgetxattr_query(path, name)
+        .ok()
+        .filter(|size| *size <= MAX_VALUE)?;
     let mut value = vec![0; size];
     let size = lgetxattr(path, name, &mut value[..]).ok()?;
     value.truncate(size);
@@ -48,7 +48,12 @@ fn value(path: &Path, name: &str) -> Option<String> {
 /// Attaches metadata to a new file.
 pub fn write(file: &File, metadata: &BTreeMap<String, String>) -> io::Result<()> {
     for (name, value) in metadata {
-        fsetxattr(file, format!("{PREFIX}{name}"), value.as_bytes(), XattrFlags::empty())?;
+        fsetxattr(
+            file,
+            format!("{PREFIX}{name}"),
+            value.as_bytes(),
+            XattrFlags::empty(),
+        )?;
     }
     Ok(())
 }
@@ -103,6 +108,9 @@ mod tests {
     fn refuses_values_that_are_not_text() {
         let mut headers = HeaderMap::new();
         headers.insert("x-metadata-a", HeaderValue::from_bytes(&[0xff]).unwrap());
-        assert_eq!(from_headers(&headers), Err(HeaderError::Value("a".to_owned())));
+        assert_eq!(
+            from_headers(&headers),
+            Err(HeaderError::Value("a".to_owned()))
+        );
     }
 }

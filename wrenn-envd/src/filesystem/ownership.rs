@@ -14,11 +14,19 @@ fn may_give() -> bool {
 
 /// Gives an open file to the user.
 pub fn give_file(file: &fs::File, user: &User) -> io::Result<()> {
-    if may_give() { fchown(file, Some(user.uid), Some(user.gid)) } else { Ok(()) }
+    if may_give() {
+        fchown(file, Some(user.uid), Some(user.gid))
+    } else {
+        Ok(())
+    }
 }
 
 fn give(path: &Path, user: &User) -> io::Result<()> {
-    if may_give() { chown(path, Some(user.uid), Some(user.gid)) } else { Ok(()) }
+    if may_give() {
+        chown(path, Some(user.uid), Some(user.gid))
+    } else {
+        Ok(())
+    }
 }
 
 /// Makes a directory and its missing parents; the new ones belong to the user. One that

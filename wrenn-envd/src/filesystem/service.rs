@@ -8,16 +8,14 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use tokio::time::Instant;
 use wrenn_proto::connectrpc::{
-    ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult,
-    ServiceStream,
+    ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
 };
 use wrenn_proto::filesystem::watch_dir_response::{Event, KeepAlive, StartEvent};
 use wrenn_proto::filesystem::{
-    self as wire, CreateWatcherRequest, CreateWatcherResponse, EntryInfo,
-    GetWatcherEventsRequest, GetWatcherEventsResponse, ListDirRequest, ListDirResponse,
-    MakeDirRequest, MakeDirResponse, MoveRequest, MoveResponse, RemoveRequest, RemoveResponse,
-    RemoveWatcherRequest, RemoveWatcherResponse, StatRequest, StatResponse, WatchDirRequest,
-    WatchDirResponse,
+    self as wire, CreateWatcherRequest, CreateWatcherResponse, EntryInfo, GetWatcherEventsRequest,
+    GetWatcherEventsResponse, ListDirRequest, ListDirResponse, MakeDirRequest, MakeDirResponse,
+    MoveRequest, MoveResponse, RemoveRequest, RemoveResponse, RemoveWatcherRequest,
+    RemoveWatcherResponse, StatRequest, StatResponse, WatchDirRequest, WatchDirResponse,
 };
 use wrenn_proto::http::KEEPALIVE_PING_HEADER;
 
@@ -65,7 +63,9 @@ impl wire::Filesystem for FilesystemService {
     ) -> ServiceResult<impl Encodable<StatResponse> + Send + use<'a>> {
         let path = paths::resolve(request.path, &self.user(&ctx)?);
         let entry = blocking(move || stat(&path)).await?;
-        Response::ok(StatResponse { entry: entry.into() })
+        Response::ok(StatResponse {
+            entry: entry.into(),
+        })
     }
 
     async fn make_dir<'a>(
@@ -91,7 +91,9 @@ impl wire::Filesystem for FilesystemService {
             stat(&path)
         })
         .await?;
-        Response::ok(MakeDirResponse { entry: entry.into() })
+        Response::ok(MakeDirResponse {
+            entry: entry.into(),
+        })
     }
 
     async fn r#move<'a>(
@@ -113,7 +115,9 @@ impl wire::Filesystem for FilesystemService {
             stat(&destination)
         })
         .await?;
-        Response::ok(MoveResponse { entry: entry.into() })
+        Response::ok(MoveResponse {
+            entry: entry.into(),
+        })
     }
 
     async fn list_dir<'a>(
@@ -134,7 +138,9 @@ impl wire::Filesystem for FilesystemService {
     ) -> ServiceResult<impl Encodable<RemoveResponse> + Send + use<'a>> {
         let path = paths::resolve(request.path, &self.user(&ctx)?);
         if path == Path::new("/") {
-            return Err(ConnectError::invalid_argument("the root directory can't be removed"));
+            return Err(ConnectError::invalid_argument(
+                "the root directory can't be removed",
+            ));
         }
         blocking(move || tree::remove(&path).map_err(|error| failure("remove", &path, &error)))
             .await?;
@@ -224,7 +230,9 @@ async fn open_watch(target: Target) -> Result<Watch, ConnectError> {
 }
 
 fn event(event: impl Into<Event>) -> WatchDirResponse {
-    WatchDirResponse { event: Some(event.into()) }
+    WatchDirResponse {
+        event: Some(event.into()),
+    }
 }
 
 fn keepalive(ctx: &RequestContext) -> Duration {

@@ -35,7 +35,9 @@ pub fn list(path: &Path, depth: u32) -> Result<Vec<EntryInfo>, ListError> {
         move |source| ListError::Read { path, source }
     };
     if !fs::metadata(path).map_err(failed(path))?.is_dir() {
-        return Err(ListError::NotADirectory { path: path.to_owned() });
+        return Err(ListError::NotADirectory {
+            path: path.to_owned(),
+        });
     }
     let names = Names::load();
     let mut entries = Vec::new();
@@ -52,9 +54,13 @@ pub fn list(path: &Path, depth: u32) -> Result<Vec<EntryInfo>, ListError> {
         let mut deeper = Vec::new();
         for child in children {
             let child = child.path();
-            let Ok(entry) = describe(&child, &names) else { continue };
+            let Ok(entry) = describe(&child, &names) else {
+                continue;
+            };
             if entries.len() == MAX_ENTRIES {
-                return Err(ListError::TooMany { path: path.to_owned() });
+                return Err(ListError::TooMany {
+                    path: path.to_owned(),
+                });
             }
             if level < depth && child.symlink_metadata().is_ok_and(|own| own.is_dir()) {
                 deeper.push((child, level + 1));
@@ -124,7 +130,9 @@ fn copy(source: &Path, destination: &Path) -> io::Result<()> {
     }
     if !own.is_symlink() {
         fs::set_permissions(destination, own.permissions())?;
-        let times = fs::FileTimes::new().set_accessed(own.accessed()?).set_modified(own.modified()?);
+        let times = fs::FileTimes::new()
+            .set_accessed(own.accessed()?)
+            .set_modified(own.modified()?);
         fs::File::open(destination)?.set_times(times)?;
     }
     Ok(())
@@ -137,7 +145,12 @@ pub fn unique() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    format!("{}-{:x}{:09x}-{count}", std::process::id(), time.tv_sec, time.tv_nsec)
+    format!(
+        "{}-{:x}{:09x}-{count}",
+        std::process::id(),
+        time.tv_sec,
+        time.tv_nsec
+    )
 }
 
 #[cfg(test)]
@@ -146,7 +159,10 @@ mod tests {
 
     fn paths(entries: &[EntryInfo], root: &Path) -> Vec<String> {
         let root = format!("{}/", root.display());
-        entries.iter().map(|entry| entry.path.replace(&root, "")).collect()
+        entries
+            .iter()
+            .map(|entry| entry.path.replace(&root, ""))
+            .collect()
     }
 
     #[test]
@@ -156,8 +172,14 @@ mod tests {
         fs::write(dir.path().join("a"), "").unwrap();
         fs::write(dir.path().join("b/z"), "").unwrap();
         std::os::unix::fs::symlink(dir.path(), dir.path().join("loop")).unwrap();
-        assert_eq!(paths(&list(dir.path(), 1).unwrap(), dir.path()), ["a", "b", "loop"]);
-        assert_eq!(paths(&list(dir.path(), 0).unwrap(), dir.path()), ["a", "b", "loop"]);
+        assert_eq!(
+            paths(&list(dir.path(), 1).unwrap(), dir.path()),
+            ["a", "b", "loop"]
+        );
+        assert_eq!(
+            paths(&list(dir.path(), 0).unwrap(), dir.path()),
+            ["a", "b", "loop"]
+        );
         assert_eq!(
             paths(&list(dir.path(), 9).unwrap(), dir.path()),
             ["a", "b", "loop", "b/c", "b/z", "b/c/d"]
@@ -195,8 +217,10 @@ mod tests {
         let copied = dir.path().join("copied");
         copy(&source, &copied).unwrap();
         assert_eq!(fs::read_to_string(copied.join("link")).unwrap(), "contents");
-        let (old, new) =
-            (source.join("file").metadata().unwrap(), copied.join("file").metadata().unwrap());
+        let (old, new) = (
+            source.join("file").metadata().unwrap(),
+            copied.join("file").metadata().unwrap(),
+        );
         assert_eq!(old.permissions(), new.permissions());
         assert_eq!(old.modified().unwrap(), new.modified().unwrap());
     }

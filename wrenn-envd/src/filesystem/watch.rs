@@ -72,7 +72,11 @@ impl Watch {
     /// Must be called on the runtime.
     pub fn new(tree: WatchTree) -> Result<Self, WatchError> {
         let inotify = Polled::new(tree.inotify()?).map_err(WatchError::Inotify)?;
-        Ok(Self { inotify: Arc::new(inotify), tree, queue: VecDeque::new() })
+        Ok(Self {
+            inotify: Arc::new(inotify),
+            tree,
+            queue: VecDeque::new(),
+        })
     }
 
     /// To wait for changes without holding the watch.
@@ -109,7 +113,13 @@ impl Watch {
             match reader.next() {
                 Ok(event) => {
                     let name = event.file_name().map(|name| name.to_bytes());
-                    self.tree.note(event.wd(), event.events(), event.cookie(), name, &mut self.queue)?;
+                    self.tree.note(
+                        event.wd(),
+                        event.events(),
+                        event.cookie(),
+                        name,
+                        &mut self.queue,
+                    )?;
                 }
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
                 Err(rustix::io::Errno::INTR) => {}

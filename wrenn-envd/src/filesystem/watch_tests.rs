@@ -41,7 +41,13 @@ async fn tells_creation_writing_renaming_and_removal() {
     until(&mut watch, EventType::Write, "a").await;
     fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
     let seen = until(&mut watch, EventType::Create, "b").await;
-    assert_eq!(seen, [(EventType::Rename, "a".to_owned()), (EventType::Create, "b".to_owned())]);
+    assert_eq!(
+        seen,
+        [
+            (EventType::Rename, "a".to_owned()),
+            (EventType::Create, "b".to_owned())
+        ]
+    );
     fs::remove_file(dir.path().join("b")).unwrap();
     until(&mut watch, EventType::Remove, "b").await;
 }
@@ -70,7 +76,10 @@ async fn a_flat_watch_does_not_look_below() {
     fs::write(dir.path().join("below/file"), "").unwrap();
     fs::write(dir.path().join("mark"), "").unwrap();
     let seen = until(&mut watch, EventType::Create, "mark").await;
-    assert!(!seen.iter().any(|(_, name)| name.contains("file")), "{seen:?}");
+    assert!(
+        !seen.iter().any(|(_, name)| name.contains("file")),
+        "{seen:?}"
+    );
 }
 
 #[tokio::test]
@@ -85,8 +94,10 @@ async fn an_upload_looks_like_a_plain_write() {
         fs::write(dir.path().join(&staged), "contents").unwrap();
         fs::rename(dir.path().join(&staged), dir.path().join("file")).unwrap();
         let seen = until(&mut watch, EventType::Write, "file").await;
-        let expected: Vec<_> =
-            expected.into_iter().map(|kind| (kind, "file".to_owned())).collect();
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|kind| (kind, "file".to_owned()))
+            .collect();
         assert_eq!(seen, expected);
     }
 }

@@ -43,12 +43,20 @@ impl WatchTree {
     /// Watches the target and, if asked for, everything below it.
     pub fn open(target: Target) -> Result<Self, WatchError> {
         let path = target.path.clone();
-        let open = |source: io::Error| WatchError::Open { path: path.clone(), source };
+        let open = |source: io::Error| WatchError::Open {
+            path: path.clone(),
+            source,
+        };
         if !fs::metadata(&path).map_err(open)?.is_dir() {
             return Err(WatchError::NotADirectory { path });
         }
-        let kind = rustix::fs::statfs(&path).map_err(|error| open(error.into()))?.f_type;
-        #[allow(clippy::useless_conversion, reason = "the width of f_type is the platform's")]
+        let kind = rustix::fs::statfs(&path)
+            .map_err(|error| open(error.into()))?
+            .f_type;
+        #[allow(
+            clippy::useless_conversion,
+            reason = "the width of f_type is the platform's"
+        )]
         if !target.allow_network_mounts && NETWORK_FILE_SYSTEMS.contains(&i64::from(kind)) {
             return Err(WatchError::NetworkMount { path });
         }
@@ -93,7 +101,10 @@ impl WatchTree {
                 Ok(watch) => self.directories.insert(watch, relative.clone()),
                 Err(rustix::io::Errno::NOSPC) => return Err(WatchError::TooMany { path }),
                 Err(error) if relative.as_os_str().is_empty() => {
-                    return Err(WatchError::Open { path, source: error.into() });
+                    return Err(WatchError::Open {
+                        path,
+                        source: error.into(),
+                    });
                 }
                 // It came and went.
                 Err(_) => continue,

@@ -64,7 +64,9 @@ impl State {
 
 impl Watchers {
     fn table(&self) -> MutexGuard<'_, HashMap<String, Arc<Watcher>>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Takes a watch in; the answer is its id.
@@ -75,7 +77,11 @@ impl Watchers {
         }
         let notice = watch.notice();
         let watcher = Arc::new(Watcher {
-            state: tokio::sync::Mutex::new(State { watch, events: VecDeque::new(), failure: None }),
+            state: tokio::sync::Mutex::new(State {
+                watch,
+                events: VecDeque::new(),
+                failure: None,
+            }),
             removed: CancellationToken::new(),
         });
         let id = format!("w{}", unique());

@@ -42,13 +42,21 @@ impl CommandLine {
 
     /// The last value of a parameter: later words overrule earlier ones.
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(word, _)| word == name)?.1.as_deref()
+        self.0
+            .iter()
+            .rev()
+            .find(|(word, _)| word == name)?
+            .1
+            .as_deref()
     }
 
     /// The last of several words that exclude each other.
     pub fn last_of<'a>(&self, names: &[&'a str]) -> Option<&'a str> {
         self.0.iter().rev().find_map(|(word, value)| {
-            names.iter().find(|name| value.is_none() && *name == word).copied()
+            names
+                .iter()
+                .find(|name| value.is_none() && *name == word)
+                .copied()
         })
     }
 }

@@ -47,7 +47,9 @@ use std::process::ExitCode;
 /// Runs as pid 1. Does not return while the guest lives; what it returns to is the end
 /// of pid 1, and the kernel panics.
 pub fn run() -> ExitCode {
-    let first = std::env::args_os().next().is_some_and(|name| name == "/init");
+    let first = std::env::args_os()
+        .next()
+        .is_some_and(|name| name == "/init");
     if first {
         match stage_one::run() {
             Ok(never) => match never {},

@@ -16,14 +16,30 @@ struct Mount {
     options: &'static std::ffi::CStr,
 }
 
-const PROTECTED: MountFlags =
-    MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+const PROTECTED: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
 /// Nothing works without these.
 const FIRST: [Mount; 4] = [
-    Mount { kind: "proc", at: "/proc", flags: PROTECTED, options: c"" },
-    Mount { kind: "sysfs", at: "/sys", flags: PROTECTED, options: c"" },
-    Mount { kind: "devtmpfs", at: "/dev", flags: MountFlags::NOSUID, options: c"mode=0755" },
+    Mount {
+        kind: "proc",
+        at: "/proc",
+        flags: PROTECTED,
+        options: c"",
+    },
+    Mount {
+        kind: "sysfs",
+        at: "/sys",
+        flags: PROTECTED,
+        options: c"",
+    },
+    Mount {
+        kind: "devtmpfs",
+        at: "/dev",
+        flags: MountFlags::NOSUID,
+        options: c"mode=0755",
+    },
     Mount {
         kind: "tmpfs",
         at: "/run",
@@ -46,7 +62,12 @@ const SECOND: [Mount; 3] = [
         flags: MountFlags::NOSUID.union(MountFlags::NODEV),
         options: c"mode=1777",
     },
-    Mount { kind: "cgroup2", at: "/sys/fs/cgroup", flags: PROTECTED, options: c"nsdelegate" },
+    Mount {
+        kind: "cgroup2",
+        at: "/sys/fs/cgroup",
+        flags: PROTECTED,
+        options: c"nsdelegate",
+    },
 ];
 
 /// Names that programs look for in /dev and that the kernel does not make.
@@ -98,10 +119,19 @@ fn temporary_directory() {
 }
 
 fn attach(file_system: &Mount) {
-    let Mount { kind, at, flags, options } = file_system;
+    let Mount {
+        kind,
+        at,
+        flags,
+        options,
+    } = file_system;
     if !Path::new(at).is_dir() {
         // On a read-only root it must be there already, and mounting tells.
-        DirBuilder::new().recursive(true).mode(0o755).create(at).ok();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(at)
+            .ok();
     }
     match mount(*kind, *at, *kind, *flags, *options) {
         Ok(()) | Err(rustix::io::Errno::BUSY) => {}

@@ -41,7 +41,9 @@ impl Plan {
             Some((address.parse().ok()?, prefix))
         });
         let Some((address, prefix)) = parsed else {
-            warn(&format!("wrenn.ip={address} is not an address with a prefix"));
+            warn(&format!(
+                "wrenn.ip={address} is not an address with a prefix"
+            ));
             return None;
         };
         let gateway = match line.value("wrenn.gateway") {
@@ -56,7 +58,11 @@ impl Plan {
             None if line.value("wrenn.ip").is_none() => DEFAULT_GATEWAY.parse().ok(),
             None => None,
         };
-        Some(Self { address, prefix, gateway })
+        Some(Self {
+            address,
+            prefix,
+            gateway,
+        })
     }
 }
 
@@ -108,7 +114,11 @@ fn configure(link: &Netlink, card: u32, plan: Plan) {
 /// The index of eth0, or of the first Ethernet card with another name.
 fn card() -> Option<u32> {
     let index = |name: &str| {
-        fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
+        fs::read_to_string(format!("/sys/class/net/{name}/ifindex"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     };
     index("eth0").or_else(|| {
         let cards = fs::read_dir("/sys/class/net").ok()?;
@@ -139,7 +149,10 @@ pub(super) fn write_name_servers(line: &CommandLine) {
 }
 
 fn resolv_conf<'a>(servers: impl IntoIterator<Item = &'a str>) -> String {
-    servers.into_iter().map(|server| format!("nameserver {server}\n")).collect()
+    servers
+        .into_iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect()
 }
 
 /// A route socket and the four messages that we need; linux/rtnetlink.h.
@@ -229,9 +242,15 @@ fn attribute(body: &mut Vec<u8>, kind: u16, value: [u8; 4]) {
 /// already is success, too.
 fn acknowledgement(answer: &[u8]) -> io::Result<()> {
     let field = |at: usize| answer.get(at..at + 4)?.try_into().ok();
-    let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
+    let kind = answer
+        .get(4..6)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(u16::from_ne_bytes);
     let (Some(NLMSG_ERROR), Some(code)) = (kind, field(16).map(i32::from_ne_bytes)) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not an acknowledgement"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not an acknowledgement",
+        ));
     };
     match -code {
         0 | libc::EEXIST => Ok(()),
@@ -250,11 +269,17 @@ mod tests {
     #[test]
     fn plans_what_the_command_line_says() {
         let default = plan("").unwrap();
-        assert_eq!((default.address.octets(), default.prefix), ([169, 254, 0, 21], 30));
+        assert_eq!(
+            (default.address.octets(), default.prefix),
+            ([169, 254, 0, 21], 30)
+        );
         assert_eq!(default.gateway, Some(Ipv4Addr::new(169, 254, 0, 22)));
         assert_eq!(plan("wrenn.ip=none"), None);
         let own = plan("wrenn.ip=10.0.2.15/24 wrenn.gateway=10.0.2.2").unwrap();
-        assert_eq!((own.prefix, own.gateway), (24, Some(Ipv4Addr::new(10, 0, 2, 2))));
+        assert_eq!(
+            (own.prefix, own.gateway),
+            (24, Some(Ipv4Addr::new(10, 0, 2, 2)))
+        );
         assert_eq!(plan("wrenn.ip=10.0.2.15/24").unwrap().gateway, None);
     }
 

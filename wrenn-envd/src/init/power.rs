@@ -25,11 +25,16 @@ pub(super) fn off(line: &CommandLine) -> ! {
         unmount(directory, UnmountFlags::DETACH).ok();
     }
     if let Err(error) = mount_remount("/", MountFlags::RDONLY, c"") {
-        warn(&format!("cannot make the root file system read-only: {error}"));
+        warn(&format!(
+            "cannot make the root file system read-only: {error}"
+        ));
     }
     rustix::fs::sync();
     // A VMM without power management ends on a reset, and says so to its guests.
-    let command = if line.value("reboot").is_some_and(|how| how.split(',').any(|how| how.starts_with('k'))) {
+    let command = if line
+        .value("reboot")
+        .is_some_and(|how| how.split(',').any(|how| how.starts_with('k')))
+    {
         RebootCommand::Restart
     } else {
         RebootCommand::PowerOff

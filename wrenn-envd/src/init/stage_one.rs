@@ -55,7 +55,10 @@ pub(super) fn run() -> Result<Infallible, StageOneError> {
     switch_root().map_err(StageOneError::SwitchRoot)?;
     let init = line.value("init").unwrap_or(DEFAULT_INIT);
     let source = Command::new(init).exec();
-    Err(StageOneError::Exec { init: init.to_owned(), source })
+    Err(StageOneError::Exec {
+        init: init.to_owned(),
+        source,
+    })
 }
 
 /// Loads what `/modules/load` lists. A module that can't be loaded may not be needed, so
@@ -94,7 +97,11 @@ fn mount_root(line: &CommandLine) -> Result<(), StageOneError> {
     };
     fs::create_dir_all(NEW_ROOT)
         .and_then(|()| Ok(mount(&device, NEW_ROOT, kind, flags, options.as_c_str())?))
-        .map_err(|source| StageOneError::MountRoot { device, kind: kind.to_owned(), source })
+        .map_err(|source| StageOneError::MountRoot {
+            device,
+            kind: kind.to_owned(),
+            source,
+        })
 }
 
 /// devtmpfs shows a disk as soon as its driver has found it.
@@ -120,7 +127,11 @@ fn empty_initramfs() {
             continue;
         }
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed = if is_dir {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
         if let Err(error) = removed {
             warn(&format!("cannot remove {}: {error}", path.display()));
         }

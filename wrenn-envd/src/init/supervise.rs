@@ -26,14 +26,19 @@ pub(super) struct Daemon {
 impl Daemon {
     pub(super) fn start(line: &CommandLine) -> Self {
         let mut arguments = vec![format!("--state-file={STATE_FILE}")];
-        for (parameter, option) in
-            [("wrenn.token_file", "--token-file"), ("wrenn.default_user", "--default-user")]
-        {
+        for (parameter, option) in [
+            ("wrenn.token_file", "--token-file"),
+            ("wrenn.default_user", "--default-user"),
+        ] {
             if let Some(value) = line.value(parameter) {
                 arguments.push(format!("{option}={value}"));
             }
         }
-        let mut daemon = Self { arguments, child: None, started: Instant::now() };
+        let mut daemon = Self {
+            arguments,
+            child: None,
+            started: Instant::now(),
+        };
         daemon.spawn();
         daemon
     }
@@ -41,7 +46,11 @@ impl Daemon {
     fn spawn(&mut self) {
         self.started = Instant::now();
         let started = std::env::current_exe().and_then(|program| {
-            Command::new(program).args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn()
+            Command::new(program)
+                .args(&self.arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn()
         });
         match started {
             Ok(child) => self.child = Some(child),
@@ -50,7 +59,9 @@ impl Daemon {
     }
 
     fn pid(&self) -> Option<Pid> {
-        self.child.as_ref().and_then(|child| Pid::from_raw(child.id().cast_signed()))
+        self.child
+            .as_ref()
+            .and_then(|child| Pid::from_raw(child.id().cast_signed()))
     }
 
     /// Waits for signals for ever.
@@ -79,7 +90,9 @@ impl Daemon {
         while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
             if Some(pid) == self.pid() {
                 self.child = None;
-                warn(&format!("the daemon has ended ({status:?}) and is started again"));
+                warn(&format!(
+                    "the daemon has ended ({status:?}) and is started again"
+                ));
             }
         }
     }

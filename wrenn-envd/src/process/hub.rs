@@ -67,7 +67,9 @@ impl State {
 
 impl Hub {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Hands a chunk to every follower and waits until each has room for it. With no

@@ -4,11 +4,17 @@ use std::process::ExitStatus;
 use super::*;
 
 fn chunk(text: impl Into<Bytes>) -> Chunk {
-    Chunk { channel: Channel::Stdout, bytes: text.into() }
+    Chunk {
+        channel: Channel::Stdout,
+        bytes: text.into(),
+    }
 }
 
 fn end() -> End {
-    End { status: ExitStatus::from_raw(0), deadline: false }
+    End {
+        status: ExitStatus::from_raw(0),
+        deadline: false,
+    }
 }
 
 async fn rest(mut follower: Follower) -> (Vec<u8>, usize) {
@@ -60,8 +66,15 @@ async fn output_that_nobody_follows_waits_for_the_next_follower() {
     hub.publish(chunk("nobody there")).await;
     let second = hub.follow();
     hub.finish(end());
-    assert_eq!(rest(second).await, (b"never taken, nobody there".to_vec(), 1));
-    assert_eq!(rest(hub.follow()).await, (Vec::new(), 1), "an ended process still ends");
+    assert_eq!(
+        rest(second).await,
+        (b"never taken, nobody there".to_vec(), 1)
+    );
+    assert_eq!(
+        rest(hub.follow()).await,
+        (Vec::new(), 1),
+        "an ended process still ends"
+    );
 }
 
 #[tokio::test]

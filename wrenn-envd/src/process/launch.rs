@@ -90,9 +90,15 @@ pub(super) fn launch(
         None => connect_pipes(&mut command, order.stdin).map_err(LaunchError::Pipe)?,
     };
     // The command holds the process's ends; they must close here for us to see the end.
-    let child = spawn(command, setup)
-        .map_err(|source| LaunchError::Spawn { command: order.command.clone(), source })?;
-    Ok(Launched { child, input, outputs })
+    let child = spawn(command, setup).map_err(|source| LaunchError::Spawn {
+        command: order.command.clone(),
+        source,
+    })?;
+    Ok(Launched {
+        child,
+        input,
+        outputs,
+    })
 }
 
 fn working_directory(
@@ -103,10 +109,18 @@ fn working_directory(
     let asked = order.directory.as_deref().filter(|path| !path.is_empty());
     if let Some(path) = asked.or(settings.default_workdir.as_deref()) {
         let path = paths::resolve(path, user);
-        return if path.is_dir() { Ok(path) } else { Err(LaunchError::Directory { path }) };
+        return if path.is_dir() {
+            Ok(path)
+        } else {
+            Err(LaunchError::Directory { path })
+        };
     }
     // A user without a home still gets a process.
-    Ok(if user.home.is_dir() { user.home.clone() } else { Path::new("/").to_owned() })
+    Ok(if user.home.is_dir() {
+        user.home.clone()
+    } else {
+        Path::new("/").to_owned()
+    })
 }
 
 fn credentials(user: &User) -> Result<Option<Credentials>, LaunchError> {
@@ -121,17 +135,25 @@ fn credentials(user: &User) -> Result<Option<Credentials>, LaunchError> {
     if ours.as_raw() == user.uid {
         return Ok(None);
     }
-    Err(LaunchError::NotRoot { user: user.name.clone() })
+    Err(LaunchError::NotRoot {
+        user: user.name.clone(),
+    })
 }
 
-fn connect_terminal(
-    command: &mut Command,
-    size: TerminalSize,
-) -> io::Result<(Input, Vec<Pump>)> {
+fn connect_terminal(command: &mut Command, size: TerminalSize) -> io::Result<(Input, Vec<Pump>)> {
     let Terminal { master, slave } = Terminal::open(size)?;
-    command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
+    command
+        .stdin(slave.try_clone()?)
+        .stdout(slave.try_clone()?)
+        .stderr(slave);
     let input = Input::Terminal(Stdio::new(master.try_clone()?)?);
-    Ok((input, vec![Pump { source: Stdio::new(master)?, channel: Channel::Pty }]))
+    Ok((
+        input,
+        vec![Pump {
+            source: Stdio::new(master)?,
+            channel: Channel::Pty,
+        }],
+    ))
 }
 
 fn connect_pipes(command: &mut Command, stdin: bool) -> io::Result<(Input, Vec<Pump>)> {
@@ -147,8 +169,14 @@ fn connect_pipes(command: &mut Command, stdin: bool) -> io::Result<(Input, Vec<P
     let (stderr, stderr_writer) = io::pipe()?;
     command.stdout(stdout_writer).stderr(stderr_writer);
     let outputs = vec![
-        Pump { source: Stdio::new(stdout)?, channel: Channel::Stdout },
-        Pump { source: Stdio::new(stderr)?, channel: Channel::Stderr },
+        Pump {
+            source: Stdio::new(stdout)?,
+            channel: Channel::Stdout,
+        },
+        Pump {
+            source: Stdio::new(stderr)?,
+            channel: Channel::Stderr,
+        },
     ];
     Ok((input, outputs))
 }

@@ -68,7 +68,12 @@ impl End {
             status.push_str(" (core dumped)");
         }
         let error = (exit_code != 0).then(|| status.clone());
-        EndEvent { exit_code, exited, status, error }
+        EndEvent {
+            exit_code,
+            exited,
+            status,
+            error,
+        }
     }
 }
 
@@ -79,19 +84,29 @@ mod tests {
     use super::*;
 
     fn event(wait_status: i32) -> EndEvent {
-        End { status: ExitStatus::from_raw(wait_status), deadline: false }.event()
+        End {
+            status: ExitStatus::from_raw(wait_status),
+            deadline: false,
+        }
+        .event()
     }
 
     #[test]
     fn tells_exits_from_signals() {
         let plain = event(0);
-        assert_eq!((plain.exit_code, plain.exited, plain.error), (0, true, None));
+        assert_eq!(
+            (plain.exit_code, plain.exited, plain.error),
+            (0, true, None)
+        );
         let failed = event(3 << 8);
         assert_eq!((failed.exit_code, failed.exited), (3, true));
         assert_eq!(failed.error.as_deref(), Some("exit status 3"));
         let killed = event(9);
         assert_eq!((killed.exit_code, killed.exited), (-1, false));
         assert_eq!(killed.status, "signal: killed");
-        assert_eq!(event(11 | 0x80).status, "signal: segmentation fault (core dumped)");
+        assert_eq!(
+            event(11 | 0x80).status,
+            "signal: segmentation fault (core dumped)"
+        );
     }
 }

@@ -14,8 +14,8 @@ use super::End;
 use super::hub::{Follower, Hub};
 use super::launch::{Input, LaunchError, Launched, Order, launch};
 use super::pump::{Pump, Rest};
-use super::stdio::{self, TerminalSize};
 use super::signal;
+use super::stdio::{self, TerminalSize};
 use crate::guest::Guest;
 use crate::sys::polled::Polled;
 use crate::users::User;
@@ -36,7 +36,9 @@ pub struct Process {
 
 impl std::fmt::Debug for Process {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Process").field("pid", &self.pid).finish_non_exhaustive()
+        f.debug_struct("Process")
+            .field("pid", &self.pid)
+            .finish_non_exhaustive()
     }
 }
 
@@ -79,7 +81,11 @@ impl Process {
         user: &User,
         deadline: Option<Instant>,
     ) -> Result<(Arc<Self>, Follower), LaunchError> {
-        let Launched { mut child, input, outputs } = launch(&order, user, &guest.settings())?;
+        let Launched {
+            mut child,
+            input,
+            outputs,
+        } = launch(&order, user, &guest.settings())?;
         let pid = child.id();
         let exit_notice = Pid::from_raw(pid.cast_signed())
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
@@ -89,7 +95,10 @@ impl Process {
             Err(source) => {
                 // Without the notice its end would never be known.
                 child.kill().and_then(|()| child.wait()).ok();
-                return Err(LaunchError::Spawn { command: order.command, source });
+                return Err(LaunchError::Spawn {
+                    command: order.command,
+                    source,
+                });
             }
         };
         let hub = Arc::new(Hub::default());
@@ -102,7 +111,13 @@ impl Process {
             child: Mutex::new(Some(child)),
         });
         guest.processes.insert(Arc::clone(&process));
-        guest.tasks.spawn(own(Arc::clone(guest), Arc::clone(&process), exit_notice, outputs, deadline));
+        guest.tasks.spawn(own(
+            Arc::clone(guest),
+            Arc::clone(&process),
+            exit_notice,
+            outputs,
+            deadline,
+        ));
         Ok((process, follower))
     }
 
@@ -115,7 +130,9 @@ impl Process {
     }
 
     fn child(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.child.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.child
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn leader(&self) -> Option<Pid> {
@@ -141,11 +158,13 @@ impl Process {
             (Input::Terminal(_), InputKind::Stdin) => return Err(InputError::IsTerminal),
             (Input::None, _) => return Err(InputError::Closed),
         };
-        end.write_all(bytes).await.map_err(|source| match source.kind() {
-            io::ErrorKind::BrokenPipe => InputError::NotRead,
-            _ if source.raw_os_error() == Some(libc::EIO) => InputError::NotRead,
-            _ => InputError::Write(source),
-        })
+        end.write_all(bytes)
+            .await
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::BrokenPipe => InputError::NotRead,
+                _ if source.raw_os_error() == Some(libc::EIO) => InputError::NotRead,
+                _ => InputError::Write(source),
+            })
     }
 
     /// The process reads end of file after everything that was written before.
@@ -193,7 +212,9 @@ async fn own(
 ) {
     let exited = CancellationToken::new();
     let pumps = futures::future::join_all(
-        outputs.into_iter().map(|output| output.run(&process.hub, &exited)),
+        outputs
+            .into_iter()
+            .map(|output| output.run(&process.hub, &exited)),
     );
     let wait = async {
         let end = wait(&guest, &process, &exit_notice, deadline).await;
@@ -216,7 +237,10 @@ async fn own(
             });
         }
     }
-    guest.shutdown.run_until_cancelled(tokio::time::sleep(RETENTION)).await;
+    guest
+        .shutdown
+        .run_until_cancelled(tokio::time::sleep(RETENTION))
+        .await;
     guest.processes.remove(&process);
 }
 

@@ -101,6 +101,10 @@ impl Pump {
     }
 
     async fn publish(&self, hub: &Hub, bytes: Bytes) {
-        hub.publish(Chunk { channel: self.channel, bytes }).await;
+        hub.publish(Chunk {
+            channel: self.channel,
+            bytes,
+        })
+        .await;
     }
 }

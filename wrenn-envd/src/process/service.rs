@@ -46,7 +46,10 @@ impl ProcessService {
 
     fn running(&self, selector: Option<ProcessSelector>) -> Result<Arc<Process>, ConnectError> {
         let selector = read_selector(selector)?;
-        self.guest.processes.find_running(&selector).ok_or_else(|| not_found(&selector))
+        self.guest
+            .processes
+            .find_running(&selector)
+            .ok_or_else(|| not_found(&selector))
     }
 }
 
@@ -56,7 +59,13 @@ impl wire::Process for ProcessService {
         _ctx: RequestContext,
         _request: ServiceRequest<'_, ListRequest>,
     ) -> ServiceResult<impl Encodable<ListResponse> + Send + use<'a>> {
-        let processes = self.guest.processes.running().iter().map(|p| describe(p)).collect();
+        let processes = self
+            .guest
+            .processes
+            .running()
+            .iter()
+            .map(|p| describe(p))
+            .collect();
         Response::ok(ListResponse { processes })
     }
 
@@ -67,8 +76,11 @@ impl wire::Process for ProcessService {
     ) -> ServiceResult<ServiceStream<impl Encodable<ConnectResponse> + Send + use<>>> {
         let request = request.to_owned_message();
         let selector = read_selector(request.process.into_option())?;
-        let process =
-            self.guest.processes.find(&selector).ok_or_else(|| not_found(&selector))?;
+        let process = self
+            .guest
+            .processes
+            .find(&selector)
+            .ok_or_else(|| not_found(&selector))?;
         let stream = Stage::Announce {
             pid: process.pid,
             follower: process.follow(),
@@ -76,9 +88,11 @@ impl wire::Process for ProcessService {
             deadline: ctx.deadline().map(Instant::from_std),
             end_at_deadline: false,
         };
-        Ok(Response::stream(
-            events(stream).map(|event| event.map(|event| ConnectResponse { event: event.into() })),
-        ))
+        Ok(Response::stream(events(stream).map(|event| {
+            event.map(|event| ConnectResponse {
+                event: event.into(),
+            })
+        })))
     }
 
     async fn start(
@@ -90,7 +104,11 @@ impl wire::Process for ProcessService {
         let order = read_order(request.to_owned_message());
         let deadline = ctx.deadline().map(Instant::from_std);
         let (process, follower) = Process::start(&self.guest, order, &user, deadline)?;
-        tracing::debug!(pid = process.pid, command = process.order.command, "started");
+        tracing::debug!(
+            pid = process.pid,
+            command = process.order.command,
+            "started"
+        );
         let stream = Stage::Announce {
             pid: process.pid,
             follower,
@@ -99,9 +117,11 @@ impl wire::Process for ProcessService {
             deadline: None,
             end_at_deadline: true,
         };
-        Ok(Response::stream(
-            events(stream).map(|event| event.map(|event| StartResponse { event: event.into() })),
-        ))
+        Ok(Response::stream(events(stream).map(|event| {
+            event.map(|event| StartResponse {
+                event: event.into(),
+            })
+        })))
     }
 
     async fn update<'a>(
@@ -133,7 +153,9 @@ impl wire::Process for ProcessService {
                 }
                 (Some(stream_input_request::Event::Keepalive(_)) | None, _) => {}
                 (Some(stream_input_request::Event::Start(_)), Some(_)) => {
-                    return Err(ConnectError::invalid_argument("the process was selected already"));
+                    return Err(ConnectError::invalid_argument(
+                        "the process was selected already",
+                    ));
                 }
                 (Some(stream_input_request::Event::Data(_)), None) => {
                     return Err(ConnectError::invalid_argument(
@@ -166,7 +188,8 @@ impl wire::Process for ProcessService {
         let signal = Signal::from_named_raw(number).ok_or_else(|| {
             ConnectError::invalid_argument(format!("{number} is not the number of a signal"))
         })?;
-        self.running(request.process.into_option())?.signal(signal)?;
+        self.running(request.process.into_option())?
+            .signal(signal)?;
         Response::ok(SendSignalResponse::default())
     }
 
@@ -176,7 +199,9 @@ impl wire::Process for ProcessService {
         request: ServiceRequest<'_, CloseStdinRequest>,
     ) -> ServiceResult<impl Encodable<CloseStdinResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
-        self.running(request.process.into_option())?.close_input().await?;
+        self.running(request.process.into_option())?
+            .close_input()
+            .await?;
         Response::ok(CloseStdinResponse::default())
     }
 }
@@ -186,9 +211,7 @@ async fn write(process: &Process, input: Option<ProcessInput>) -> Result<(), Con
         Some(process_input::Input::Stdin(bytes)) => {
             Ok(process.write(InputKind::Stdin, &bytes).await?)
         }
-        Some(process_input::Input::Pty(bytes)) => {
-            Ok(process.write(InputKind::Pty, &bytes).await?)
-        }
+        Some(process_input::Input::Pty(bytes)) => Ok(process.write(InputKind::Pty, &bytes).await?),
         None => Err(ConnectError::invalid_argument("no input was given")),
     }
 }
@@ -217,11 +240,27 @@ enum Stage {
 fn events(stage: Stage) -> impl Stream<Item = Result<ProcessEvent, ConnectError>> + Send {
     futures::stream::unfold(stage, |stage| async move {
         match stage {
-            Stage::Announce { pid, follower, keepalive, deadline, end_at_deadline } => {
-                let next = Stage::Follow { follower, keepalive, deadline, end_at_deadline };
+            Stage::Announce {
+                pid,
+                follower,
+                keepalive,
+                deadline,
+                end_at_deadline,
+            } => {
+                let next = Stage::Follow {
+                    follower,
+                    keepalive,
+                    deadline,
+                    end_at_deadline,
+                };
                 Some((Ok(event(StartEvent { pid })), next))
             }
-            Stage::Follow { mut follower, keepalive, deadline, end_at_deadline } => {
+            Stage::Follow {
+                mut follower,
+                keepalive,
+                deadline,
+                end_at_deadline,
+            } => {
                 let passed = async {
                     match deadline {
                         Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -254,7 +293,9 @@ fn events(stage: Stage) -> impl Stream<Item = Result<ProcessEvent, ConnectError>
 }
 
 fn event(event: impl Into<Event>) -> ProcessEvent {
-    ProcessEvent { event: Some(event.into()) }
+    ProcessEvent {
+        event: Some(event.into()),
+    }
 }
 
 fn data(chunk: Chunk) -> DataEvent {
@@ -314,7 +355,10 @@ fn read_size(pty: &wire::PTY) -> TerminalSize {
         Ok(value) => value,
         Err(_) => u16::MAX,
     };
-    TerminalSize { columns: limit(size.cols, 80), rows: limit(size.rows, 24) }
+    TerminalSize {
+        columns: limit(size.cols, 80),
+        rows: limit(size.rows, 24),
+    }
 }
 
 fn read_selector(selector: Option<ProcessSelector>) -> Result<Selector, ConnectError> {
@@ -335,8 +379,9 @@ fn not_found(selector: &Selector) -> ConnectError {
 impl From<LaunchError> for ConnectError {
     fn from(error: LaunchError) -> Self {
         match &error {
-            LaunchError::NoCommand
-            | LaunchError::Directory { .. } => Self::invalid_argument(error.to_string()),
+            LaunchError::NoCommand | LaunchError::Directory { .. } => {
+                Self::invalid_argument(error.to_string())
+            }
             LaunchError::NotRoot { .. } => Self::permission_denied(error.to_string()),
             LaunchError::Spawn { source, .. } => match source.raw_os_error() {
                 Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
@@ -364,7 +409,9 @@ impl From<SignalError> for ConnectError {
     fn from(error: SignalError) -> Self {
         match error {
             SignalError::Ended => Self::not_found(error.to_string()),
-            SignalError::Send(source) => Self::internal(format!("cannot send the signal: {source}")),
+            SignalError::Send(source) => {
+                Self::internal(format!("cannot send the signal: {source}"))
+            }
         }
     }
 }

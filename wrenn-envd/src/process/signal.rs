@@ -3,9 +3,7 @@
 use std::fs;
 use std::io;
 
-use rustix::process::{
-    Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 /// A signal's words, as shells print them.
 pub(super) fn describe(number: i32) -> String {
@@ -93,7 +91,10 @@ mod tests {
 
     #[test]
     fn reads_the_session_behind_a_nasty_name() {
-        assert_eq!(state_and_session("7 (a) Z 1 (b)) S 1 7 6 0"), Some(('S', 6)));
+        assert_eq!(
+            state_and_session("7 (a) Z 1 (b)) S 1 7 6 0"),
+            Some(('S', 6))
+        );
         assert_eq!(state_and_session("7 (x"), None);
     }
 }

@@ -26,7 +26,11 @@ impl Stdio {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.0.read_with(|fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await {
+        match self
+            .0
+            .read_with(|fd| Ok(rustix::io::read(fd, &mut *buffer)?))
+            .await
+        {
             Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(0),
             result => result,
         }
@@ -43,7 +47,10 @@ impl Stdio {
     /// Not cancel safe: a part may have been written.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let count = self.0.write_with(|fd| Ok(rustix::io::write(fd, bytes)?)).await?;
+            let count = self
+                .0
+                .write_with(|fd| Ok(rustix::io::write(fd, bytes)?))
+                .await?;
             if count == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
@@ -87,6 +94,11 @@ impl Terminal {
 
 /// Tells a terminal its size; its foreground processes get SIGWINCH.
 pub fn resize(master: impl AsFd, size: TerminalSize) -> io::Result<()> {
-    let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     Ok(tcsetwinsize(master, size)?)
 }

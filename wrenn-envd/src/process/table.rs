@@ -17,7 +17,9 @@ pub struct ProcessTable(Mutex<HashMap<u32, Arc<Process>>>);
 
 impl ProcessTable {
     fn table(&self) -> MutexGuard<'_, HashMap<u32, Arc<Process>>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     pub(super) fn insert(&self, process: Arc<Process>) {
@@ -27,7 +29,10 @@ impl ProcessTable {
     /// Forgets a process, unless its number is another's by now.
     pub(super) fn remove(&self, process: &Arc<Process>) {
         let mut table = self.table();
-        if table.get(&process.pid).is_some_and(|found| Arc::ptr_eq(found, process)) {
+        if table
+            .get(&process.pid)
+            .is_some_and(|found| Arc::ptr_eq(found, process))
+        {
             table.remove(&process.pid);
         }
     }
@@ -51,8 +56,12 @@ impl ProcessTable {
 
     /// All that run, by pid.
     pub fn running(&self) -> Vec<Arc<Process>> {
-        let mut running: Vec<_> =
-            self.table().values().filter(|process| process.is_running()).cloned().collect();
+        let mut running: Vec<_> = self
+            .table()
+            .values()
+            .filter(|process| process.is_running())
+            .cloned()
+            .collect();
         running.sort_by_key(|process| process.pid);
         running
     }

@@ -28,7 +28,11 @@ pub fn mix_in(bytes: &[u8]) -> io::Result<()> {
     let random = File::options().write(true).open("/dev/urandom")?;
     for part in bytes.chunks(MAX_BYTES) {
         let size = libc::c_int::try_from(part.len()).map_err(io::Error::other)?;
-        let mut info = PoolInfo { entropy_count: size * 8, buf_size: size, buf: [0; MAX_BYTES] };
+        let mut info = PoolInfo {
+            entropy_count: size * 8,
+            buf_size: size,
+            buf: [0; MAX_BYTES],
+        };
         info.buf[..part.len()].copy_from_slice(part);
         // SAFETY: the kernel reads `buf_size` bytes of `buf`, which has at least as
         // many, and `info` outlives the call.

@@ -30,7 +30,9 @@ impl Polled {
         &self,
         mut read: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
     ) -> io::Result<T> {
-        self.0.async_io(Interest::READABLE, |fd| read(fd.as_fd())).await
+        self.0
+            .async_io(Interest::READABLE, |fd| read(fd.as_fd()))
+            .await
     }
 
     /// Tries `write` whenever there may be room, until it does not want to block.
@@ -38,7 +40,9 @@ impl Polled {
         &self,
         mut write: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
     ) -> io::Result<T> {
-        self.0.async_io(Interest::WRITABLE, |fd| write(fd.as_fd())).await
+        self.0
+            .async_io(Interest::WRITABLE, |fd| write(fd.as_fd()))
+            .await
     }
 }
 

@@ -24,10 +24,13 @@ impl SignalSet {
             }
         }
         // SAFETY: the set is initialised, and the old mask is not asked for.
-        let rc = unsafe {
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
-        };
-        if rc == 0 { Ok(Self(set)) } else { Err(io::Error::from_raw_os_error(rc)) }
+        let rc =
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        if rc == 0 {
+            Ok(Self(set))
+        } else {
+            Err(io::Error::from_raw_os_error(rc))
+        }
     }
 
     /// The next of them; `None` when the time is up.
@@ -36,7 +39,9 @@ impl SignalSet {
             tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         });
-        let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        let timeout = timeout
+            .as_ref()
+            .map_or(std::ptr::null(), std::ptr::from_ref);
         // SAFETY: the set is initialised, no details are asked for, and the timeout is
         // null or outlives the call.
         let signal =
@@ -49,5 +54,9 @@ impl SignalSet {
 pub fn kill_everybody(signal: Signal) -> io::Result<()> {
     // SAFETY: takes two numbers and touches no memory of ours.
     let rc = unsafe { libc::kill(-1, signal.as_raw()) };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

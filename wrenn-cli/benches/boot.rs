@@ -1,0 +1,96 @@
+//! Boot, VMM by VMM in turn: from the start of the VMM's process until the guest's daemon
+//! answers (`boot.healthy`) and until the first command has printed (`boot.first_exec`),
+//! and what the VMM takes beyond the guest's memory (`vmm.rss_overhead`).
+
+mod support;
+
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use wrenn_bench::Record;
+use wrenn_core::guest::Command;
+
+use support::{Contender, contenders, median, report, rounds, small};
+
+/// Mappings of this size or more are the guest's memory: it has 128 MiB, and nothing else
+/// of a VMM comes near.
+const GUEST_MEMORY_KIB: u64 = 64 * 1024;
+const NAMES: [(&str, &str); 3] = [
+    ("boot.healthy", "ms"),
+    ("boot.first_exec", "ms"),
+    ("vmm.rss_overhead", "MiB"),
+];
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let contenders = contenders().await?;
+    let mut samples = vec![<[Vec<f64>; 3]>::default(); contenders.len()];
+    // In turn, so that a slow minute of the machine falls on all.
+    for round in 0..rounds(10) {
+        for (contender, samples) in contenders.iter().zip(&mut samples) {
+            let measured = boot_once(contender).await?;
+            eprintln!(
+                "round {round}: {}: healthy {:.0} ms, first exec {:.0} ms, overhead {:.1} MiB",
+                contender.name, measured[0], measured[1], measured[2]
+            );
+            samples
+                .iter_mut()
+                .zip(measured)
+                .for_each(|(samples, value)| samples.push(value));
+        }
+    }
+    let (ours, baseline) = samples.split_first().context("no VMM was measured")?;
+    let mut records = Vec::new();
+    for (index, (name, unit)) in NAMES.into_iter().enumerate() {
+        let record = Record::of(name, unit, ours[index].clone()).context("no rounds were run")?;
+        records.push(match baseline.first() {
+            Some(theirs) => record.against(&contenders[1].name, median(theirs[index].clone())),
+            None => record,
+        });
+    }
+    report(&records)
+}
+
+async fn boot_once(contender: &Contender) -> anyhow::Result<[f64; 3]> {
+    let sandbox = contender.host.create(small()?).await?;
+    let first = Instant::now();
+    let output = sandbox.exec(&Command::new("echo").args(["hello"])).await?;
+    let first_exec = sandbox.timings().healthy + sandbox.timings().init + first.elapsed();
+    ensure!(
+        output.stdout == b"hello\n",
+        "the command printed something else"
+    );
+    let overhead = rss_overhead_mib(sandbox.vm().pid())?;
+    let healthy = sandbox.timings().healthy;
+    sandbox.destroy().await?;
+    Ok([
+        healthy.as_secs_f64() * 1e3,
+        first_exec.as_secs_f64() * 1e3,
+        overhead,
+    ])
+}
+
+/// Resident memory of a VMM in MiB, without the mappings that are the guest's memory.
+/// Reads `/proc/<pid>/smaps`, see proc_pid_smaps(5).
+fn rss_overhead_mib(pid: u32) -> anyhow::Result<f64> {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    let kib = |line: &str, key: &str| -> Option<u64> {
+        line.strip_prefix(key)?
+            .trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse()
+            .ok()
+    };
+    let (mut size, mut total) = (0, 0);
+    for line in smaps.lines() {
+        if let Some(found) = kib(line, "Size:") {
+            size = found;
+        } else if let Some(resident) = kib(line, "Rss:").filter(|_| size < GUEST_MEMORY_KIB) {
+            total += resident;
+        }
+    }
+    #[allow(clippy::cast_precision_loss, reason = "a few thousand KiB")]
+    let mib = total as f64 / 1024.0;
+    Ok(mib)
+}
