@@ -1,0 +1,27 @@
+#!/bin/sh
+# Runs the suite against a daemon on this host, in namespaces of its own: the client's
+# port is fixed, and neither somebody else's daemon nor any other process may be meant.
+# What a test leaves running ends with the namespace.
+#
+#   native.sh DAEMON [run.py's arguments]
+#
+# Root is needed for the namespaces. WRENN_SUITE_PYTHON is the interpreter of the virtual
+# environment that requirements.txt was installed in.
+set -eu
+
+daemon=$(realpath "$1")
+shift
+here=$(dirname "$(realpath "$0")")
+export here daemon
+: "${WRENN_SUITE_PYTHON:?is not set}"
+
+exec unshare --net --pid --fork --mount-proc --kill-child sh -eu -c '
+    ip link set lo up
+    "$daemon" --address 127.0.0.1 --default-user "$(id -un)" &
+    pid=$!
+    code=0
+    "$WRENN_SUITE_PYTHON" "$here/run.py" "$@" || code=$?
+    kill "$pid"
+    wait "$pid" || { echo "the daemon did not end as asked" >&2; code=1; }
+    exit "$code"
+' sh "$@"
