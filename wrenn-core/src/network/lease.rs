@@ -111,13 +111,13 @@ impl SlotDirectory {
         self.identity
     }
 
-    /// Leases the first free slot from a random one on, skipping those for which `usable`
-    /// says no. A random start keeps processes from queueing for the same numbers, and
+    /// Leases the first free slot from a random one on, skipping those that `inspect` does
+    /// not hand back. A random start keeps processes from queueing for the same numbers, and
     /// keeps a number, so an address, from being used again right away.
     pub(super) fn lease_any<E: From<LeaseError>>(
         &self,
         capacity: u16,
-        mut usable: impl FnMut(&mut SlotLease) -> Result<bool, E>,
+        mut inspect: impl FnMut(SlotLease) -> Result<Option<SlotLease>, E>,
     ) -> Result<SlotLease, E> {
         let random = RandomState::new().hash_one(std::process::id());
         let start = u16::try_from(random % u64::from(capacity)).unwrap_or_default();
@@ -127,10 +127,10 @@ impl SlotDirectory {
             let Some(slot) = SlotNumber::new(number) else {
                 continue;
             };
-            let Some(mut lease) = self.lease(slot)? else {
+            let Some(lease) = self.lease(slot)? else {
                 continue;
             };
-            if usable(&mut lease)? {
+            if let Some(lease) = inspect(lease)? {
                 return Ok(lease);
             }
         }
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     fn any(directory: &SlotDirectory, capacity: u16) -> Result<SlotLease, LeaseError> {
-        directory.lease_any(capacity, |_| Ok::<_, LeaseError>(true))
+        directory.lease_any(capacity, |lease| Ok::<_, LeaseError>(Some(lease)))
     }
 
     #[test]

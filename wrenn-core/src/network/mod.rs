@@ -77,6 +77,7 @@ use plan::NAME_PREFIX;
 
 /// Why a host's network could not be prepared.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the text of each variant says what it is")]
 pub enum OpenNetworkError {
     #[error("cannot prepare the slots' directory")]
     Lease(#[from] LeaseError),

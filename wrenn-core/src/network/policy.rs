@@ -122,7 +122,7 @@ pub(super) fn host_table() -> Batch {
         (PINNING, from_slot().drop()),
         // The host is closed, but for answers to what it began.
         (INPUT, from_slot().established().accept()),
-        (INPUT, from_slot().drop()),
+        (INPUT, from_slot().reject()),
         (FORWARD, from_slot().output_begins(NAME_PREFIX).drop()),
         (FORWARD, from_slot().destination_in(CLOSED.name).drop()),
         (FORWARD, from_slot().accept()),
@@ -214,6 +214,7 @@ pub(super) fn slot_table(reachable: Ipv4Addr) -> Batch {
                 .input_is(UPLINK_NAME)
                 .translate_destination(GUEST_ADDRESS),
         ),
+        (INPUT, Rule::new().input_is(TAP_NAME).reject()),
         // What answers the host has a private destination, so this comes first.
         (FORWARD, outgoing().established().accept()),
         (FORWARD, outgoing().destination_in(CLOSED.name).reject()),
@@ -313,7 +314,6 @@ mod tests {
         ] {
             let closed: Ipv4Addr = closed.parse().unwrap();
             assert!(inside(closed), "{closed} is not public");
-            assert!(closed.is_private() || !closed.is_documentation());
         }
     }
 }

@@ -22,7 +22,7 @@ use ipnet::Ipv4Net;
 use super::config::{
     GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, MacAddress, TAP_NAME,
 };
-use super::host::{Host, on_thread};
+use super::host::{Chain, Host, on_thread};
 use super::lease::{LeaseError, Record, SlotLease};
 use super::link::{LinkError, Links, Request, UPLINK_NAME, VethEnd};
 use super::namespace::{self, NamespaceError, Pinned};
@@ -272,7 +272,7 @@ fn retire(host: Arc<Host>, pieces: Pieces) {
                 Ok(()) => return,
                 Err(failed) => failed,
             };
-            let chain = super::host::Chain(&error);
+            let chain = Chain(&error);
             let Some(pause) = pauses.next() else {
                 tracing::error!(%slot, error = %chain, "network slot is left to the next sweep");
                 return;
@@ -328,7 +328,7 @@ impl Pieces {
             Err(error) => {
                 let slot = pieces.lease.slot();
                 if let Err((_, undo)) = pieces.tear_down(host) {
-                    let chain = super::host::Chain(&undo);
+                    let chain = Chain(&undo);
                     tracing::warn!(%slot, error = %chain, "half-made slot is left to the next sweep");
                 }
                 Err(error)
@@ -416,7 +416,7 @@ impl Pieces {
                 tracing::debug!(%slot, elapsed = ?begun.elapsed(), "network slot removed");
                 // A number that stays taken is a nuisance for later, not a failure of this.
                 if let Err(error) = self.lease.release() {
-                    let chain = super::host::Chain(&error);
+                    let chain = Chain(&error);
                     tracing::warn!(%slot, error = %chain, "slot file is left to the next sweep");
                 }
                 Ok(())
@@ -426,27 +426,32 @@ impl Pieces {
     }
 }
 
-/// Whether a slot that was just leased can be used: frees it of what a dead owner left,
-/// and refuses it if another root directory on this host uses its names.
+/// Hands back a slot that was just leased if it can be used: frees it of what a dead owner
+/// left, and passes it over if another root directory on this host uses its names.
 fn usable(
     host: &Host,
     links: &mut Links,
     firewall: &mut Firewall,
-    lease: &mut SlotLease,
-) -> Result<bool, CreateSlotError> {
+    mut lease: SlotLease,
+) -> Result<Option<SlotLease>, CreateSlotError> {
     let slot = lease.slot();
     if let Some(record) = lease.record()
         && let Err(error) = remove_remains(host, links, firewall, slot, Some(record.namespace))
     {
-        let chain = super::host::Chain(&error);
-        tracing::warn!(%slot, error = %chain, "slot of a dead owner cannot be cleared");
-        return Ok(false);
+        let error = Chain(&error).to_string();
+        tracing::warn!(%slot, error, "slot of a dead owner cannot be cleared");
+        return Ok(None);
     }
-    Ok(links.find(&slot.name())?.is_none()
+    let free = links.find(&slot.name())?.is_none()
         && matches!(
             namespace::pinned(&namespace::path_of(slot)),
             Ok(Pinned::Nothing)
-        ))
+        );
+    if free {
+        return Ok(Some(lease));
+    }
+    lease.release()?;
+    Ok(None)
 }
 
 /// Removes what there is of a slot whose number the caller has leased. Idempotent. Looks

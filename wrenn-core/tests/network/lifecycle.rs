@@ -1,0 +1,328 @@
+//! That slots come, go, and leave nothing behind, however their owners end.
+
+use std::future::Future;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use wrenn_core::network::{Leftovers, Network, NetworkConfig, OpenNetworkError};
+
+use crate::world::{Greeter, Guest, Namespace, PATIENCE, ip, on_fresh_host};
+
+/// In the environment of a child: the root directory in which it takes slots and dies.
+const DOOMED_ROOT: &str = "WRENN_TEST_DOOMED_ROOT";
+
+async fn open(root: &Path) -> Network {
+    Network::open(NetworkConfig::default(), root).await.unwrap()
+}
+
+/// A small plan, so that numbers of different root directories are sure to meet.
+fn narrow() -> NetworkConfig {
+    NetworkConfig::new(
+        "10.11.0.0/29".parse().unwrap(),
+        "10.12.0.0/28".parse().unwrap(),
+    )
+    .unwrap()
+}
+
+/// Polls until nothing is left.
+async fn nothing_left(network: &Network) {
+    let begun = Instant::now();
+    loop {
+        let leftovers = network.leftovers().await.unwrap();
+        if leftovers.is_empty() {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "left behind: {leftovers:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[test]
+fn a_slot_is_all_there_and_then_all_gone() {
+    on_fresh_host(|| async {
+        let root = tempfile::tempdir().unwrap();
+        let network = open(root.path()).await;
+        assert_eq!(network.leftovers().await.unwrap(), Leftovers::default());
+
+        let slot = network.create_slot("sandbox").await.unwrap();
+        let there = network.leftovers().await.unwrap();
+        let (number, address) = (slot.number(), slot.reachable_address());
+        assert_eq!(there.namespaces, [slot.namespace_path()]);
+        assert_eq!(there.links, [number.name()]);
+        assert_eq!(there.slots, [number]);
+        let elements = [
+            format!("sources: {} . {address}", number.name()),
+            format!("guests: {address}"),
+        ];
+        assert_eq!(there.elements, elements);
+
+        slot.remove().await.unwrap();
+        assert_eq!(network.leftovers().await.unwrap(), Leftovers::default());
+        // As others see it, too.
+        ip("netns list");
+        let links = Command::new("ip")
+            .args(["-o", "link"])
+            .output()
+            .unwrap()
+            .stdout;
+        assert!(!String::from_utf8_lossy(&links).contains("wrenn"));
+    });
+}
+
+#[test]
+fn many_slots_at_once_and_one_after_another() {
+    on_fresh_host(|| async {
+        let root = tempfile::tempdir().unwrap();
+        let network = open(root.path()).await;
+        let (mut making, mut removing) = (Vec::new(), Vec::new());
+        for _ in 0..20 {
+            let begun = Instant::now();
+            let slot = network.create_slot("sandbox").await.unwrap();
+            making.push(begun.elapsed());
+            let begun = Instant::now();
+            slot.remove().await.unwrap();
+            removing.push(begun.elapsed());
+        }
+        let median = |times: &mut Vec<Duration>| {
+            times.sort_unstable();
+            times[times.len() / 2]
+        };
+        println!(
+            "made in {:?}, removed in {:?}",
+            median(&mut making),
+            median(&mut removing)
+        );
+
+        let begun = Instant::now();
+        let names: Vec<String> = (0..8).map(|index| format!("sandbox-{index}")).collect();
+        let slots =
+            futures::future::try_join_all(names.iter().map(|name| network.create_slot(name)));
+        let slots = slots.await.unwrap();
+        println!("eight at once in {:?}", begun.elapsed());
+        let numbers: std::collections::HashSet<_> =
+            slots.iter().map(|slot| slot.number()).collect();
+        assert_eq!(numbers.len(), 8);
+        futures::future::try_join_all(slots.into_iter().map(|slot| slot.remove()))
+            .await
+            .unwrap();
+        assert_eq!(network.leftovers().await.unwrap(), Leftovers::default());
+    });
+}
+
+#[test]
+fn a_dropped_slot_is_given_back() {
+    on_fresh_host(|| async {
+        let root = tempfile::tempdir().unwrap();
+        let network = open(root.path()).await;
+        let slot = network.create_slot("sandbox").await.unwrap();
+        drop(slot);
+        network.settled().await;
+        assert_eq!(network.leftovers().await.unwrap(), Leftovers::default());
+    });
+}
+
+#[test]
+fn futures_that_are_dropped_leave_nothing() {
+    on_fresh_host(|| async {
+        let root = tempfile::tempdir().unwrap();
+        let network = open(root.path()).await;
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..5 {
+            let mut making = Box::pin(network.create_slot("sandbox"));
+            assert!(matches!(making.as_mut().poll(&mut context), Poll::Pending));
+            drop(making);
+        }
+        nothing_left(&network).await;
+
+        let slot = network.create_slot("sandbox").await.unwrap();
+        let mut removing = Box::pin(slot.remove());
+        assert!(matches!(
+            removing.as_mut().poll(&mut context),
+            Poll::Pending
+        ));
+        drop(removing);
+        nothing_left(&network).await;
+    });
+}
+
+#[test]
+fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
+    on_fresh_host(|| async {
+        let root = tempfile::tempdir().unwrap();
+        let network = open(root.path()).await;
+        let living = network.create_slot("living").await.unwrap();
+        let guest = Guest::start(&living);
+        let greeter = Greeter::start(&guest.namespace);
+
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "lifecycle::takes_slots_and_waits_to_be_killed",
+                "--nocapture",
+            ])
+            .args(["--include-ignored"])
+            .env(DOOMED_ROOT, root.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        while network.leftovers().await.unwrap().slots.len() < 4 {
+            assert!(begun.elapsed() < PATIENCE, "the child takes no slots");
+            assert_eq!(child.try_wait().unwrap(), None, "the child ended early");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(network.sweep().await.unwrap(), [], "the child still lives");
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        // The next to open sweeps, and a second sweep has nothing to do.
+        let next = open(root.path()).await;
+        assert_eq!(next.sweep().await.unwrap(), []);
+        let left = next.leftovers().await.unwrap();
+        assert_eq!(left.slots, [living.number()]);
+        assert_eq!(left.links, [living.number().name()]);
+        assert_eq!(left.namespaces, [living.namespace_path()]);
+        assert_eq!(left.elements.len(), 2);
+        let host = Namespace::current();
+        host.greeting_of(living.reachable_address(), PATIENCE)
+            .await
+            .unwrap();
+        assert_eq!(greeter.visits(), 1);
+        living.remove().await.unwrap();
+        assert!(next.leftovers().await.unwrap().is_empty());
+    });
+}
+
+/// The child of the test above; alone it does nothing.
+#[test]
+#[ignore = "run by another test in a process of its own"]
+fn takes_slots_and_waits_to_be_killed() {
+    let Some(root) = std::env::var_os(DOOMED_ROOT) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let network = open(Path::new(&root)).await;
+        let mut slots = Vec::new();
+        for _ in 0..3 {
+            slots.push(network.create_slot("doomed").await.unwrap());
+        }
+        // The other end of standard input closes at the latest when the test ends.
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).unwrap();
+        for slot in slots {
+            slot.remove().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn root_directories_on_one_host_leave_each_other_alone() {
+    on_fresh_host(|| async {
+        let (root, other_root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let network = Network::open(narrow(), root.path()).await.unwrap();
+        let mut slots = Vec::new();
+        for _ in 0..3 {
+            slots.push(network.create_slot("first root").await.unwrap());
+        }
+        // The other root finds names taken that it knows nothing of, and goes round them.
+        let other = Network::open(narrow(), other_root.path()).await.unwrap();
+        for _ in 0..3 {
+            slots.push(other.create_slot("other root").await.unwrap());
+        }
+        let full = other.create_slot("one too many").await.unwrap_err();
+        let cause = std::error::Error::source(&full).unwrap().to_string();
+        assert_eq!(cause, "all 6 slots of this host are in use");
+
+        assert_eq!(network.sweep().await.unwrap(), []);
+        assert_eq!(other.sweep().await.unwrap(), []);
+        assert_eq!(other.leftovers().await.unwrap().links.len(), 6);
+        // A number that one root gave back is for the other to take.
+        slots.remove(0).remove().await.unwrap();
+        slots.push(other.create_slot("other root").await.unwrap());
+        for slot in slots {
+            slot.remove().await.unwrap();
+        }
+        assert!(network.leftovers().await.unwrap().is_empty());
+        assert!(other.leftovers().await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn opening_again_keeps_slots_in_use() {
+    on_fresh_host(|| async {
+        let root = tempfile::tempdir().unwrap();
+        let network = open(root.path()).await;
+        let slot = network.create_slot("sandbox").await.unwrap();
+        let guest = Guest::start(&slot);
+        let greeter = Greeter::start(&guest.namespace);
+        let before = network.leftovers().await.unwrap();
+        for _ in 0..3 {
+            open(root.path()).await;
+        }
+        assert_eq!(network.leftovers().await.unwrap(), before);
+        let host = Namespace::current();
+        host.greeting_of(slot.reachable_address(), PATIENCE)
+            .await
+            .unwrap();
+        assert_eq!(greeter.visits(), 1);
+        slot.remove().await.unwrap();
+    });
+}
+
+#[test]
+fn networks_that_the_host_uses_are_refused() {
+    on_fresh_host(|| async {
+        let root = tempfile::tempdir().unwrap();
+        ip("link add office type veth peer name desk");
+        ip("address add 10.12.200.1/24 dev office");
+        ip("link set office up");
+        let error = Network::open(NetworkConfig::default(), root.path())
+            .await
+            .unwrap_err();
+        assert!(matches!(error, OpenNetworkError::Overlap { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.starts_with("10.12.0.0/16 overlaps the host's route to 10.12.200."),
+            "{text}"
+        );
+        assert!(text.contains("office"), "{text}");
+        let elsewhere = NetworkConfig::new(
+            "10.11.0.0/16".parse().unwrap(),
+            "172.20.0.0/16".parse().unwrap(),
+        );
+        Network::open(elsewhere.unwrap(), root.path())
+            .await
+            .unwrap();
+    });
+}
+
+#[test]
+fn a_tap_can_be_given_to_a_user() {
+    on_fresh_host(|| async {
+        let root = tempfile::tempdir().unwrap();
+        let network = open(root.path()).await;
+        let slot = network.create_slot("sandbox").await.unwrap();
+        slot.grant_tap(1234, 5678).await.unwrap();
+        let inside = Namespace::of_slot(&slot);
+        let shown = inside.within(|| {
+            Command::new("ip")
+                .args(["-d", "link", "show", "tap0"])
+                .output()
+                .unwrap()
+                .stdout
+        });
+        let shown = String::from_utf8_lossy(&shown).into_owned();
+        assert!(
+            shown.contains("user 1234") && shown.contains("group 5678"),
+            "{shown}"
+        );
+        slot.remove().await.unwrap();
+    });
+}
