@@ -11,10 +11,10 @@ use std::os::unix::fs::OpenOptionsExt;
 pub(super) const TUN_DEVICE: &str = "/dev/net/tun";
 
 mod ioctl {
-    nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF as i32, libc::ifreq);
-    nix::ioctl_write_int_bad!(set_persistent, libc::TUNSETPERSIST as i32);
-    nix::ioctl_write_int_bad!(set_owner, libc::TUNSETOWNER as i32);
-    nix::ioctl_write_int_bad!(set_group, libc::TUNSETGROUP as i32);
+    nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
+    nix::ioctl_write_int_bad!(set_persistent, libc::TUNSETPERSIST);
+    nix::ioctl_write_int_bad!(set_owner, libc::TUNSETOWNER);
+    nix::ioctl_write_int_bad!(set_group, libc::TUNSETGROUP);
 }
 
 /// The user and group that may open a TAP without being root.

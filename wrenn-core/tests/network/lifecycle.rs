@@ -149,6 +149,10 @@ fn futures_that_are_dropped_leave_nothing() {
 
 #[test]
 fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
+    const THIS: &str = "lifecycle::what_a_killed_process_left_is_swept_and_the_living_are_spared";
+    if let Some(root) = std::env::var_os(DOOMED_ROOT) {
+        return take_slots_and_wait_to_be_killed(Path::new(&root));
+    }
     on_fresh_host(|| async {
         let root = tempfile::tempdir().unwrap();
         let network = open(root.path()).await;
@@ -157,12 +161,7 @@ fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
         let greeter = Greeter::start(&guest.namespace);
 
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "lifecycle::takes_slots_and_waits_to_be_killed",
-                "--nocapture",
-            ])
-            .args(["--include-ignored"])
+            .args(["--exact", THIS, "--nocapture"])
             .env(DOOMED_ROOT, root.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -196,19 +195,14 @@ fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
     });
 }
 
-/// The child of the test above; alone it does nothing.
-#[test]
-#[ignore = "run by another test in a process of its own"]
-fn takes_slots_and_waits_to_be_killed() {
-    let Some(root) = std::env::var_os(DOOMED_ROOT) else {
-        return;
-    };
+/// What the child of the test above does.
+fn take_slots_and_wait_to_be_killed(root: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async {
-        let network = open(Path::new(&root)).await;
+        let network = open(root).await;
         let mut slots = Vec::new();
         for _ in 0..3 {
             slots.push(network.create_slot("doomed").await.unwrap());

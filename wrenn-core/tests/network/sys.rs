@@ -1,4 +1,4 @@
-//! The one ioctl that a guest of our own making needs.
+//! What a guest of our own making needs of the kernel.
 
 #![allow(unsafe_code, reason = "ioctl has no safe wrapper for TUN")]
 
@@ -6,8 +6,10 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
+use tokio::io::unix::AsyncFd;
+
 mod ioctl {
-    nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF as i32, libc::ifreq);
+    nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
 }
 
 /// Opens the TAP of this name in the calling thread's namespace, as a VMM does.
@@ -28,4 +30,11 @@ pub(crate) fn open_tap(name: &str) -> File {
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
     unsafe { ioctl::set_interface(device.as_raw_fd(), &raw const request) }.unwrap();
     device
+}
+
+/// Has the runtime watch a TAP.
+pub(crate) fn watched(tap: File) -> AsyncFd<File> {
+    // SAFETY: a File always gives the same descriptor and keeps it open while it lives,
+    // and the AsyncFd owns it from here on.
+    unsafe { AsyncFd::register(tap) }.unwrap()
 }

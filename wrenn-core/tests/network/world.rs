@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::task::JoinHandle;
 use wrenn_core::network::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, NetworkSlot, TAP_NAME};
 
-use crate::sys::open_tap;
+use crate::sys::{open_tap, watched};
 
 /// Where everything that answers listens.
 pub(crate) const PORT: u16 = 49983;
@@ -258,8 +258,8 @@ impl Guest {
             ip(&format!("route add default via {GATEWAY_ADDRESS}"));
             tap
         });
-        let slot_side = Arc::new(AsyncFd::register(slot_side).unwrap());
-        let guest_side = Arc::new(AsyncFd::register(guest_side).unwrap());
+        let slot_side = Arc::new(watched(slot_side));
+        let guest_side = Arc::new(watched(guest_side));
         let carriers = [
             tokio::spawn(carry(Arc::clone(&slot_side), Arc::clone(&guest_side))),
             tokio::spawn(carry(guest_side, slot_side)),
