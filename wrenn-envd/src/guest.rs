@@ -68,10 +68,10 @@ impl Guest {
             .write()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         change(Arc::make_mut(&mut current));
-        if let Some(path) = &self.state_file {
-            if let Err(error) = state::save(path, &current) {
-                tracing::warn!(path = %path.display(), %error, "cannot keep the settings");
-            }
+        if let Some(path) = &self.state_file
+            && let Err(error) = state::save(path, &current)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot keep the settings");
         }
     }
 }

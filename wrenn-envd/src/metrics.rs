@@ -54,10 +54,11 @@ impl CpuSampler {
         let total = now.total.saturating_sub(last.total);
         *last = now;
         if total == 0 {
-            0.0
-        } else {
-            (busy as f64 / total as f64 * 100.0) as f32
+            return 0.0;
         }
+        // In hundredths of a percent, which both kinds of number hold exactly enough.
+        let share = u16::try_from(busy * 10_000 / total).unwrap_or(10_000);
+        f32::from(share) / 100.0
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use http::{Response, StatusCode};
@@ -47,7 +47,7 @@ pub async fn compose(guest: &Arc<Guest>, body: Incoming) -> Result<Response<Body
 }
 
 /// The sources are removed only when the whole is in place.
-fn join(sources: &[PathBuf], destination: &PathBuf, user: &User) -> Result<FileEntry, HttpError> {
+fn join(sources: &[PathBuf], destination: &Path, user: &User) -> Result<FileEntry, HttpError> {
     let mut staged =
         StagedFile::open(destination, user).map_err(|error| cannot_write(destination, &error))?;
     for path in sources {

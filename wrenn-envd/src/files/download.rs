@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -236,7 +236,7 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
         })
 }
 
-fn disposition(path: &PathBuf) -> HeaderValue {
+fn disposition(path: &Path) -> HeaderValue {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     let name = String::from_utf8_lossy(name);
     header(&format!(

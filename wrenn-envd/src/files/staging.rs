@@ -131,10 +131,10 @@ impl StagedFile {
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
-        if let Some(staging) = self.staging.take() {
-            if let Err(error) = fs::remove_file(&staging) {
-                tracing::warn!(path = %staging.display(), %error, "cannot remove a broken upload");
-            }
+        if let Some(staging) = self.staging.take()
+            && let Err(error) = fs::remove_file(&staging)
+        {
+            tracing::warn!(path = %staging.display(), %error, "cannot remove a broken upload");
         }
     }
 }

@@ -44,7 +44,7 @@ pub async fn upload(
         let parser = Parser::new(&content_type)
             .map_err(|error| HttpError::bad_request(error.to_string()))?;
         Shape::Form {
-            parser,
+            parser: Box::new(parser),
             skipping: false,
         }
     } else if media_type.is_empty() || media_type.eq_ignore_ascii_case("application/octet-stream") {
@@ -69,9 +69,9 @@ pub async fn upload(
         written: Vec::new(),
     };
     let pipeline = match header(&parts.headers, CONTENT_ENCODING).as_deref() {
-        None | Some("" | "identity") => Pipeline::Plain(receiver),
+        None | Some("" | "identity") => Pipeline::Plain(Box::new(receiver)),
         Some(coding) if coding.eq_ignore_ascii_case("gzip") => {
-            Pipeline::Gzip(MultiGzDecoder::new(receiver))
+            Pipeline::Gzip(Box::new(MultiGzDecoder::new(receiver)))
         }
         Some(other) => {
             return Err(HttpError::new(
@@ -80,7 +80,7 @@ pub async fn upload(
             ));
         }
     };
-    let written = receive(pipeline, body).await?;
+    let written = receive(Box::new(pipeline), body).await?;
     reply::json(&written)
 }
 
@@ -90,7 +90,10 @@ fn header(headers: &HeaderMap, name: http::HeaderName) -> Option<String> {
 
 /// Takes the body as fast as the disk does. Pieces are gathered, since each step to a
 /// blocking thread has its price.
-async fn receive(mut pipeline: Pipeline, mut body: Incoming) -> Result<Vec<FileEntry>, HttpError> {
+async fn receive(
+    mut pipeline: Box<Pipeline>,
+    mut body: Incoming,
+) -> Result<Vec<FileEntry>, HttpError> {
     let mut gathered: Vec<Bytes> = Vec::new();
     let mut size = 0;
     loop {
@@ -134,14 +137,14 @@ async fn receive(mut pipeline: Pipeline, mut body: Incoming) -> Result<Vec<FileE
 }
 
 enum Progress {
-    More(Pipeline),
+    More(Box<Pipeline>),
     Done(Vec<FileEntry>),
 }
 
 /// From the bytes of the body to files.
 enum Pipeline {
-    Plain(Receiver),
-    Gzip(MultiGzDecoder<Receiver>),
+    Plain(Box<Receiver>),
+    Gzip(Box<MultiGzDecoder<Receiver>>),
 }
 
 impl Pipeline {
@@ -174,7 +177,7 @@ struct Carried(HttpError);
 
 enum Shape {
     Bytes,
-    Form { parser: Parser, skipping: bool },
+    Form { parser: Box<Parser>, skipping: bool },
 }
 
 /// Writes what arrives to where it belongs.

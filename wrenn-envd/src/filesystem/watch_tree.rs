@@ -117,11 +117,11 @@ impl WatchTree {
                 if child.file_type().is_ok_and(|file_type| file_type.is_dir()) {
                     pending.push(child_relative.clone());
                 }
-                if let Some(queue) = announce.as_deref_mut() {
-                    if Staged::parse(&child.file_name()).is_none() {
-                        queue.push_back(self.event(&child_relative, EventType::Create));
-                        self.announced.insert(child_relative);
-                    }
+                if let Some(queue) = announce.as_deref_mut()
+                    && Staged::parse(&child.file_name()).is_none()
+                {
+                    queue.push_back(self.event(&child_relative, EventType::Create));
+                    self.announced.insert(child_relative);
                 }
             }
         }

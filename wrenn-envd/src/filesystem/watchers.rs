@@ -107,12 +107,12 @@ impl Watchers {
         let watcher = self.table().get(id).cloned().ok_or_else(|| not_found(id))?;
         let mut state = watcher.state.lock().await;
         state.collect();
-        if state.events.is_empty() {
-            if let Some(error) = state.failure.take() {
-                // Later asks hear it, too.
-                state.failure = Some(WatchError::Overflow);
-                return Err(WatcherError::Watch(error));
-            }
+        if state.events.is_empty()
+            && let Some(error) = state.failure.take()
+        {
+            // Later asks hear of it, too.
+            state.failure = Some(WatchError::Overflow);
+            return Err(WatcherError::Watch(error));
         }
         Ok(std::mem::take(&mut state.events).into())
     }

@@ -94,10 +94,10 @@ pub(super) fn second() {
         }
     }
     for (name, target) in LINKS {
-        if let Err(error) = symlink(target, name) {
-            if error.kind() != io::ErrorKind::AlreadyExists {
-                warn(&format!("cannot link {name}: {error}"));
-            }
+        if let Err(error) = symlink(target, name)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            warn(&format!("cannot link {name}: {error}"));
         }
     }
     temporary_directory();

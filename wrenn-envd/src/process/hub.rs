@@ -177,7 +177,7 @@ impl Drop for Follower {
         let mut state = self.hub.state();
         state.followers.retain(|follower| !follower.is_closed());
         if state.followers.is_empty() && !untaken.is_empty() {
-            let newer = std::mem::replace(&mut state.backlog, VecDeque::new());
+            let newer = std::mem::take(&mut state.backlog);
             state.backlog_bytes = 0;
             for chunk in untaken.into_iter().chain(newer) {
                 state.keep(chunk);

@@ -105,7 +105,7 @@ async fn the_backlog_is_bounded_and_keeps_the_newest() {
     hub.finish(end());
     let (output, _) = rest(follower).await;
     assert!(output.len() <= BACKLOG_LIMIT);
-    assert_eq!((output.first(), output.last()), (Some(&10), Some(&19)));
+    assert_eq!((output.first(), output.last()), (Some(&11), Some(&19)));
 }
 
 /// A future that is polled by hand.

@@ -89,7 +89,7 @@ impl Process {
         let pid = child.id();
         let exit_notice = Pid::from_raw(pid.cast_signed())
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
-            .and_then(|pid| Ok(Polled::new(pidfd_open(pid, PidfdFlags::NONBLOCK)?)?));
+            .and_then(|pid| Polled::new(pidfd_open(pid, PidfdFlags::NONBLOCK)?));
         let exit_notice = match exit_notice {
             Ok(notice) => notice,
             Err(source) => {
