@@ -110,9 +110,10 @@ const API: &[i64] = &[
     libc::SYS_ioctl,
 ];
 
-const VCPU_CONTROLS: &[u64] = &[KVM_RUN, KVM_KVMCLOCK_CTRL];
-/// Offloads of a TAP interface, and the terminal's mode at the end.
-const MAIN_CONTROLS: &[u64] = &[TUNSETOFFLOAD, libc::TCGETS, libc::TCSETS];
+/// A driver sets the offloads of a TAP interface from the vCPU that activates the device.
+const VCPU_CONTROLS: &[u64] = &[KVM_RUN, KVM_KVMCLOCK_CTRL, TUNSETOFFLOAD];
+/// The terminal's mode at the end.
+const MAIN_CONTROLS: &[u64] = &[libc::TCGETS, libc::TCSETS];
 
 const KVM_RUN: u64 = 0xae80;
 const KVM_KVMCLOCK_CTRL: u64 = 0xaead;

@@ -273,27 +273,24 @@ impl Resources {
         {
             return Err(NetworkError::AddressInUse(mac));
         }
-        // A TAP interface can only be open once, so that the old one has to go first.
-        let replaced = self.networks.iter().position(same);
-        let old = replaced.map(|position| self.networks.remove(position));
-        let open = |name: &str| {
-            Tap::open(name).map_err(|source| NetworkError::Tap {
-                name: name.to_owned(),
-                source,
-            })
+        let position = self.networks.iter().position(same);
+        let old = position.and_then(|position| self.networks.get(position));
+        let tap = match old {
+            // A TAP interface can only be attached to once, so that it is kept.
+            Some(old) if old.config.host_dev_name == config.host_dev_name => old.tap.try_clone(),
+            _ => Tap::open(&config.host_dev_name),
         };
-        match open(&config.host_dev_name) {
-            Ok(tap) => {
-                self.networks.push(NetworkInterface { config, tap });
-                Ok(())
-            }
-            Err(error) => {
-                if let (Some(old), Some(position)) = (old, replaced) {
-                    self.networks.insert(position, old);
-                }
-                Err(error)
-            }
+        let name = &config.host_dev_name;
+        let tap = tap.map_err(|source| NetworkError::Tap {
+            name: name.clone(),
+            source,
+        })?;
+        let interface = NetworkInterface { config, tap };
+        match position {
+            Some(position) => self.networks[position] = interface,
+            None => self.networks.push(interface),
         }
+        Ok(())
     }
 
     /// Adds the entropy source.

@@ -1,5 +1,6 @@
 //! A TAP interface of the host.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -45,8 +46,14 @@ impl Tap {
             ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: FLAGS },
         };
         // The last byte stays zero.
-        if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains('\0') {
             return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // TUNSETIFF would make an interface that nobody has set up.
+        let c_name = CString::new(name)?;
+        // SAFETY: the pointer is to a string that ends with zero and lives during the call.
+        if unsafe { libc::if_nametoindex(c_name.as_ptr()) } == 0 {
+            return Err(io::Error::last_os_error());
         }
         for (slot, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *slot = byte.cast_signed();

@@ -16,6 +16,8 @@ pub mod interrupt;
 pub mod net;
 pub mod queue;
 pub mod rng;
+#[cfg(test)]
+mod test_queue;
 pub mod transport;
 
 use std::os::fd::RawFd;

@@ -1,11 +1,12 @@
 //! One virtqueue, with the bookkeeping that every device needs the same way.
 
-use std::sync::atomic::Ordering;
+use std::num::Wrapping;
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::memory::GuestMemory;
 use crate::virtio::QueueBroken;
@@ -14,6 +15,13 @@ use crate::virtio::interrupt::Interrupt;
 /// The most descriptors that one request may have. Linux stays far below (its block and
 /// network drivers use up to `MAX_SKB_FRAGS` + 2 or 254 segments).
 pub const MAX_CHAIN: usize = 512;
+
+/// The driver does not want interrupts (flags of the available ring).
+const AVAILABLE_NO_INTERRUPT: u16 = 1;
+/// Where entries start in the used ring.
+const USED_ENTRIES: u64 = 4;
+/// Size of an entry of the used ring.
+const USED_ENTRY_SIZE: u64 = 8;
 
 /// The state of a queue, for a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +51,8 @@ pub struct QueueState {
 pub struct VirtQueue {
     index: usize,
     queue: Queue,
+    /// Where the used ring stood when the guest was told last.
+    notified: Wrapping<u16>,
 }
 
 /// One request of the driver: its descriptors, bounded and in order.
@@ -66,6 +76,7 @@ impl VirtQueue {
         Ok(Self {
             index,
             queue: Queue::new(max_size)?,
+            notified: Wrapping(0),
         })
     }
 
@@ -129,6 +140,12 @@ impl VirtQueue {
         self.queue.go_to_previous_position();
     }
 
+    /// Puts the queue back to where it was before the driver set it up.
+    pub fn reset(&mut self) {
+        self.queue.reset();
+        self.notified = Wrapping(0);
+    }
+
     /// Gives a request back to the driver, with `length` bytes written.
     ///
     /// # Errors
@@ -144,7 +161,38 @@ impl VirtQueue {
             .map_err(|error| self.broken(error))
     }
 
-    /// Interrupts the guest if it wants to know about what was used.
+    /// Gives several requests back at once: the driver sees all of them or none, which a
+    /// packet that is spread over receive buffers needs (specification 1.2, section
+    /// 5.1.6.4).
+    ///
+    /// # Errors
+    /// If the used ring cannot be written.
+    pub fn add_used_together(
+        &mut self,
+        memory: &GuestMemory,
+        used: &[(u16, u32)],
+    ) -> Result<(), QueueBroken> {
+        let Some(((last_head, last_length), others)) = used.split_last() else {
+            return Ok(());
+        };
+        // All entries but the last go behind the index, which the last then moves past
+        // all of them.
+        let mut next = Wrapping(self.queue.next_used());
+        for (head, length) in others {
+            let slot = u64::from(next.0 % self.queue.size());
+            let address = self.queue.used_ring() + USED_ENTRIES + slot * USED_ENTRY_SIZE;
+            let entry = [u32::from(*head).to_le(), length.to_le()];
+            memory
+                .write_obj(entry, GuestAddress(address))
+                .map_err(|error| self.broken(error))?;
+            next += 1;
+        }
+        self.queue.set_next_used(next.0);
+        self.add_used(memory, *last_head, *last_length)
+    }
+
+    /// Interrupts the guest if it wants to know about what was used since it was told
+    /// last (specification 1.2, section 2.7.7).
     ///
     /// # Errors
     /// If the rings cannot be read.
@@ -153,14 +201,33 @@ impl VirtQueue {
         memory: &GuestMemory,
         interrupt: &Interrupt,
     ) -> Result<(), QueueBroken> {
-        if self
-            .queue
-            .needs_notification(memory)
-            .map_err(|error| self.broken(error))?
-        {
+        let new = Wrapping(self.queue.next_used());
+        let old = std::mem::replace(&mut self.notified, new);
+        if new == old {
+            return Ok(());
+        }
+        // What was used must be visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let wanted = if self.queue.event_idx_enabled() {
+            let event = Wrapping(self.read_available(memory, 2 + self.queue.size())?);
+            new - event - Wrapping(1) < new - old
+        } else {
+            self.read_available(memory, 0)? & AVAILABLE_NO_INTERRUPT == 0
+        };
+        if wanted {
             interrupt.notify_queue();
         }
         Ok(())
+    }
+
+    /// A 16-bit word of the available ring: flags, index, entries, and behind them the
+    /// index that the driver wants to be interrupted at.
+    fn read_available(&self, memory: &GuestMemory, word: u16) -> Result<u16, QueueBroken> {
+        let address = GuestAddress(self.queue.avail_ring() + 2 * u64::from(word));
+        memory
+            .load::<u16>(address, Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(|error| self.broken(error))
     }
 
     /// Asks the driver to notify again; true if requests came meanwhile.
@@ -214,7 +281,12 @@ impl VirtQueue {
             next_used: state.next_used,
             event_idx_enabled: state.event_idx,
         })?;
-        Ok(Self { index, queue })
+        let notified = Wrapping(queue.next_used());
+        Ok(Self {
+            index,
+            queue,
+            notified,
+        })
     }
 }
 
@@ -248,4 +320,86 @@ pub fn in_memory(memory: &GuestMemory, descriptor: &Descriptor) -> bool {
         GuestAddress(descriptor.addr().0),
         descriptor.len() as usize,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+    use crate::memory::{HugePages, allocate};
+    use crate::virtio::test_queue::TestDriver;
+
+    const RINGS: u64 = 0x1_0000;
+    const AVAILABLE: u64 = RINGS + 0x1000;
+
+    #[test]
+    fn entries_that_belong_together_appear_together() {
+        let memory = allocate(1, HugePages::None, false).unwrap();
+        let driver = TestDriver::new(&memory, RINGS);
+        let mut queue = driver.queue(0);
+        queue
+            .add_used_together(&memory, &[(5, 100), (6, 200), (7, 3)])
+            .unwrap();
+        queue.add_used_together(&memory, &[]).unwrap();
+        queue.add_used_together(&memory, &[(1, 4)]).unwrap();
+        assert_eq!(driver.used_entries(), [(5, 100), (6, 200), (7, 3), (1, 4)]);
+    }
+
+    #[test]
+    fn driver_is_told_once_and_only_if_it_wants() {
+        let memory = allocate(1, HugePages::None, false).unwrap();
+        let driver = TestDriver::new(&memory, RINGS);
+        let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let mut queue = driver.queue(0);
+        let mut told = |queue: &mut VirtQueue| {
+            queue.notify(&memory, &interrupt).unwrap();
+            interrupt.line().read().is_ok()
+        };
+        assert!(!told(&mut queue));
+        queue.add_used(&memory, 0, 0).unwrap();
+        assert!(told(&mut queue));
+        assert!(!told(&mut queue));
+        memory
+            .write_obj(AVAILABLE_NO_INTERRUPT, GuestAddress(AVAILABLE))
+            .unwrap();
+        queue.add_used(&memory, 0, 0).unwrap();
+        assert!(!told(&mut queue));
+    }
+
+    #[test]
+    fn driver_is_told_when_the_ring_passes_the_index_it_named() {
+        let memory = allocate(1, HugePages::None, false).unwrap();
+        let driver = TestDriver::new(&memory, RINGS);
+        let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let mut queue = driver.queue(0);
+        queue.set_up().set_event_idx(true);
+        // Behind the flags, the index and 64 entries of the available ring.
+        memory
+            .write_obj(2u16, GuestAddress(AVAILABLE + 4 + 128))
+            .unwrap();
+        let told: Vec<_> = (0..5)
+            .map(|head| {
+                queue.add_used(&memory, head, 0).unwrap();
+                queue.notify(&memory, &interrupt).unwrap();
+                interrupt.line().read().is_ok()
+            })
+            .collect();
+        assert_eq!(told, [false, false, true, false, false]);
+    }
+
+    #[test]
+    fn state_survives_the_round_trip() {
+        let memory = allocate(1, HugePages::None, false).unwrap();
+        let mut driver = TestDriver::new(&memory, RINGS);
+        driver.request(&[(0x2_0000, 16, 0)]);
+        let mut queue = driver.queue(0);
+        let chain = queue.pop(&memory).unwrap().unwrap();
+        queue.add_used(&memory, chain.head, 7).unwrap();
+        let state = queue.state();
+        let text = serde_json::to_string(&state).unwrap();
+        let restored = VirtQueue::restore(0, serde_json::from_str(&text).unwrap()).unwrap();
+        assert_eq!(restored.state(), state);
+        assert_eq!((state.next_available, state.next_used), (1, 1));
+    }
 }

@@ -316,7 +316,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             inner.device.reset();
         }
         for queue in &mut inner.queues {
-            queue.set_up().reset();
+            queue.reset();
         }
         inner.status = 0;
         inner.device_features_select = 0;

@@ -1,1 +1,283 @@
+//! Every request in every state before the start, with the status that a client gets.
+//! What needs a running guest is tested end to end.
 
+use std::path::Path;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::*;
+use crate::api::http::{HttpRequest, Method};
+use crate::api::request;
+use crate::cpu::thread::EndEvents;
+use crate::devices::console::{Sink, console};
+use crate::event_loop::EventLoop;
+use crate::seccomp::Filters;
+
+struct Nowhere;
+
+impl std::io::Write for Nowhere {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink for Nowhere {
+    fn ready(&self) -> bool {
+        true
+    }
+
+    fn grows(&self) -> bool {
+        false
+    }
+}
+
+struct Client {
+    controller: Controller,
+    events: EventLoop,
+    ends: EndEvents,
+}
+
+impl Client {
+    fn new() -> Self {
+        let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        Self {
+            controller: Controller::new("sb1".into()),
+            events: EventLoop::new().unwrap(),
+            ends: EndEvents {
+                finished: event(),
+                failed: event(),
+            },
+        }
+    }
+
+    fn send(&mut self, method: Method, path: &str, body: &str) -> HttpResponse {
+        let request = HttpRequest {
+            method,
+            path: path.into(),
+            body: (!body.is_empty()).then(|| body.into()),
+        };
+        match request::parse(&request) {
+            Ok(action) => response(&self.controller.handle(
+                action,
+                &mut Environment {
+                    events: &mut self.events,
+                    console: console(Nowhere).unwrap().0,
+                    ends: &self.ends,
+                    filters: &Filters::default(),
+                    input_wanted: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+                },
+            )),
+            Err(error) => fault(StatusCode::BadRequest, &error.to_string()),
+        }
+    }
+
+    fn status(&mut self, method: Method, path: &str, body: &str) -> u16 {
+        self.send(method, path, body).status as u16
+    }
+
+    fn config(&mut self) -> serde_json::Value {
+        let response = self.send(Method::Get, "/vm/config", "");
+        serde_json::from_str(&response.body.unwrap()).unwrap()
+    }
+}
+
+fn drive(id: &str, path: &Path) -> String {
+    serde_json::json!({
+        "drive_id": id, "is_root_device": false, "is_read_only": true, "path_on_host": path,
+    })
+    .to_string()
+}
+
+#[test]
+fn status_of_each_request() {
+    use Method::{Delete, Get, Patch, Put};
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let kernel = serde_json::json!({ "kernel_image_path": file.path() }).to_string();
+    let table: &[(Method, &str, &str, u16)] = &[
+        (Get, "/", "", 200),
+        (Get, "/version", "", 200),
+        (Get, "/machine-config", "", 200),
+        (Get, "/vm/config", "", 200),
+        (Get, "/vm", "", 400),
+        (Get, "/nothing", "", 400),
+        (Get, "/version", "{}", 400),
+        (Put, "/machine-config", "", 400),
+        (Put, "/machine-config", "{", 400),
+        (Put, "/machine-config", r#"{"vcpu_count":1}"#, 400),
+        (
+            Put,
+            "/machine-config",
+            r#"{"vcpu_count":2,"mem_size_mib":256}"#,
+            204,
+        ),
+        (
+            Put,
+            "/machine-config",
+            r#"{"vcpu_count":33,"mem_size_mib":256}"#,
+            400,
+        ),
+        (
+            Put,
+            "/machine-config",
+            r#"{"vcpu_count":-1,"mem_size_mib":256}"#,
+            400,
+        ),
+        (
+            Put,
+            "/machine-config",
+            r#"{"vcpu_count":1,"mem_size_mib":256,"x":1}"#,
+            400,
+        ),
+        (
+            Put,
+            "/machine-config",
+            r#"{"vcpu_count":1,"mem_size_mib":1,"cpu_template":"T2"}"#,
+            400,
+        ),
+        (Patch, "/machine-config", "{}", 400),
+        (Patch, "/machine-config", r#"{"mem_size_mib":512}"#, 204),
+        (
+            Patch,
+            "/machine-config",
+            r#"{"mem_size_mib":511,"huge_pages":"2M"}"#,
+            400,
+        ),
+        (Put, "/boot-source", &kernel, 204),
+        (
+            Put,
+            "/boot-source",
+            r#"{"kernel_image_path":"/nonexistent"}"#,
+            400,
+        ),
+        (Put, "/boot-source", "{}", 400),
+        (Put, "/drives/data", &drive("data", file.path()), 204),
+        (Put, "/drives/data", &drive("other", file.path()), 400),
+        (
+            Put,
+            "/drives/data",
+            &drive("data", Path::new("/nonexistent")),
+            400,
+        ),
+        (Put, "/drives/da-ta", &drive("da-ta", file.path()), 400),
+        (Put, "/drives/", &drive("", file.path()), 400),
+        (Put, "/drives", &drive("", file.path()), 400),
+        (
+            Patch,
+            "/drives/data",
+            r#"{"drive_id":"data","path_on_host":"/x"}"#,
+            400,
+        ),
+        (
+            Put,
+            "/network-interfaces/e",
+            r#"{"iface_id":"e","host_dev_name":"no-such-tap"}"#,
+            400,
+        ),
+        (
+            Put,
+            "/network-interfaces/e",
+            r#"{"iface_id":"e","host_dev_name":"far-too-long-a-name"}"#,
+            400,
+        ),
+        (
+            Put,
+            "/network-interfaces/e",
+            r#"{"iface_id":"e","host_dev_name":"t","guest_mac":"x"}"#,
+            400,
+        ),
+        (Put, "/entropy", "{}", 204),
+        (
+            Put,
+            "/entropy",
+            r#"{"rate_limiter":{"ops":{"size":1,"refill_time":1}}}"#,
+            400,
+        ),
+        (Put, "/entropy", r#"{"rate_limiter":{}}"#, 204),
+        (Put, "/logger", r#"{"level":"warning"}"#, 204),
+        (Put, "/logger", r#"{"level":"loud"}"#, 400),
+        (Put, "/logger", r#"{"log_path":"/nonexistent/log"}"#, 400),
+        (
+            Put,
+            "/metrics",
+            r#"{"metrics_path":"/nonexistent/metrics"}"#,
+            400,
+        ),
+        (Put, "/actions", r#"{"action_type":"FlushMetrics"}"#, 400),
+        (Put, "/actions", r#"{"action_type":"SendCtrlAltDel"}"#, 400),
+        (Put, "/actions", r#"{"action_type":"Explode"}"#, 400),
+        (Patch, "/vm", r#"{"state":"Paused"}"#, 400),
+        (Patch, "/vm", r#"{"state":"Resumed"}"#, 400),
+        (Patch, "/vm", r#"{"state":"Running"}"#, 400),
+        (Delete, "/drives/data", "", 400),
+    ];
+    let mut client = Client::new();
+    for (method, path, body, status) in table {
+        assert_eq!(
+            client.status(*method, path, body),
+            *status,
+            "{method:?} {path} {body}"
+        );
+    }
+}
+
+#[test]
+fn refused_requests_change_nothing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut client = Client::new();
+    let body = drive("data", file.path());
+    assert_eq!(client.status(Method::Put, "/drives/data", &body), 204);
+    let before = client.config();
+    for (path, body) in [
+        ("/machine-config", r#"{"vcpu_count":0,"mem_size_mib":64}"#),
+        ("/boot-source", r#"{"kernel_image_path":"/nonexistent"}"#),
+        (
+            "/drives/data",
+            r#"{"drive_id":"data","is_root_device":true,"path_on_host":"/none"}"#,
+        ),
+        (
+            "/drives/data",
+            r#"{"drive_id":"data","is_root_device":true}"#,
+        ),
+        ("/actions", r#"{"action_type":"InstanceStart"}"#),
+    ] {
+        assert_eq!(client.status(Method::Put, path, body), 400, "{path}");
+        assert_eq!(client.config(), before, "{path}");
+    }
+}
+
+#[test]
+fn start_without_a_kernel_says_so_and_may_be_repeated() {
+    let mut client = Client::new();
+    for _ in 0..2 {
+        let response = client.send(
+            Method::Put,
+            "/actions",
+            r#"{"action_type":"InstanceStart"}"#,
+        );
+        assert_eq!(
+            response.body.unwrap(),
+            r#"{"fault_message":"Start microvm error: Cannot start microvm without kernel configuration."}"#
+        );
+    }
+    let info = client.send(Method::Get, "/", "").body.unwrap();
+    assert!(
+        info.contains(r#""id":"sb1","state":"Not started""#),
+        "{info}"
+    );
+}
+
+#[test]
+fn error_text_holds_each_cause_once() {
+    let mut client = Client::new();
+    let body = r#"{"kernel_image_path":"/nonexistent"}"#;
+    let text = client.send(Method::Put, "/boot-source", body).body.unwrap();
+    assert_eq!(
+        text,
+        "{\"fault_message\":\"Boot source error: The kernel file cannot be opened: \
+         /nonexistent: No such file or directory (os error 2)\"}"
+    );
+}

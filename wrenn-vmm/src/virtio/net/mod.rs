@@ -153,22 +153,19 @@ impl Net {
         METRICS.net.received_packets.add(1);
         METRICS.net.received_bytes.add(length as u64);
 
-        let mut used = 0;
         let mut left = length;
+        let mut used = Vec::with_capacity(buffers.len());
         for buffer in buffers.iter() {
             if left == 0 {
                 break;
             }
-            left -= left.min(buffer.length);
-            used += 1;
-        }
-        write_buffer_count(memory, buffers, used);
-        let mut left = length;
-        for buffer in buffers.drain(..used) {
             let part = left.min(buffer.length);
             left -= part;
-            queue.add_used(memory, buffer.head, u32::try_from(part).unwrap_or(u32::MAX))?;
+            used.push((buffer.head, u32::try_from(part).unwrap_or(u32::MAX)));
         }
+        write_buffer_count(memory, buffers, used.len());
+        queue.add_used_together(memory, &used)?;
+        buffers.drain(..used.len());
         Ok(Received::Packet)
     }
 
