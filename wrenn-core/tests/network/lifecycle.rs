@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use wrenn_core::network::{Leftovers, Network, NetworkConfig, OpenNetworkError};
 
-use crate::world::{Greeter, Guest, Namespace, PATIENCE, ip, on_fresh_host};
+use crate::world::{Greeter, Guest, Namespace, PATIENCE, copy_mount_table, ip, on_fresh_host};
 
 /// In the environment of a child: the root directory in which it takes slots and dies.
 const DOOMED_ROOT: &str = "WRENN_TEST_DOOMED_ROOT";
@@ -245,6 +245,33 @@ fn root_directories_on_one_host_leave_each_other_alone() {
         }
         assert!(network.leftovers().await.unwrap().is_empty());
         assert!(other.leftovers().await.unwrap().is_empty());
+    });
+}
+
+/// A VMM starts with a copy of the mount table, so with a copy of every other slot's name.
+#[test]
+fn a_removed_name_is_gone_from_private_mount_tables_too() {
+    on_fresh_host(|| async {
+        let root = tempfile::tempdir().unwrap();
+        let network = open(root.path()).await;
+        let slot = network.create_slot("sandbox").await.unwrap();
+        let name = slot.namespace_path();
+        let (ready, copied) = std::sync::mpsc::channel();
+        let (removed, wait) = std::sync::mpsc::channel();
+        let elsewhere = std::thread::spawn(move || {
+            copy_mount_table();
+            let before = std::fs::read_link(&name).is_err() && name.exists();
+            ready.send(before).unwrap();
+            wait.recv().unwrap();
+            name.exists()
+        });
+        assert!(copied.recv().unwrap(), "the copy has the name");
+        slot.remove().await.unwrap();
+        removed.send(()).unwrap();
+        assert!(
+            !elsewhere.join().unwrap(),
+            "the copy keeps the namespace alive"
+        );
     });
 }
 

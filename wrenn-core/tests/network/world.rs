@@ -61,10 +61,10 @@ pub(crate) fn on_fresh_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + S
     // Not on the test's own thread: with one test thread that is the main thread.
     let result = std::thread::scope(|scope| {
         let run = || {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            unshare(CloneFlags::CLONE_NEWNET)
                 .expect("these tests need root, to make namespaces of their own");
+            copy_mount_table();
             let none = None::<&str>;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
             mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
             tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -81,6 +81,13 @@ pub(crate) fn on_fresh_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + S
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Gives the calling thread a mount table of its own, as a VMM has one.
+pub(crate) fn copy_mount_table() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+    mount(none, "/", none, private, none).unwrap();
 }
 
 /// Runs `ip` with these words in the calling thread's namespaces.
