@@ -1,10 +1,10 @@
-//! Builds the guest kernel and prints where it lies.
+//! Builds the guest kernel and templates, and installs them into a root directory.
 //!
-//! `cargo run -p wrenn-images --example build_images -- path/to/wrenn-envd`
+//! `cargo run -p wrenn-images --example build_images -- path/to/wrenn-envd path/to/root minimal`
 
 use std::path::PathBuf;
 
-use wrenn_images::{BuildError, Cache, Event, Progress, kernel};
+use wrenn_images::{BuildError, Cache, Event, Progress, install, kernel, rootfs};
 
 struct Lines;
 
@@ -15,12 +15,14 @@ impl Progress for Lines {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "an example talks to its reader")]
 fn main() -> Result<(), BuildError> {
-    let envd = std::env::args_os()
-        .nth(1)
-        .map_or_else(|| PathBuf::from("wrenn-envd"), PathBuf::from);
-    let kernel = kernel::guest_kernel(&Cache::of_user()?, &envd, &Lines)?;
-    println!("{} in {}", kernel.description.id, kernel.dir.display());
-    Ok(())
+    let mut arguments = std::env::args().skip(1);
+    let envd = PathBuf::from(arguments.next().unwrap_or_else(|| "wrenn-envd".into()));
+    let root = PathBuf::from(arguments.next().unwrap_or_else(|| "/var/lib/wrenn".into()));
+    let cache = Cache::of_user()?;
+    let kernel = kernel::guest_kernel(&cache, &envd, &Lines)?;
+    let images = arguments
+        .map(|name| rootfs::build(&name, &cache, &envd, &Lines))
+        .collect::<Result<Vec<_>, _>>()?;
+    install::install(&root, &kernel, &images)
 }

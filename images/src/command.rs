@@ -122,6 +122,12 @@ impl Program {
         String::from_utf8(self.run()?).map_err(|_| CommandError::NotText { program })
     }
 
+    /// The program as prepared, for a caller that does not wait for its end.
+    #[must_use]
+    pub fn into_command(self) -> Command {
+        self.command
+    }
+
     fn start_error(&self, source: io::Error) -> CommandError {
         let program = self.name.clone();
         if source.kind() == io::ErrorKind::NotFound {

@@ -53,7 +53,8 @@ pub enum BuildError {
 
 impl BuildError {
     /// An error about a file, told apart from a full disk, which has a fix of its own.
-    pub(crate) fn file(action: &'static str, path: &Path, source: io::Error) -> Self {
+    #[must_use]
+    pub fn file(action: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();
         if source.kind() == io::ErrorKind::StorageFull {
             Self::DiskFull { path }

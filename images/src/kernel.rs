@@ -215,7 +215,7 @@ pub fn guest_kernel(
     progress: &dyn Progress,
 ) -> Result<GuestKernel, BuildError> {
     let unpacked = GUEST.unpack(cache, progress)?;
-    let recipe = Recipe::new("kernel-guest", 1)
+    let recipe = Recipe::new("kernel-guest", 2)
         .input("unpacked", &unpacked.dir.display().to_string())
         .file("envd", envd)
         .at("read", envd)?;
@@ -238,7 +238,7 @@ pub fn guest_kernel(
 }
 
 fn write_initramfs(kernel: &UnpackedKernel, envd: &Path, image: &Path) -> Result<(), BuildError> {
-    let init = fs::read(envd).at("read", envd)?;
+    let init = crate::strip::program(envd).at("read", envd)?;
     let out = File::create(image).at("create", image)?;
     let mut archive = cpio::Writer::new(BufWriter::new(out));
     for name in ["dev", "proc", "sys", "root"] {

@@ -21,10 +21,13 @@ pub mod command;
 pub mod cpio;
 pub mod error;
 pub mod host_packages;
+pub mod install;
 pub mod kernel;
 pub mod modules;
 pub mod progress;
 pub mod recipe;
+pub mod rootfs;
+pub mod strip;
 pub mod vmlinux;
 
 pub use cache::Cache;

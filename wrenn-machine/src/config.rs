@@ -1,0 +1,140 @@
+//! What a machine is made of.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::accelerator::Accelerator;
+
+/// More processors than this only make emulation slower.
+const MAX_CPUS: usize = 8;
+const MAX_NAME: usize = 32;
+
+/// Name of a machine: lower-case letters, digits and dashes, up to 32 of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MachineName(String);
+
+/// The text is no name of a machine.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no machine name: use 1 to {MAX_NAME} lower-case letters, digits and dashes")]
+pub struct BadNameError(String);
+
+impl MachineName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for MachineName {
+    fn default() -> Self {
+        Self("default".to_owned())
+    }
+}
+
+impl fmt::Display for MachineName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl FromStr for MachineName {
+    type Err = BadNameError;
+
+    fn from_str(text: &str) -> Result<Self, BadNameError> {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let good = (1..=MAX_NAME).contains(&text.len())
+            && text.chars().all(allowed)
+            && !text.starts_with('-');
+        if good { Ok(Self(text.to_owned())) } else { Err(BadNameError(text.to_owned())) }
+    }
+}
+
+impl TryFrom<String> for MachineName {
+    type Error = BadNameError;
+
+    fn try_from(text: String) -> Result<Self, BadNameError> {
+        text.parse()
+    }
+}
+
+impl From<MachineName> for String {
+    fn from(name: MachineName) -> Self {
+        name.0
+    }
+}
+
+/// The size and contents of a machine.
+#[derive(Debug, Clone)]
+pub struct MachineConfig {
+    pub memory_mib: u32,
+    pub cpus: usize,
+    /// Largest size of the data disk; it takes room only as it fills.
+    pub data_gib: u64,
+    /// Templates to have ready inside.
+    pub templates: Vec<String>,
+    /// Forces a way to run it; otherwise the host is probed.
+    pub accelerator: Option<Accelerator>,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            memory_mib: 4096,
+            cpus: cpus.min(MAX_CPUS),
+            data_gib: 64,
+            templates: vec!["base".to_owned(), "minimal".to_owned()],
+            accelerator: None,
+        }
+    }
+}
+
+/// The programs of ours that go into the machine. They are static binaries of one build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programs {
+    /// `wrenn-envd`: the daemon in the guests, and in the machine itself.
+    pub envd: PathBuf,
+    /// `wrenn-machine-init`: the first process of the machine.
+    pub init: PathBuf,
+}
+
+impl Programs {
+    /// The programs that lie beside this one, as one build leaves them.
+    ///
+    /// # Errors
+    /// The name of the first that is not there, with the place where it should be.
+    pub fn beside_this_program() -> Result<Self, PathBuf> {
+        let this = std::env::current_exe().unwrap_or_default();
+        // Test programs and examples lie one folder deeper.
+        let folders: Vec<_> = this.ancestors().skip(1).take(2).collect();
+        let find = |name: &str| {
+            let mut places = folders.iter().map(|folder| folder.join(name));
+            places
+                .clone()
+                .find(|place| place.is_file())
+                .ok_or_else(|| places.next().unwrap_or_else(|| name.into()))
+        };
+        Ok(Self { envd: find("wrenn-envd")?, init: find("wrenn-machine-init")? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["default", "a", "ci-2", &"x".repeat(MAX_NAME)] {
+            assert_eq!(good.parse::<MachineName>().unwrap().as_str(), good);
+        }
+        for bad in ["", "-a", "A", "a/b", "..", "a b", &"x".repeat(MAX_NAME + 1)] {
+            assert!(bad.parse::<MachineName>().is_err(), "{bad}");
+        }
+        assert!(serde_json::from_str::<MachineName>("\"../x\"").is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! The QEMU process: found again after we were gone, told apart from whoever got its number.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+/// Names one process for ever: numbers are used again, but not with the same start time in
+/// the same boot of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessIdentity {
+    pub(crate) pid: i32,
+    /// Clock ticks from the host's boot to the process's start, from /proc/PID/stat.
+    start_ticks: u64,
+    boot_id: String,
+}
+
+/// A process that was alive, and was the right one, when this was made.
+#[derive(Debug)]
+pub(crate) struct LiveProcess {
+    descriptor: OwnedFd,
+}
+
+impl ProcessIdentity {
+    /// The identity of the process that has this number now.
+    pub(crate) fn of(pid: i32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let start_ticks = start_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { pid, start_ticks, boot_id: boot_id()? })
+    }
+
+    /// Opens the process, if it is still alive.
+    pub(crate) fn open(&self) -> Option<LiveProcess> {
+        let descriptor = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        // Compared after opening: from here on the descriptor means one process only.
+        let process = LiveProcess { descriptor };
+        let same = Self::of(self.pid).ok()? == *self;
+        // A zombie has a number and a start time too.
+        (same && !process.ends_within(Duration::ZERO).ok()?).then_some(process)
+    }
+}
+
+impl LiveProcess {
+    /// Whether it ends within `limit`.
+    pub(crate) fn ends_within(&self, limit: Duration) -> io::Result<bool> {
+        let mut polled = [PollFd::new(&self.descriptor, PollFlags::IN)];
+        let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+        match poll(&mut polled, Some(&limit)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(&self.descriptor, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+/// The identifier of this boot of the host.
+pub(crate) fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Whether one of the process's arguments is exactly `argument`.
+pub(crate) fn has_argument(pid: i32, argument: &str) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+        line.split(|byte| *byte == 0).any(|one| one == argument.as_bytes())
+    })
+}
+
+/// Field 22 of /proc/PID/stat. The second field is the program's name in parentheses, which
+/// may hold spaces and parentheses itself; so fields are counted from the last one.
+fn start_ticks(stat: &str) -> Option<u64> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(22 - 3)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn start_time_is_found_behind_a_strange_name() {
+        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 1 0 0 0 2 3 0 0 20 0 1 0 987654 1 2";
+        assert_eq!(start_ticks(stat), Some(987_654));
+        assert_eq!(start_ticks("42 (x) S 1"), None);
+        assert_eq!(start_ticks(""), None);
+    }
+
+    #[test]
+    fn a_process_is_itself_until_it_ends() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let identity = ProcessIdentity::of(child.id().cast_signed()).unwrap();
+        let live = identity.open().unwrap();
+        assert!(!live.ends_within(Duration::ZERO).unwrap());
+        assert!(has_argument(identity.pid, "1000"));
+        live.kill().unwrap();
+        assert!(live.ends_within(Duration::from_secs(10)).unwrap());
+        child.wait().unwrap();
+        assert!(identity.open().is_none());
+    }
+
+    #[test]
+    fn another_process_with_the_same_number_is_not_it() {
+        let pid = std::process::id().cast_signed();
+        let mut identity = ProcessIdentity::of(pid).unwrap();
+        assert!(identity.open().is_some());
+        identity.start_ticks += 1;
+        assert!(identity.open().is_none());
+    }
+}
