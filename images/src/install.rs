@@ -57,17 +57,15 @@ pub enum TemplateKind {
 ///
 /// # Errors
 /// The directory cannot be written.
-pub fn install(
-    root: &Path,
-    kernel: &GuestKernel,
-    images: &[RootImage],
-) -> Result<(), BuildError> {
+pub fn install(root: &Path, kernel: &GuestKernel, images: &[RootImage]) -> Result<(), BuildError> {
     fs::create_dir_all(root).at("create", root)?;
     let staged = root.join(".install");
     let _lock = lock(root)?;
     remove_tree(&staged)?;
     stage(&staged, kernel, images, Files::Copied)?;
-    adopt(&staged, root, |from, to| fs::rename(from, to).at("move into place", to))?;
+    adopt(&staged, root, |from, to| {
+        fs::rename(from, to).at("move into place", to)
+    })?;
     remove_tree(&staged)
 }
 
@@ -108,7 +106,11 @@ pub fn stage(
     let description = &kernel.description;
     let place = root.join("kernels").join(&description.id);
     fs::create_dir_all(&place).at("create", &place)?;
-    let names = [Some(&description.bzimage), Some(&description.elf), description.initrd.as_ref()];
+    let names = [
+        Some(&description.bzimage),
+        Some(&description.elf),
+        description.initrd.as_ref(),
+    ];
     for name in names.into_iter().flatten() {
         put(&kernel.dir.join(name), &place.join(name))?;
     }
@@ -227,7 +229,9 @@ fn copy_data(mut source: File, mut target: File) -> std::io::Result<()> {
         target.seek(SeekFrom::Start(offset))?;
         let mut left = u64::try_from(end - start).map_err(std::io::Error::other)?;
         while left > 0 {
-            let chunk = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+            let chunk = usize::try_from(left)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
             source.read_exact(&mut buffer[..chunk])?;
             target.write_all(&buffer[..chunk])?;
             left -= chunk as u64;
@@ -254,13 +258,21 @@ mod tests {
             elf: "vmlinux".into(),
             initrd: Some("initrd.img".into()),
         };
-        GuestKernel { dir: dir.to_path_buf(), description }
+        GuestKernel {
+            dir: dir.to_path_buf(),
+            description,
+        }
     }
 
     fn image_in(dir: &Path, contents: &str, sha256: &str) -> RootImage {
         let file = dir.join("image.ext4");
         fs::write(&file, contents).unwrap();
-        RootImage { name: "base", file, sha256: sha256.into(), size_mib: 1 }
+        RootImage {
+            name: "base",
+            file,
+            sha256: sha256.into(),
+            size_mib: 1,
+        }
     }
 
     #[test]
@@ -276,7 +288,11 @@ mod tests {
         let first = inode(&rootfs);
 
         install(&root, &kernel, &[image_in(dir.path(), "one", "1")]).unwrap();
-        assert_eq!(inode(&rootfs), first, "unchanged template was written again");
+        assert_eq!(
+            inode(&rootfs),
+            first,
+            "unchanged template was written again"
+        );
         install(&root, &kernel, &[image_in(dir.path(), "two", "2")]).unwrap();
         assert_eq!(fs::read_to_string(&rootfs).unwrap(), "two");
         assert_eq!(inode(&kernel_file), kernel_inode);
@@ -285,8 +301,10 @@ mod tests {
         let description: TemplateDescription = serde_json::from_slice(&text).unwrap();
         assert_eq!(description.kernel, "debian-6.1-test");
         assert_eq!(description.rootfs_sha256, "2");
-        let mut left: Vec<_> =
-            fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> = fs::read_dir(&root)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         left.sort();
         assert_eq!(left, [".install.lock", "kernels", "templates"]);
     }
@@ -298,7 +316,10 @@ mod tests {
         let image = image_in(dir.path(), "x", "1");
         stage(&one, &kernel_in(dir.path()), &[image], Files::Linked).unwrap();
         copy_root(&one, &two).unwrap();
-        assert_eq!(fs::read_to_string(two.join("templates/base/rootfs.ext4")).unwrap(), "x");
+        assert_eq!(
+            fs::read_to_string(two.join("templates/base/rootfs.ext4")).unwrap(),
+            "x"
+        );
         let changed = one.join("kernels/debian-6.1-test/initrd.img");
         fs::remove_file(&changed).unwrap();
         fs::write(&changed, "new daemon").unwrap();

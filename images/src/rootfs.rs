@@ -62,7 +62,9 @@ pub fn build(
     let template = [base::TEMPLATE, minimal::TEMPLATE]
         .into_iter()
         .find(|template| template.name == name)
-        .ok_or_else(|| BuildError::UnknownTemplate { name: name.to_owned() })?;
+        .ok_or_else(|| BuildError::UnknownTemplate {
+            name: name.to_owned(),
+        })?;
     let debian = template.without_daemon(cache, progress)?;
     template.with_daemon(&debian, cache, envd, progress)
 }
@@ -73,12 +75,15 @@ impl Template {
         cache: &Cache,
         progress: &dyn Progress,
     ) -> Result<PathBuf, BuildError> {
-        let recipe = Recipe::new(self.kinds[0], 1).input("filesystem", &format!("{:?}", self.filesystem));
+        let recipe =
+            Recipe::new(self.kinds[0], 1).input("filesystem", &format!("{:?}", self.filesystem));
         let recipe = (self.recipe)(recipe);
         let step = format!("root file system {}", self.name);
         let product = cache.product(&recipe, &step, progress, |dir| {
             if !nix::unistd::geteuid().is_root() {
-                return Err(BuildError::NeedsRoot { template: self.name });
+                return Err(BuildError::NeedsRoot {
+                    template: self.name,
+                });
             }
             let tree = dir.join("tree");
             fs::create_dir(&tree).at("create", &tree)?;

@@ -36,7 +36,9 @@ fn end_of_segments(bytes: &[u8]) -> Option<usize> {
         return None;
     }
     let short = |at: usize| {
-        Some(usize::from(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?)))
+        Some(usize::from(u16::from_le_bytes(
+            bytes.get(at..at + 2)?.try_into().ok()?,
+        )))
     };
     let long = |at: usize| {
         usize::try_from(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?)).ok()
@@ -66,7 +68,10 @@ mod tests {
         fs::set_permissions(&stripped, fs::Permissions::from_mode(0o755)).unwrap();
         let size = |path: &Path| path.metadata().unwrap().len();
         assert!(size(&stripped) < size(&this));
-        let listed = Program::new(stripped.to_str().unwrap()).arg("--list").text().unwrap();
+        let listed = Program::new(stripped.to_str().unwrap())
+            .arg("--list")
+            .text()
+            .unwrap();
         assert!(listed.contains("a_stripped_program_still_runs"));
     }
 

@@ -6,6 +6,7 @@
 
 pub mod commands;
 mod logging;
+mod progress;
 mod size;
 pub mod terminal;
 

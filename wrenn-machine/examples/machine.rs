@@ -20,7 +20,9 @@ impl Progress for Lines {
 #[tokio::main]
 async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let (program, arguments) = words.split_first().ok_or("usage: machine COMMAND [ARGUMENT]...")?;
+    let (program, arguments) = words
+        .split_first()
+        .ok_or("usage: machine COMMAND [ARGUMENT]...")?;
     let programs = Programs::beside_this_program()
         .map_err(|path| format!("{} is missing: cargo build --workspace", path.display()))?;
     let machine = Machine::of_user(&MachineName::default())?;
@@ -28,6 +30,9 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let running = machine.start(&config, &programs, Arc::new(Lines)).await?;
     let command = Command::new(program).args(arguments.to_vec());
     let (stdout, stderr) = (tokio::io::stdout(), tokio::io::stderr());
-    let status = running.client()?.exec(command, tokio::io::empty(), stdout, stderr).await?;
+    let status = running
+        .client()?
+        .exec(command, tokio::io::empty(), stdout, stderr)
+        .await?;
     Ok(ExitCode::from(status.shell_code()))
 }

@@ -64,7 +64,12 @@ impl Accelerator {
             // A processor that claims fast string moves gets them from the kernel and from
             // every program, and QEMU emulates those byte by byte: without, copying memory
             // is five times as fast.
-            Self::Emulation => &["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,-erms"],
+            Self::Emulation => &[
+                "-accel",
+                "tcg,thread=multi,tb-size=1024",
+                "-cpu",
+                "max,-erms",
+            ],
         }
     }
 
@@ -91,7 +96,11 @@ impl KvmVerdict {
     /// The accelerator to use.
     #[must_use]
     pub fn accelerator(&self) -> Accelerator {
-        if *self == Self::Boots { Accelerator::Kvm } else { Accelerator::Emulation }
+        if *self == Self::Boots {
+            Accelerator::Kvm
+        } else {
+            Accelerator::Emulation
+        }
     }
 }
 
@@ -116,7 +125,9 @@ pub async fn probe_kvm(
     }
     let memory = state.join("kvm.json");
     let boot_id = boot_id().at("read", Path::new("/proc/sys/kernel/random/boot_id"))?;
-    let remembered = fs::read(&memory).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let remembered = fs::read(&memory)
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok());
     if let Some(Remembered { boot_id: then, kvm }) = remembered
         && then == boot_id
     {
@@ -125,15 +136,27 @@ pub async fn probe_kvm(
     let (kernel, initramfs) = artifacts::build_probe(cache, init, progress)?;
     let kvm = boot_under_kvm(&kernel, &initramfs).await?;
     fs::create_dir_all(state).at("create", state)?;
-    let text = serde_json::to_vec(&Remembered { boot_id, kvm: kvm.clone() })
-        .map_err(|source| MachineError::BadState { path: memory.clone(), source })?;
+    let text = serde_json::to_vec(&Remembered {
+        boot_id,
+        kvm: kvm.clone(),
+    })
+    .map_err(|source| MachineError::BadState {
+        path: memory.clone(),
+        source,
+    })?;
     fs::write(&memory, text).at("write", &memory)?;
     Ok(kvm)
 }
 
 async fn boot_under_kvm(kernel: &Path, initramfs: &Path) -> Result<KvmVerdict, MachineError> {
     let command = Program::new(QEMU)
-        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+        ])
         .args(["-M", "q35"])
         .args(Accelerator::Kvm.arguments())
         .args(["-m", "256", "-serial", "stdio"])
@@ -148,9 +171,14 @@ async fn boot_under_kvm(kernel: &Path, initramfs: &Path) -> Result<KvmVerdict, M
         .stderr(std::process::Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|source| MachineError::Process { action: "start", source })?;
+        .map_err(|source| MachineError::Process {
+            action: "start",
+            source,
+        })?;
     let (Some(console), Some(mut errors)) = (qemu.stdout.take(), qemu.stderr.take()) else {
-        return Ok(KvmVerdict::DoesNotBoot { reason: "QEMU has no output".into() });
+        return Ok(KvmVerdict::DoesNotBoot {
+            reason: "QEMU has no output".into(),
+        });
     };
     let marked = timeout(PROBE_LIMIT, async {
         let mut lines = BufReader::new(console).lines();
@@ -170,12 +198,17 @@ async fn boot_under_kvm(kernel: &Path, initramfs: &Path) -> Result<KvmVerdict, M
             let read = timeout(PROBE_LIMIT, errors.read_to_end(&mut said)).await;
             let text = String::from_utf8_lossy(&said);
             let first = text.lines().next().filter(|_| read.is_ok());
-            KvmVerdict::DoesNotBoot { reason: first.unwrap_or("QEMU ended").to_owned() }
+            KvmVerdict::DoesNotBoot {
+                reason: first.unwrap_or("QEMU ended").to_owned(),
+            }
         }
         Err(_) => KvmVerdict::DoesNotBoot {
             reason: format!("the kernel said nothing within {PROBE_LIMIT:?}"),
         },
     };
-    qemu.kill().await.map_err(|source| MachineError::Process { action: "stop", source })?;
+    qemu.kill().await.map_err(|source| MachineError::Process {
+        action: "stop",
+        source,
+    })?;
     Ok(verdict)
 }

@@ -24,28 +24,70 @@ const KERNEL: DebianKernel = DebianKernel {
     prefix: "linux-image-6",
     modules: &[
         // Disks, network, and what comes from QEMU.
-        "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "qemu_fw_cfg",
+        "virtio_pci",
+        "virtio_blk",
+        "virtio_net",
+        "virtio_rng",
+        "qemu_fw_cfg",
         // The power button, which asks for an orderly end.
-        "button", "evdev",
+        "button",
+        "evdev",
         // File systems and their checksums. The init waits for `ext4` before it mounts.
-        "crc32c_intel", "crc32c_generic", "xfs", "ext4", "overlay", "loop",
+        "crc32c_intel",
+        "crc32c_generic",
+        "xfs",
+        "ext4",
+        "overlay",
+        "loop",
         // Virtual machines; the one of the other maker does not load.
-        "kvm_amd", "kvm_intel",
+        "kvm_amd",
+        "kvm_intel",
         // Disks of sandboxes.
-        "dm_mod", "dm_snapshot", "dm_thin_pool",
+        "dm_mod",
+        "dm_snapshot",
+        "dm_thin_pool",
         // Networks of sandboxes.
-        "tun", "veth", "af_packet", "dummy",
-        "nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir",
-        "nft_ct", "nft_limit", "nft_log", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6",
-        "nft_fib_inet", "nft_numgen", "nft_hash", "nft_quota", "nft_objref", "nf_log_syslog",
+        "tun",
+        "veth",
+        "af_packet",
+        "dummy",
+        "nf_tables",
+        "nf_conntrack",
+        "nf_nat",
+        "nft_chain_nat",
+        "nft_nat",
+        "nft_masq",
+        "nft_redir",
+        "nft_ct",
+        "nft_limit",
+        "nft_log",
+        "nft_reject_inet",
+        "nft_reject_ipv4",
+        "nft_reject_ipv6",
+        "nft_fib_inet",
+        "nft_numgen",
+        "nft_hash",
+        "nft_quota",
+        "nft_objref",
+        "nf_log_syslog",
         "nf_conntrack_netlink",
     ],
     with_elf: false,
 };
 
 const FOLDERS: &[&str] = &[
-    "bin", "etc", "home", "lib", "root", "sbin", "usr/bin", "usr/local/bin", "usr/sbin", "var/lib",
-    "var/log", "var/tmp",
+    "bin",
+    "etc",
+    "home",
+    "lib",
+    "root",
+    "sbin",
+    "usr/bin",
+    "usr/local/bin",
+    "usr/sbin",
+    "var/lib",
+    "var/log",
+    "var/tmp",
 ];
 
 const FILES: &[(&str, &str)] = &[
@@ -54,10 +96,22 @@ const FILES: &[(&str, &str)] = &[
         "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n\
          user:x:1000:1000:user:/root:/bin/sh\n",
     ),
-    ("etc/group", "root:x:0:\ntty:x:5:\nuser:x:1000:\nnogroup:x:65534:\n"),
-    ("etc/hosts", "127.0.0.1\tlocalhost wrenn-machine\n::1\tlocalhost\n"),
-    ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
-    ("etc/profile", "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nexport PS1='\\u@\\h:\\w\\$ '\n"),
+    (
+        "etc/group",
+        "root:x:0:\ntty:x:5:\nuser:x:1000:\nnogroup:x:65534:\n",
+    ),
+    (
+        "etc/hosts",
+        "127.0.0.1\tlocalhost wrenn-machine\n::1\tlocalhost\n",
+    ),
+    (
+        "etc/nsswitch.conf",
+        "passwd: files\ngroup: files\nhosts: files dns\n",
+    ),
+    (
+        "etc/profile",
+        "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nexport PS1='\\u@\\h:\\w\\$ '\n",
+    ),
 ];
 
 /// The files that QEMU is started with.
@@ -79,7 +133,11 @@ pub(crate) fn build(
     let tree = root_tree(cache, progress)?;
     let initramfs = initramfs(cache, &kernel, &tree, programs, progress)?;
     let images = image_disk(cache, config, programs, progress)?;
-    Ok(Artifacts { kernel: kernel.bzimage(), initramfs, images })
+    Ok(Artifacts {
+        kernel: kernel.bzimage(),
+        initramfs,
+        images,
+    })
 }
 
 /// A kernel and an initramfs that only say that they run, to try an accelerator with.
@@ -95,8 +153,13 @@ pub(crate) fn build_probe(
     let product = cache.product(&recipe, "accelerator probe", progress, |dir| {
         let image = dir.join("initrd.img");
         let mut archive = start_archive(&image, init)?;
-        archive.directory("modules", 0o755).map_err(|source| unwritable(&image, source))?;
-        archive.finish().map(drop).map_err(|source| unwritable(&image, source))
+        archive
+            .directory("modules", 0o755)
+            .map_err(|source| unwritable(&image, source))?;
+        archive
+            .finish()
+            .map(drop)
+            .map_err(|source| unwritable(&image, source))
     })?;
     Ok((kernel.bzimage(), product.join("initrd.img")))
 }
@@ -129,7 +192,9 @@ fn initramfs(
     progress: &dyn Progress,
 ) -> Result<PathBuf, BuildError> {
     let file = |recipe: Recipe, name: &str, path: &Path| {
-        recipe.file(name, path).map_err(|source| unreadable(path, source))
+        recipe
+            .file(name, path)
+            .map_err(|source| unreadable(path, source))
     };
     let recipe = Recipe::new("machine-initramfs", 2)
         .input("kernel", &kernel.bzimage().display().to_string())
@@ -140,9 +205,12 @@ fn initramfs(
         let image = dir.join("initrd.img");
         let mut archive = start_archive(&image, &programs.init)?;
         kernel.add_modules(&mut archive, &image)?;
-        archive.directory("rootfs", 0o755).map_err(|source| unwritable(&image, source))?;
+        archive
+            .directory("rootfs", 0o755)
+            .map_err(|source| unwritable(&image, source))?;
         add_tree(&mut archive, tree, "rootfs", &image)?;
-        let envd = strip::program(&programs.envd).map_err(|source| unreadable(&programs.envd, source))?;
+        let envd =
+            strip::program(&programs.envd).map_err(|source| unreadable(&programs.envd, source))?;
         archive
             .file("rootfs/usr/local/bin/wrenn-envd", 0o755, &envd)
             .and_then(|()| archive.finish().map(drop))
@@ -180,9 +248,13 @@ fn add_tree(
     for entry in entries {
         let path = entry.path();
         let name = format!("{inside}/{}", entry.file_name().display());
-        let kind = entry.file_type().map_err(|source| unreadable(&path, source))?;
+        let kind = entry
+            .file_type()
+            .map_err(|source| unreadable(&path, source))?;
         if kind.is_dir() {
-            archive.directory(&name, 0o755).map_err(|source| unwritable(image, source))?;
+            archive
+                .directory(&name, 0o755)
+                .map_err(|source| unwritable(image, source))?;
             add_tree(archive, &path, &name, image)?;
         } else if kind.is_symlink() {
             let target = fs::read_link(&path).map_err(|source| unreadable(&path, source))?;
@@ -191,8 +263,14 @@ fn add_tree(
                 .map_err(|source| unwritable(image, source))?;
         } else {
             let contents = fs::read(&path).map_err(|source| unreadable(&path, source))?;
-            let mode = if inside.ends_with("etc") { 0o644 } else { 0o755 };
-            archive.file(&name, mode, &contents).map_err(|source| unwritable(image, source))?;
+            let mode = if inside.ends_with("etc") {
+                0o644
+            } else {
+                0o755
+            };
+            archive
+                .file(&name, mode, &contents)
+                .map_err(|source| unwritable(image, source))?;
         }
     }
     Ok(())
@@ -212,7 +290,12 @@ fn image_disk(
         .collect::<Result<Vec<_>, _>>()?;
     let recipe = Recipe::new("machine-images", 1)
         .input("kernel", &kernel.dir.display().to_string())
-        .inputs("image", images.iter().flat_map(|image| [image.name, image.sha256.as_str()]));
+        .inputs(
+            "image",
+            images
+                .iter()
+                .flat_map(|image| [image.name, image.sha256.as_str()]),
+        );
     let product = cache.product(&recipe, "machine's image disk", progress, |dir| {
         let tree = dir.join("tree");
         install::stage(&tree, &kernel, &images, install::Files::Linked)?;
@@ -245,7 +328,11 @@ fn disk_usage(dir: &Path) -> std::io::Result<u64> {
 }
 
 fn unreadable(path: &Path, source: std::io::Error) -> BuildError {
-    BuildError::File { action: "read", path: path.to_path_buf(), source }
+    BuildError::File {
+        action: "read",
+        path: path.to_path_buf(),
+        source,
+    }
 }
 
 fn unwritable(path: &Path, source: std::io::Error) -> BuildError {

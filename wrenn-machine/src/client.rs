@@ -92,7 +92,10 @@ impl MachineClient {
     /// # Errors
     /// The file cannot be read, sent or put in place. The old one is then still there.
     pub async fn push(&self, local: &Path, remote: &str, mode: u32) -> Result<bool, WorkError> {
-        let unreadable = |source| WorkError::ReadLocal { path: local.to_path_buf(), source };
+        let unreadable = |source| WorkError::ReadLocal {
+            path: local.to_path_buf(),
+            source,
+        };
         let path = local.to_path_buf();
         let hash = tokio::task::spawn_blocking(move || sha256_of_file(&path))
             .await
@@ -112,13 +115,17 @@ impl MachineClient {
         // goes first and comes last, so that it never speaks of a file that is not there.
         let script = r#"rm -f "$4" && chmod "$3" "$1" && mv "$1" "$2" && mkdir -p "${4%/*}" && echo "$5" > "$4""#;
         let mode = format!("{mode:o}");
-        let command = Command::new("sh").args(["-c", script, "sh", &aside, remote, &mode, &mark, &stamp]);
+        let command =
+            Command::new("sh").args(["-c", script, "sh", &aside, remote, &mode, &mark, &stamp]);
         let placed = self.guest.output(&command.user(USER)).await?;
         if placed.status.shell_code() == 0 {
             return Ok(true);
         }
         let reason = String::from_utf8_lossy(&placed.stderr).trim().to_owned();
-        Err(WorkError::Place { remote: remote.to_owned(), reason })
+        Err(WorkError::Place {
+            remote: remote.to_owned(),
+            reason,
+        })
     }
 }
 
@@ -139,7 +146,11 @@ async fn feed(
     loop {
         match source.read(&mut buffer).await {
             Ok(0) | Err(_) => return input.close().await,
-            Ok(length) => input.write(Bytes::copy_from_slice(&buffer[..length])).await?,
+            Ok(length) => {
+                input
+                    .write(Bytes::copy_from_slice(&buffer[..length]))
+                    .await?
+            }
         }
     }
 }

@@ -36,7 +36,9 @@ pub(crate) struct CommandLine<'a> {
 impl CommandLine<'_> {
     /// The arguments for a machine whose daemon is reached at the host's loopback `port`.
     pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
-        let Self { config, artifacts, .. } = self;
+        let Self {
+            config, artifacts, ..
+        } = self;
         let state = |name: &str| comma_safe(&self.state.join(name));
         let mut line = Line(Vec::new());
         line.pair("-name", format!("wrenn-machine-{}", self.name));
@@ -49,23 +51,39 @@ impl CommandLine<'_> {
         line.pair("-kernel", artifacts.kernel.as_os_str());
         line.pair("-initrd", artifacts.initramfs.as_os_str());
         line.pair("-append", self.kernel_parameters());
-        line.pair("-chardev", format!("file,id=console,path={}", state("console.log")));
+        line.pair(
+            "-chardev",
+            format!("file,id=console,path={}", state("console.log")),
+        );
         line.pair("-serial", "chardev:console");
-        line.pair("-qmp", format!("unix:{},server=on,wait=off", state("qmp.sock")));
+        line.pair(
+            "-qmp",
+            format!("unix:{},server=on,wait=off", state("qmp.sock")),
+        );
         line.pair("-pidfile", self.state.join("qemu.pid"));
         line.disk("images", &comma_safe(&artifacts.images), "readonly=on");
         // Fast, and safe when QEMU is killed, since the host's page cache then still has all
         // writes. Only a crash of the host can damage the disk, and it can be made again.
-        line.disk("data", &state("data.img"), "cache=unsafe,discard=unmap,detect-zeroes=unmap");
+        line.disk(
+            "data",
+            &state("data.img"),
+            "cache=unsafe,discard=unmap,detect-zeroes=unmap",
+        );
         line.pair(
             "-netdev",
             format!(
                 "user,id={NETWORK},ipv6=off,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{DAEMON_PORT}"
             ),
         );
-        line.pair("-device", format!("virtio-net-pci,netdev={NETWORK},romfile="));
+        line.pair(
+            "-device",
+            format!("virtio-net-pci,netdev={NETWORK},romfile="),
+        );
         line.pair("-device", "virtio-rng-pci");
-        line.pair("-fw_cfg", format!("name=opt/wrenn/token,file={}", state("token")));
+        line.pair(
+            "-fw_cfg",
+            format!("name=opt/wrenn/token,file={}", state("token")),
+        );
         // User code runs in there: what breaks out of the machine should find little.
         line.pair(
             "-sandbox",
@@ -78,8 +96,13 @@ impl CommandLine<'_> {
     /// so their paths stand for what is in them.
     pub(crate) fn recipe(&self) -> String {
         let arguments = self.arguments(0);
-        let texts: Vec<_> = arguments.iter().map(|argument| argument.to_string_lossy()).collect();
-        Recipe::new("machine", 1).inputs("argument", texts.iter().map(|text| &**text)).key()
+        let texts: Vec<_> = arguments
+            .iter()
+            .map(|argument| argument.to_string_lossy())
+            .collect();
+        Recipe::new("machine", 1)
+            .inputs("argument", texts.iter().map(|text| &**text))
+            .key()
     }
 
     fn kernel_parameters(&self) -> String {
@@ -102,8 +125,14 @@ impl Line {
     }
 
     fn disk(&mut self, id: &str, file: &str, options: &str) {
-        self.pair("-drive", format!("if=none,id={id},format=raw,file={file},{options}"));
-        self.pair("-device", format!("virtio-blk-pci,drive={id},serial=wrenn-{id}"));
+        self.pair(
+            "-drive",
+            format!("if=none,id={id},format=raw,file={file},{options}"),
+        );
+        self.pair(
+            "-device",
+            format!("virtio-blk-pci,drive={id},serial=wrenn-{id}"),
+        );
     }
 }
 
@@ -137,13 +166,27 @@ mod tests {
     }
 
     fn line<'a>(parts: &'a Parts, state: &'a Path, accelerator: Accelerator) -> CommandLine<'a> {
-        let Parts { name, config, artifacts } = parts;
-        CommandLine { name, config, accelerator, artifacts, state }
+        let Parts {
+            name,
+            config,
+            artifacts,
+        } = parts;
+        CommandLine {
+            name,
+            config,
+            accelerator,
+            artifacts,
+            state,
+        }
     }
 
     fn text(line: &CommandLine<'_>, port: u16) -> String {
         let arguments = line.arguments(port);
-        arguments.iter().map(|one| one.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        arguments
+            .iter()
+            .map(|one| one.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     #[test]
@@ -158,7 +201,10 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.matches("-netdev").count(), 1);
-        assert!(text.contains("-nodefaults"), "no network card that nobody asked for");
+        assert!(
+            text.contains("-nodefaults"),
+            "no network card that nobody asked for"
+        );
     }
 
     #[test]
@@ -166,7 +212,10 @@ mod tests {
         let parts = parts();
         let state = PathBuf::from("/home/a,b");
         let text = text(&line(&parts, &state, Accelerator::Kvm), 1);
-        assert!(text.contains("file=/cache/a,,b/images.ext4,readonly=on"), "{text}");
+        assert!(
+            text.contains("file=/cache/a,,b/images.ext4,readonly=on"),
+            "{text}"
+        );
         assert!(text.contains("path=/home/a,,b/console.log"), "{text}");
         assert!(text.contains("-accel kvm -cpu host"), "{text}");
     }
@@ -184,6 +233,12 @@ mod tests {
         assert_eq!(plain, key(|_| {}, emulated));
         assert_ne!(plain, key(|_| {}, Accelerator::Kvm));
         assert_ne!(plain, key(|parts| parts.config.memory_mib += 1, emulated));
-        assert_ne!(plain, key(|parts| parts.artifacts.initramfs = "/other".into(), emulated));
+        assert_ne!(
+            plain,
+            key(
+                |parts| parts.artifacts.initramfs = "/other".into(),
+                emulated
+            )
+        );
     }
 }

@@ -50,7 +50,11 @@ impl FromStr for MachineName {
         let good = (1..=MAX_NAME).contains(&text.len())
             && text.chars().all(allowed)
             && !text.starts_with('-');
-        if good { Ok(Self(text.to_owned())) } else { Err(BadNameError(text.to_owned())) }
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadNameError(text.to_owned()))
+        }
     }
 }
 
@@ -119,7 +123,10 @@ impl Programs {
                 .find(|place| place.is_file())
                 .ok_or_else(|| places.next().unwrap_or_else(|| name.into()))
         };
-        Ok(Self { envd: find("wrenn-envd")?, init: find("wrenn-machine-init")? })
+        Ok(Self {
+            envd: find("wrenn-envd")?,
+            init: find("wrenn-machine-init")?,
+        })
     }
 }
 

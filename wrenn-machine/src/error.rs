@@ -73,7 +73,11 @@ impl MachineError {
         if source.kind() == io::ErrorKind::StorageFull {
             Self::DiskFull { path }
         } else {
-            Self::State { action, path, source }
+            Self::State {
+                action,
+                path,
+                source,
+            }
         }
     }
 
@@ -81,7 +85,9 @@ impl MachineError {
     pub(crate) fn of_qemu(output: String, name: &MachineName, mib: u32, port: u16) -> Self {
         if output.contains("Could not set up host forwarding rule") {
             Self::PortTaken { port }
-        } else if output.contains("Cannot allocate memory") || output.contains("cannot set up guest memory") {
+        } else if output.contains("Cannot allocate memory")
+            || output.contains("cannot set up guest memory")
+        {
             Self::OutOfMemory { mib }
         } else if output.contains("Failed to get \"write\" lock") {
             Self::DiskInUse { name: name.clone() }

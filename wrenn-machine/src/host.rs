@@ -81,8 +81,16 @@ pub async fn examine(
     let mut findings = vec![kvm_finding(kvm.as_ref())];
     findings.extend(probes::all(root));
     findings.extend([
-        packages_finding("image_packages", host_packages::FOR_IMAGES, NeededBy::Everything),
-        packages_finding("machine_packages", host_packages::FOR_MACHINE, NeededBy::Machine),
+        packages_finding(
+            "image_packages",
+            host_packages::FOR_IMAGES,
+            NeededBy::Everything,
+        ),
+        packages_finding(
+            "machine_packages",
+            host_packages::FOR_MACHINE,
+            NeededBy::Machine,
+        ),
     ]);
     Ok(HostReport::of(findings))
 }
@@ -166,21 +174,41 @@ fn packages_finding(
     needed_by: NeededBy,
 ) -> Finding {
     let names = |list: Vec<&host_packages::HostPackage>| {
-        list.iter().map(|package| package.name).collect::<Vec<_>>().join(" ")
+        list.iter()
+            .map(|package| package.name)
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     let missing: Vec<_> = host_packages::missing(packages).collect();
-    let ability = if missing.is_empty() { Ability::Works } else { Ability::Missing };
+    let ability = if missing.is_empty() {
+        Ability::Works
+    } else {
+        Ability::Missing
+    };
     let purpose = match needed_by {
         NeededBy::Machine => "programs that run the machine",
         _ => "programs that build guest images",
     };
     let (detail, fix) = if missing.is_empty() {
-        (format!("{} installed", names(packages.iter().collect())), None)
+        (
+            format!("{} installed", names(packages.iter().collect())),
+            None,
+        )
     } else {
         let missing = names(missing);
-        (format!("{missing} not installed"), Some(format!("apt-get install {missing}")))
+        (
+            format!("{missing} not installed"),
+            Some(format!("apt-get install {missing}")),
+        )
     };
-    Finding { name, ability, needed_by, purpose, detail, fix }
+    Finding {
+        name,
+        ability,
+        needed_by,
+        purpose,
+        detail,
+        fix,
+    }
 }
 
 #[cfg(test)]
@@ -188,7 +216,14 @@ mod tests {
     use super::*;
 
     fn finding(ability: Ability, needed_by: NeededBy) -> Finding {
-        Finding { name: "x", ability, needed_by, purpose: "", detail: String::new(), fix: None }
+        Finding {
+            name: "x",
+            ability,
+            needed_by,
+            purpose: "",
+            detail: String::new(),
+            fix: None,
+        }
     }
 
     #[test]
@@ -204,7 +239,10 @@ mod tests {
             works(NeededBy::Sandboxes),
             finding(Ability::Unknown, NeededBy::Everything),
         ]);
-        assert!(!report.runs_sandboxes && !report.runs_machine, "unknown is not enough");
+        assert!(
+            !report.runs_sandboxes && !report.runs_machine,
+            "unknown is not enough"
+        );
     }
 
     #[test]
@@ -218,10 +256,18 @@ mod tests {
         ];
         for verdict in verdicts {
             let finding = kvm_finding(verdict.as_ref());
-            assert_eq!(finding.ability == Ability::Works, finding.fix.is_none(), "{finding:?}");
+            assert_eq!(
+                finding.ability == Ability::Works,
+                finding.fix.is_none(),
+                "{finding:?}"
+            );
         }
         for finding in probes::all(Path::new("/")) {
-            assert_eq!(finding.ability == Ability::Works, finding.fix.is_none(), "{finding:?}");
+            assert_eq!(
+                finding.ability == Ability::Works,
+                finding.fix.is_none(),
+                "{finding:?}"
+            );
         }
     }
 }

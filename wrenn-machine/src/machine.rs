@@ -81,7 +81,11 @@ impl Machine {
     /// The machine `name` with its state under `home` and its products in `cache`.
     #[must_use]
     pub fn new(name: &MachineName, home: &Path, cache: Cache) -> Self {
-        Self { state: StateDirectory::new(home, name), home: home.to_path_buf(), cache }
+        Self {
+            state: StateDirectory::new(home, name),
+            home: home.to_path_buf(),
+            cache,
+        }
     }
 
     /// Where the console of this run, or of the last one, is written.
@@ -120,7 +124,10 @@ impl Machine {
         }
         if command::find(QEMU).is_none() {
             let package = host_packages::providing(QEMU);
-            let missing = CommandError::Missing { program: QEMU.to_owned(), package };
+            let missing = CommandError::Missing {
+                program: QEMU.to_owned(),
+                package,
+            };
             return Err(MachineError::NoQemu(missing));
         }
         let artifacts = self.build(config, programs, &progress).await?;
@@ -131,7 +138,13 @@ impl Machine {
                 .accelerator(),
         };
         let name = self.state.name();
-        let line = CommandLine { name, config, accelerator, artifacts: &artifacts, state: self.state.dir() };
+        let line = CommandLine {
+            name,
+            config,
+            accelerator,
+            artifacts: &artifacts,
+            state: self.state.dir(),
+        };
         let recipe = line.recipe();
         // A record that cannot be read says nothing, and is replaced.
         if let Ok(Some((record, process))) = self.state.running() {
@@ -152,7 +165,10 @@ impl Machine {
         let started = Instant::now();
         let result = self.launch(&lock, &line, recipe).await;
         progress.report(match &result {
-            Ok(_) => Event::Finished { step: &step, elapsed: started.elapsed() },
+            Ok(_) => Event::Finished {
+                step: &step,
+                elapsed: started.elapsed(),
+            },
             Err(_) => Event::Failed { step: &step },
         });
         result
@@ -182,7 +198,9 @@ impl Machine {
     pub async fn discard_data(&self) -> Result<(), MachineError> {
         let _lock = self.locked().await?;
         if self.state.running()?.is_some() {
-            return Err(MachineError::DiskInUse { name: self.state.name().clone() });
+            return Err(MachineError::DiskInUse {
+                name: self.state.name().clone(),
+            });
         }
         let disk = self.state.data_disk();
         match fs::remove_file(&disk) {
@@ -198,7 +216,9 @@ impl Machine {
     /// The machine does not run, or QEMU refuses.
     pub async fn forward(&self, guest_port: u16) -> Result<u16, MachineError> {
         let lock = self.locked().await?;
-        let not_running = || MachineError::NotRunning { name: self.state.name().clone() };
+        let not_running = || MachineError::NotRunning {
+            name: self.state.name().clone(),
+        };
         let (mut record, _process) = self.state.running()?.ok_or_else(not_running)?;
         if let Some(host_port) = record.forwards.get(&guest_port) {
             return Ok(*host_port);
@@ -259,7 +279,10 @@ impl Machine {
         command.stdout(Stdio::null()).stderr(errors);
         // The terminal's Ctrl-C is for us, and the machine outlives us.
         command.process_group(0);
-        let started = |source| MachineError::Process { action: "start", source };
+        let started = |source| MachineError::Process {
+            action: "start",
+            source,
+        };
         let mut child = command.spawn().map_err(started)?;
         let identity = ProcessIdentity::of(child.id().cast_signed());
         // Reaps it, should it end before we do.
@@ -303,7 +326,10 @@ impl Machine {
         token: AccessToken,
         limit: Duration,
     ) -> Result<(), MachineError> {
-        let late = || MachineError::BootDeadline { limit, console: self.state.console_tail() };
+        let late = || MachineError::BootDeadline {
+            limit,
+            console: self.state.console_tail(),
+        };
         let deadline = Instant::now() + limit;
         // QEMU takes connections before the machine has a network, and holds them for
         // seconds. So the first one is made when there is somebody to answer.
@@ -317,7 +343,12 @@ impl Machine {
         let left = deadline.saturating_duration_since(Instant::now());
         client.wait_healthy(left).await.map_err(|_| late())?;
         let root = Some(USER.to_owned());
-        Ok(client.init(&InitRequest { default_user: root, ..InitRequest::default() }).await?)
+        Ok(client
+            .init(&InitRequest {
+                default_user: root,
+                ..InitRequest::default()
+            })
+            .await?)
     }
 
     /// Why QEMU ended before the machine was up.
@@ -326,7 +357,9 @@ impl Machine {
             Ok(said) if !said.trim().is_empty() => {
                 MachineError::of_qemu(said.trim().to_owned(), name, mib, port)
             }
-            _ => MachineError::Died { console: self.state.console_tail() },
+            _ => MachineError::Died {
+                console: self.state.console_tail(),
+            },
         }
     }
 
@@ -345,7 +378,10 @@ impl Machine {
             }
             tracing::warn!("the machine did not power off in time, and is killed");
         }
-        process.kill().map_err(|source| MachineError::Process { action: "kill", source })?;
+        process.kill().map_err(|source| MachineError::Process {
+            action: "kill",
+            source,
+        })?;
         until_ended(process).await
     }
 
@@ -360,7 +396,15 @@ impl Machine {
         file.set_len(config.data_gib << 30).at("size", &aside)?;
         drop(file);
         Program::new("mkfs.xfs")
-            .args(["-q", "-f", "-K", "-m", "reflink=1,crc=1", "-L", "wrenn-data"])
+            .args([
+                "-q",
+                "-f",
+                "-K",
+                "-m",
+                "reflink=1,crc=1",
+                "-L",
+                "wrenn-data",
+            ])
             .arg(&aside)
             .run()
             .map_err(wrenn_images::BuildError::from)?;
@@ -374,12 +418,18 @@ impl Running {
     /// # Errors
     /// The client cannot be made.
     pub fn client(&self) -> Result<MachineClient, MachineError> {
-        Ok(MachineClient::new(GuestClient::new(self.address, Some(self.token.clone()))?))
+        Ok(MachineClient::new(GuestClient::new(
+            self.address,
+            Some(self.token.clone()),
+        )?))
     }
 }
 
 async fn until_ended(process: &LiveProcess) -> Result<(), MachineError> {
-    let failed = |source| MachineError::Process { action: "watch", source };
+    let failed = |source| MachineError::Process {
+        action: "watch",
+        source,
+    };
     while !process.ends_within(Duration::ZERO).map_err(failed)? {
         tokio::time::sleep(POLL).await;
     }

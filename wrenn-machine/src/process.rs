@@ -30,7 +30,11 @@ impl ProcessIdentity {
     pub(crate) fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let start_ticks = start_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { pid, start_ticks, boot_id: boot_id()? })
+        Ok(Self {
+            pid,
+            start_ticks,
+            boot_id: boot_id()?,
+        })
     }
 
     /// Opens the process, if it is still alive.
@@ -67,13 +71,16 @@ impl LiveProcess {
 
 /// The identifier of this boot of the host.
 pub(crate) fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// Whether one of the process's arguments is exactly `argument`.
 pub(crate) fn has_argument(pid: i32, argument: &str) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
-        line.split(|byte| *byte == 0).any(|one| one == argument.as_bytes())
+        line.split(|byte| *byte == 0)
+            .any(|one| one == argument.as_bytes())
     })
 }
 

@@ -60,13 +60,18 @@ impl Qmp {
     /// Connects to `socket` in the directory `dir`.
     pub(crate) async fn connect(dir: &Path, socket: &str) -> Result<Self, QmpError> {
         let path = dir.join(socket);
-        let failed = |source| QmpError::Connect { path: path.clone(), source };
+        let failed = |source| QmpError::Connect {
+            path: path.clone(),
+            source,
+        };
         // The name of a socket may have 108 bytes, and a home directory can be longer. The
         // way through an open directory is always short.
         let opened = std::fs::File::open(dir).map_err(failed)?;
         let short = format!("/proc/self/fd/{}/{socket}", opened.as_raw_fd());
         let stream = UnixStream::connect(short).await.map_err(failed)?;
-        let mut qmp = Self { stream: BufReader::new(stream) };
+        let mut qmp = Self {
+            stream: BufReader::new(stream),
+        };
         // The greeting has nothing that we need.
         qmp.line().await?;
         qmp.execute("qmp_capabilities", None).await?;
@@ -85,13 +90,20 @@ impl Qmp {
         }
         let mut text = request.to_string();
         text.push('\n');
-        self.stream.get_mut().write_all(text.as_bytes()).await.map_err(QmpError::Broken)?;
+        self.stream
+            .get_mut()
+            .write_all(text.as_bytes())
+            .await
+            .map_err(QmpError::Broken)?;
         loop {
             let line = self.line().await?;
             match answer_in(&line)? {
                 Some(Answer::Return(value)) => return Ok(value),
                 Some(Answer::Error(reason)) => {
-                    return Err(QmpError::Refused { command: command.to_owned(), reason });
+                    return Err(QmpError::Refused {
+                        command: command.to_owned(),
+                        reason,
+                    });
                 }
                 None => {}
             }
@@ -101,14 +113,19 @@ impl Qmp {
     /// Runs a command of the human monitor. Its answer is text, and empty when all is well.
     pub(crate) async fn monitor(&mut self, line: &str) -> Result<String, QmpError> {
         let arguments = json!({ "command-line": line });
-        let answer = self.execute("human-monitor-command", Some(arguments)).await?;
+        let answer = self
+            .execute("human-monitor-command", Some(arguments))
+            .await?;
         Ok(answer.as_str().unwrap_or_default().trim().to_owned())
     }
 
     async fn line(&mut self) -> Result<String, QmpError> {
         let mut line = String::new();
         let read = timeout(PATIENCE, self.stream.read_line(&mut line)).await;
-        match read.map_err(|_| QmpError::Slow)?.map_err(QmpError::Broken)? {
+        match read
+            .map_err(|_| QmpError::Slow)?
+            .map_err(QmpError::Broken)?
+        {
             0 => Err(QmpError::Closed),
             _ => Ok(line),
         }
@@ -122,7 +139,9 @@ fn answer_in(line: &str) -> Result<Option<Answer>, QmpError> {
         let reason = error["desc"].as_str().unwrap_or("no reason given");
         return Ok(Some(Answer::Error(reason.to_owned())));
     }
-    Ok(value.get_mut("return").map(|result| Answer::Return(result.take())))
+    Ok(value
+        .get_mut("return")
+        .map(|result| Answer::Return(result.take())))
 }
 
 #[cfg(test)]
@@ -135,12 +154,18 @@ mod tests {
     fn answers_are_told_from_events() {
         let answer = |line| answer_in(line).unwrap();
         assert_eq!(answer(r#"{"return": {}}"#), Some(Answer::Return(json!({}))));
-        assert_eq!(answer(r#"{"return": "text\r\n"}"#), Some(Answer::Return(json!("text\r\n"))));
+        assert_eq!(
+            answer(r#"{"return": "text\r\n"}"#),
+            Some(Answer::Return(json!("text\r\n")))
+        );
         assert_eq!(
             answer(r#"{"error": {"class": "GenericError", "desc": "no such net"}}"#),
             Some(Answer::Error("no such net".into()))
         );
-        assert_eq!(answer(r#"{"event": "POWERDOWN", "timestamp": {"seconds": 1}}"#), None);
+        assert_eq!(
+            answer(r#"{"event": "POWERDOWN", "timestamp": {"seconds": 1}}"#),
+            None
+        );
         assert!(answer_in("qemu: what?").is_err());
     }
 
@@ -152,7 +177,11 @@ mod tests {
             let (stream, _) = listener.accept().await.unwrap();
             let mut stream = BufReader::new(stream);
             let mut asked = Vec::new();
-            stream.get_mut().write_all(b"{\"QMP\": {}}\n").await.unwrap();
+            stream
+                .get_mut()
+                .write_all(b"{\"QMP\": {}}\n")
+                .await
+                .unwrap();
             for reply in [
                 "{\"return\": {}}\n",
                 "{\"event\": \"X\"}\n{\"return\": \"\\r\\n\"}\n",
@@ -169,7 +198,10 @@ mod tests {
         assert_eq!(qmp.monitor("hostfwd_add x").await.unwrap(), "");
         let error = qmp.execute("quit", None).await.unwrap_err();
         assert_eq!(error.to_string(), "QEMU refused quit: no");
-        assert!(matches!(qmp.execute("quit", None).await, Err(QmpError::Closed | QmpError::Broken(_))));
+        assert!(matches!(
+            qmp.execute("quit", None).await,
+            Err(QmpError::Closed | QmpError::Broken(_))
+        ));
         let asked = server.await.unwrap();
         assert_eq!(asked[1]["arguments"]["command-line"], "hostfwd_add x");
     }

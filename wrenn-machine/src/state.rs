@@ -70,7 +70,10 @@ pub(crate) fn home() -> Result<PathBuf, MachineError> {
 
 impl StateDirectory {
     pub(crate) fn new(home: &Path, name: &MachineName) -> Self {
-        Self { dir: home.join(name.as_str()), name: name.clone() }
+        Self {
+            dir: home.join(name.as_str()),
+            name: name.clone(),
+        }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -123,14 +126,20 @@ impl StateDirectory {
 
     /// The number in QEMU's pid file.
     pub(crate) fn started_pid(&self) -> Option<i32> {
-        fs::read_to_string(self.dir.join("qemu.pid")).ok()?.trim().parse().ok()
+        fs::read_to_string(self.dir.join("qemu.pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     }
 
     /// Writes the record, whole or not at all.
     pub(crate) fn write_record(&self, _lock: &Locked, record: &Record) -> Result<(), MachineError> {
         let path = self.record();
-        let text = serde_json::to_vec_pretty(record)
-            .map_err(|source| MachineError::BadState { path: path.clone(), source })?;
+        let text = serde_json::to_vec_pretty(record).map_err(|source| MachineError::BadState {
+            path: path.clone(),
+            source,
+        })?;
         let aside = self.dir.join("machine.json.new");
         fs::write(&aside, text).at("write", &aside)?;
         fs::rename(&aside, &path).at("write", &path)
@@ -138,7 +147,14 @@ impl StateDirectory {
 
     /// Removes what only a running machine has.
     pub(crate) fn clear(&self, _lock: &Locked) -> Result<(), MachineError> {
-        for name in ["machine.json", "machine.json.new", "qemu.pid", "qemu.log", "qmp.sock", "token"] {
+        for name in [
+            "machine.json",
+            "machine.json.new",
+            "qemu.pid",
+            "qemu.log",
+            "qmp.sock",
+            "token",
+        ] {
             let path = self.dir.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -159,14 +175,17 @@ impl StateDirectory {
             .mode(0o600)
             .open(&path)
             .at("create", &path)?;
-        file.write_all(token.reveal().as_bytes()).at("write", &path)?;
+        file.write_all(token.reveal().as_bytes())
+            .at("write", &path)?;
         Ok(token)
     }
 
     /// The running daemon's token.
     pub(crate) fn token(&self) -> Result<AccessToken, MachineError> {
         let path = self.dir.join("token");
-        fs::read_to_string(&path).at("read", &path).map(AccessToken::new)
+        fs::read_to_string(&path)
+            .at("read", &path)
+            .map(AccessToken::new)
     }
 
     /// The end of the console's log.
@@ -216,8 +235,13 @@ mod tests {
         state.write_record(&lock, &alive).unwrap();
         assert_eq!(state.running().unwrap().unwrap().0, alive);
 
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        state.write_record(&lock, &record(child.id().cast_signed())).unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        state
+            .write_record(&lock, &record(child.id().cast_signed()))
+            .unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(state.running().unwrap().is_none(), "stale record");
@@ -229,7 +253,10 @@ mod tests {
         let state = directory(home.path());
         let lock = state.lock().unwrap();
         fs::write(state.dir().join("machine.json"), "{").unwrap();
-        assert!(matches!(state.running(), Err(MachineError::BadState { .. })));
+        assert!(matches!(
+            state.running(),
+            Err(MachineError::BadState { .. })
+        ));
         state.clear(&lock).unwrap();
         assert!(state.running().unwrap().is_none());
     }
@@ -251,7 +278,10 @@ mod tests {
         let one = state.new_token(&lock).unwrap();
         let two = state.new_token(&lock).unwrap();
         assert!(one != two && state.token().unwrap() == two);
-        let mode = fs::metadata(state.dir().join("token")).unwrap().permissions().mode();
+        let mode = fs::metadata(state.dir().join("token"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -264,6 +294,9 @@ mod tests {
         let text: String = (0..1000).map(|line| format!("line {line}\r\n")).collect();
         fs::write(state.console(), text).unwrap();
         let tail = state.console_tail();
-        assert!(tail.ends_with("line 999") && tail.lines().count() == TAIL_LINES, "{tail}");
+        assert!(
+            tail.ends_with("line 999") && tail.lines().count() == TAIL_LINES,
+            "{tail}"
+        );
     }
 }

@@ -59,7 +59,11 @@ const CUSTOMIZE: &[&str] = &[
 pub(super) const TEMPLATE: Template = Template {
     name: "base",
     kinds: ["rootfs-base-debian", "rootfs-base"],
-    filesystem: Filesystem { label: "wrenn-base", size_mib: 2048, journal_mib: Some(16) },
+    filesystem: Filesystem {
+        label: "wrenn-base",
+        size_mib: 2048,
+        journal_mib: Some(16),
+    },
     recipe,
     fill,
 };
@@ -79,15 +83,28 @@ fn fill(_cache: &Cache, tree: &Path) -> Result<(), BuildError> {
     Program::new("mmdebstrap")
         .args(["--quiet", "--variant=minbase", "--format=tar"])
         .arg(format!("--include={}", PACKAGES.join(",")))
-        .args(DPKG_OPTIONS.iter().map(|option| format!("--dpkgopt={option}")))
-        .args(CUSTOMIZE.iter().map(|hook| format!("--customize-hook={hook}")))
+        .args(
+            DPKG_OPTIONS
+                .iter()
+                .map(|option| format!("--dpkgopt={option}")),
+        )
+        .args(
+            CUSTOMIZE
+                .iter()
+                .map(|hook| format!("--customize-hook={hook}")),
+        )
         .arg(RELEASE)
         .arg(&archive)
         .args(SOURCES)
         .env("SOURCE_DATE_EPOCH", EPOCH.to_string())
         .run()?;
     Program::new("tar")
-        .args(["--extract", "--preserve-permissions", "--numeric-owner", "--xattrs"])
+        .args([
+            "--extract",
+            "--preserve-permissions",
+            "--numeric-owner",
+            "--xattrs",
+        ])
         .arg("--file")
         .arg(&archive)
         .arg("--directory")

@@ -39,10 +39,15 @@ pub fn make(tree: &Path, image: &Path, filesystem: &Filesystem) -> Result<(), Bu
         None => ["-O".to_owned(), "^has_journal".to_owned()],
     };
     fixed_time(Program::new("mke2fs"))
-        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0"])
+        .args([
+            "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0",
+        ])
         .args(["-L", filesystem.label, "-U", UUID])
         // The file is all holes, so nothing must be zeroed, neither now nor by the guest.
-        .args(["-E", &format!("hash_seed={UUID},root_owner=0:0,assume_storage_prezeroed=1")])
+        .args([
+            "-E",
+            &format!("hash_seed={UUID},root_owner=0:0,assume_storage_prezeroed=1"),
+        ])
         .args(journal)
         .arg("-d")
         .arg(tree)
@@ -85,7 +90,10 @@ pub(super) fn write_program(image: &Path, program: &Path, path: &str) -> Result<
     if whole {
         Ok(())
     } else {
-        Err(BuildError::NotInjected { path: path.to_owned(), image: image.to_path_buf() })
+        Err(BuildError::NotInjected {
+            path: path.to_owned(),
+            image: image.to_path_buf(),
+        })
     }
 }
 
@@ -95,7 +103,11 @@ fn fix_times(dir: &Path, inside: &str, script: &mut String) -> Result<(), BuildE
     for entry in fs::read_dir(dir).at("list", dir)? {
         let entry = entry.at("list", dir)?;
         let is_dir = entry.file_type().at("look at", &entry.path())?.is_dir();
-        names.push((entry.path(), entry.file_name().to_string_lossy().into_owned(), is_dir));
+        names.push((
+            entry.path(),
+            entry.file_name().to_string_lossy().into_owned(),
+            is_dir,
+        ));
     }
     names.sort();
     script.push_str(&set_times(if inside.is_empty() { "/" } else { inside }));
@@ -120,9 +132,12 @@ fn set_times(place: &str) -> String {
 
 fn set_times_with_modified(place: &str, modified: u64) -> String {
     let mut script = String::new();
-    for (field, time) in
-        [("atime", EPOCH), ("ctime", EPOCH), ("crtime", EPOCH), ("mtime", modified)]
-    {
+    for (field, time) in [
+        ("atime", EPOCH),
+        ("ctime", EPOCH),
+        ("crtime", EPOCH),
+        ("mtime", modified),
+    ] {
         // Writing to a String cannot fail.
         writeln!(script, "sif \"{place}\" {field} @{time}").ok();
         writeln!(script, "sif \"{place}\" {field}_extra 0").ok();
@@ -147,7 +162,9 @@ fn debugfs(image: &Path, script: &str) -> Result<(), BuildError> {
 
 fn fixed_time(program: Program) -> Program {
     let time = EPOCH.to_string();
-    program.env("E2FSPROGS_FAKE_TIME", &time).env("SOURCE_DATE_EPOCH", &time)
+    program
+        .env("E2FSPROGS_FAKE_TIME", &time)
+        .env("SOURCE_DATE_EPOCH", &time)
 }
 
 #[cfg(test)]
@@ -156,7 +173,11 @@ mod tests {
 
     use super::*;
 
-    const SMALL: Filesystem = Filesystem { label: "test", size_mib: 64, journal_mib: Some(4) };
+    const SMALL: Filesystem = Filesystem {
+        label: "test",
+        size_mib: 64,
+        journal_mib: Some(4),
+    };
 
     fn tree(dir: &Path) {
         fs::create_dir_all(dir.join("usr/local/bin")).unwrap();
@@ -193,14 +214,21 @@ mod tests {
     fn image_is_sound_sparse_and_holds_the_program() {
         let dir = tempfile::tempdir().unwrap();
         let image = image_of(dir.path(), "one");
-        Program::new("e2fsck").args(["-f", "-n"]).arg(&image).run().unwrap();
+        Program::new("e2fsck")
+            .args(["-f", "-n"])
+            .arg(&image)
+            .run()
+            .unwrap();
         assert!(image.metadata().unwrap().blocks() * 512 < 8 << 20);
         let stat = Program::new("debugfs")
             .args(["-R", "stat /usr/local/bin/daemon"])
             .arg(&image)
             .text()
             .unwrap();
-        assert!(stat.contains("Mode:  0755") && stat.contains("Size: 300000"), "{stat}");
+        assert!(
+            stat.contains("Mode:  0755") && stat.contains("Size: 300000"),
+            "{stat}"
+        );
     }
 
     #[test]
@@ -208,7 +236,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         tree(&dir.path().join("tree"));
         let image = dir.path().join("small.ext4");
-        let small = Filesystem { label: "small", size_mib: 8, journal_mib: None };
+        let small = Filesystem {
+            label: "small",
+            size_mib: 8,
+            journal_mib: None,
+        };
         make(&dir.path().join("tree"), &image, &small).unwrap();
         let program = dir.path().join("program.big");
         fs::write(&program, vec![1; 16 << 20]).unwrap();

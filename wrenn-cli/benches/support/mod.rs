@@ -8,6 +8,7 @@ use wrenn_core::sandbox::{Host, HostConfig, SandboxConfig};
 use wrenn_core::vm::Resources;
 
 /// A host that runs its VMs with one VMM, and what to call it.
+#[allow(dead_code, reason = "not every benchmark names its contenders")]
 pub(crate) struct Contender {
     pub(crate) name: String,
     pub(crate) host: Host,

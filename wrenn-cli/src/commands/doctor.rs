@@ -1,17 +1,73 @@
-//! Not there yet.
+//! `wrenn doctor`: what this host can run.
 
 use std::process::ExitCode;
 
+use anyhow::Context;
+use wrenn_images::Cache;
+use wrenn_machine::host::{self, Ability, HostReport};
+
+use super::machine;
 use crate::GlobalArgs;
+use crate::progress::Steps;
 
-/// Options.
+/// Options of `wrenn doctor`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Examples:
+  wrenn doctor
+  wrenn doctor --json | jq .runs_sandboxes
 
-/// Runs the command.
+Exits with 0 where sandboxes run, on this host or in the machine, and with 1 elsewhere.")]
+pub struct Args {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tries everything and prints what was found.
 ///
 /// # Errors
-/// None yet.
-pub async fn run(_global: &GlobalArgs, _args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not there yet")
+/// When the trial itself fails.
+#[allow(clippy::print_stdout, reason = "the data that was asked for")]
+pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
+    let cache = Cache::of_user()?;
+    let report = host::examine(&global.root, &cache, &machine::programs()?, &Steps::new())
+        .await
+        .context("cannot find out what this host can run")?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", describe(&report));
+    }
+    Ok(if report.runs_sandboxes || report.runs_machine {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn describe(report: &HostReport) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for finding in &report.findings {
+        let mark = match finding.ability {
+            Ability::Works => "ok     ",
+            Ability::Missing => "missing",
+            Ability::Unknown => "unknown",
+        };
+        lines.push(format!("{mark}  {:<17} {}", finding.name, finding.detail));
+        if finding.ability != Ability::Works {
+            lines.push(format!("         for {}", finding.purpose));
+            if let Some(fix) = &finding.fix {
+                lines.push(format!("         fix: {fix}"));
+            }
+        }
+    }
+    lines.push(match (report.runs_sandboxes, report.runs_machine) {
+        (true, _) => "Sandboxes run on this host.".to_owned(),
+        (false, true) => {
+            "Sandboxes run in the machine, which wrenn run starts by itself.".to_owned()
+        }
+        (false, false) => "Sandboxes do not run here until the above is mended.".to_owned(),
+    });
+    lines.join("\n") + "\n"
 }

@@ -1,33 +1,246 @@
-//! Not there yet.
+//! `wrenn machine`: the QEMU machine, for hosts that cannot run sandboxes themselves.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use anyhow::{Context, anyhow};
+use wrenn_core::guest::Command;
+use wrenn_core::vm::VmmBinary;
+use wrenn_images::Cache;
+use wrenn_machine::{
+    Machine, MachineClient, MachineConfig, MachineName, Programs, Running, Status, host,
+};
+
+use super::run;
 use crate::GlobalArgs;
+use crate::progress::Steps;
+use crate::terminal::{self, Attach};
 
-/// Options.
+/// Where our programs lie in the machine.
+const PROGRAMS_INSIDE: &str = "/usr/local/bin";
+/// Where a VMM lies that was named with --vmm: not on PATH, where everybody would find it.
+const VMMS_INSIDE: &str = "/usr/local/lib/wrenn";
+
+/// Options of `wrenn machine`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Examples:
+  wrenn machine start
+  wrenn machine exec -- ls /var/lib/wrenn
+  wrenn machine shell
+  wrenn machine stop --discard")]
+pub struct Args {
+    /// Which machine, where there are several.
+    #[arg(long, global = true, value_name = "NAME", default_value = "default")]
+    name: MachineName,
+    #[command(subcommand)]
+    action: Action,
+}
 
-/// Runs the command.
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Build what is missing and start the machine; does nothing if it runs as it should.
+    Start {
+        /// Memory: 4G, or a number of MiB.
+        #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = crate::size::parse_mib)]
+        memory: u64,
+        /// Processors; those of this host unless set.
+        #[arg(long, value_name = "N")]
+        cpus: Option<usize>,
+    },
+    /// Power the machine off.
+    Stop {
+        /// Throw its data disk away too, with every sandbox on it.
+        #[arg(long)]
+        discard: bool,
+    },
+    /// Say whether it runs, and how.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// A shell inside, as root.
+    Shell,
+    /// Run a command inside, as root.
+    Exec {
+        /// Pass standard input on to the command.
+        #[arg(long, short)]
+        interactive: bool,
+        /// Give the command a terminal; implies -i.
+        #[arg(long, short)]
+        tty: bool,
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+}
+
+/// Runs the sub-command.
 ///
 /// # Errors
-/// None yet.
-pub async fn run(_global: &GlobalArgs, _args: Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not there yet")
+/// When the machine cannot be built, started, reached or stopped.
+pub async fn run(_global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
+    let machine = Machine::of_user(&args.name)?;
+    match args.action {
+        Action::Start { memory, cpus } => {
+            let memory_mib = u32::try_from(memory)
+                .map_err(|_| super::UsageError(format!("{memory} MiB is no size of a machine")))?;
+            let defaults = MachineConfig::default();
+            let config = MachineConfig {
+                memory_mib,
+                cpus: cpus.unwrap_or(defaults.cpus),
+                ..defaults
+            };
+            let running = start(&machine, &config).await?;
+            eprintln!(
+                "the machine runs ({}); wrenn machine shell gets you in",
+                running.accelerator
+            );
+        }
+        Action::Stop { discard } => {
+            machine.stop().await.context("cannot stop the machine")?;
+            if discard {
+                machine
+                    .discard_data()
+                    .await
+                    .context("cannot throw the data disk away")?;
+            }
+        }
+        Action::Status { json } => return status(&machine, json),
+        Action::Shell => {
+            let attach = Attach {
+                stdin: true,
+                tty: terminal::is_terminal(),
+                timeout: None,
+            };
+            let shell = Command::new("sh").args(["-l"]);
+            return terminal::run(client(&machine)?.guest(), as_root(shell), attach).await;
+        }
+        Action::Exec {
+            interactive,
+            tty,
+            command,
+        } => {
+            let mut words = command.into_iter();
+            let command = Command::new(words.next().unwrap_or_default()).args(words);
+            let attach = Attach {
+                stdin: interactive || tty,
+                tty,
+                timeout: None,
+            };
+            return terminal::run(client(&machine)?.guest(), as_root(command), attach).await;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn as_root(command: Command) -> Command {
+    command.user("root")
+}
+
+#[allow(clippy::print_stdout, reason = "the data that was asked for")]
+fn status(machine: &Machine, json: bool) -> anyhow::Result<ExitCode> {
+    let status = machine.status()?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        match &status {
+            Status::Stopped => println!("stopped"),
+            Status::Running(running) => println!(
+                "running: process {}, {}, daemon at {}, console in {}",
+                running.pid,
+                running.accelerator,
+                running.address,
+                running.console.display()
+            ),
+        }
+    }
+    Ok(match status {
+        Status::Running(_) => ExitCode::SUCCESS,
+        Status::Stopped => ExitCode::FAILURE,
+    })
+}
+
+fn client(machine: &Machine) -> anyhow::Result<MachineClient> {
+    match machine.status()? {
+        Status::Running(running) => Ok(running.client()?),
+        Status::Stopped => Err(anyhow!(
+            "the machine does not run; wrenn machine start starts it"
+        )),
+    }
+}
+
+async fn start(machine: &Machine, config: &MachineConfig) -> anyhow::Result<Running> {
+    let steps = Arc::new(Steps::new());
+    machine
+        .start(config, &programs()?, steps)
+        .await
+        .context("cannot start the machine")
+}
+
+pub(super) fn programs() -> anyhow::Result<Programs> {
+    Programs::beside_this_program().map_err(|missing| {
+        anyhow!(
+            "there is no {}; build the whole workspace, or install all its programs",
+            missing.display()
+        )
+    })
 }
 
 /// Whether sandboxes run on this host itself.
-pub fn host_can_run_sandboxes() -> bool {
-    true
-}
-
-/// Runs the command in the machine.
 ///
 /// # Errors
-/// Always, for now.
-pub async fn run_inside(
-    _global: &GlobalArgs,
-    _args: &super::run::Args,
-) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not there yet")
+/// When that cannot be found out.
+pub(super) async fn host_can_run_sandboxes(global: &GlobalArgs) -> anyhow::Result<bool> {
+    let steps = Steps::new();
+    host::runs_sandboxes(&global.root, &Cache::of_user()?, &programs()?, &steps)
+        .await
+        .context("cannot find out what this host can run")
+}
+
+/// Runs `wrenn run` with the same options in the machine, which is started if need be.
+///
+/// # Errors
+/// When the machine or the connection to it fails.
+pub(super) async fn run_inside(args: &run::Args) -> anyhow::Result<ExitCode> {
+    let machine = Machine::of_user(&MachineName::default())?;
+    let running = start(&machine, &MachineConfig::default()).await?;
+    let client = running.client()?;
+    let this = std::env::current_exe().context("cannot find this program")?;
+    let wrenn = push(&client, &this, PROGRAMS_INSIDE).await?;
+    let vmm = match &args.vmm {
+        Some(named) => {
+            push(
+                &client,
+                VmmBinary::find(Some(named), None)?.path(),
+                VMMS_INSIDE,
+            )
+            .await?
+        }
+        None => push(&client, &sibling(&this, "wrenn-vmm"), PROGRAMS_INSIDE).await?,
+    };
+    let command = Command::new(wrenn)
+        .args(["run", "--here", "--vmm", &vmm])
+        .args(args.for_another_host());
+    let attach = Attach {
+        stdin: args.interactive || args.tty,
+        tty: args.tty,
+        timeout: None,
+    };
+    terminal::run(client.guest(), as_root(command), attach).await
+}
+
+fn sibling(program: &Path, name: &str) -> PathBuf {
+    program.with_file_name(name)
+}
+
+async fn push(client: &MachineClient, local: &Path, directory: &str) -> anyhow::Result<String> {
+    let name = local.file_name().and_then(|name| name.to_str());
+    let name = name.with_context(|| format!("{} is no program", local.display()))?;
+    let remote = format!("{directory}/{name}");
+    let pushed = client.push(local, &remote, 0o755).await;
+    pushed.with_context(|| format!("cannot bring {} into the machine", local.display()))?;
+    Ok(remote)
 }

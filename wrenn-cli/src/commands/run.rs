@@ -73,6 +73,38 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
+impl Args {
+    /// These options as words for the same command elsewhere, without those that say
+    /// where and with which VMM it runs.
+    pub(super) fn for_another_host(&self) -> Vec<String> {
+        let mut words = vec![
+            format!("--template={}", self.template),
+            format!("--vcpus={}", self.vcpus),
+            format!("--memory={}", self.memory),
+        ];
+        words.extend(
+            self.env
+                .iter()
+                .map(|(name, value)| format!("--env={name}={value}")),
+        );
+        words.extend(
+            self.cwd
+                .iter()
+                .map(|directory| format!("--cwd={directory}")),
+        );
+        words.extend(self.user.iter().map(|user| format!("--user={user}")));
+        let timeout = self.timeout.map(humantime::format_duration);
+        words.extend(
+            timeout.map(|timeout| format!("--timeout={}", timeout.to_string().replace(' ', ""))),
+        );
+        words.extend(self.interactive.then(|| "--interactive".to_owned()));
+        words.extend(self.tty.then(|| "--tty".to_owned()));
+        words.push("--".to_owned());
+        words.extend(self.command.iter().cloned());
+        words
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -80,8 +112,8 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
     let resources =
         Resources::new(args.vcpus, args.memory).map_err(|error| UsageError(error.to_string()))?;
-    if !args.here && !super::machine::host_can_run_sandboxes() {
-        return super::machine::run_inside(global, &args).await;
+    if !args.here && !super::machine::host_can_run_sandboxes(global).await? {
+        return super::machine::run_inside(&args).await;
     }
     run_here(global, &args, resources).await
 }
@@ -165,5 +197,43 @@ async fn interrupted() -> std::io::Result<u8> {
     tokio::select! {
         _ = interrupt.recv() => Ok(2),
         _ = terminate.recv() => Ok(15),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn options_survive_the_way_to_another_host() {
+        let words = [
+            "run",
+            "-e",
+            "A=b c=d",
+            "--memory",
+            "1G",
+            "--timeout",
+            "1h30m",
+            "-it",
+            "--user",
+            "root",
+            "--cwd",
+            "/a b",
+            "--",
+            "sh",
+            "-c",
+            "echo \"$A\" --timeout",
+        ];
+        let first = Line::try_parse_from(words).unwrap().args;
+        let again = first.for_another_host();
+        let again = Line::try_parse_from(std::iter::once("run".to_owned()).chain(again)).unwrap();
+        assert_eq!(format!("{first:?}"), format!("{:?}", again.args));
     }
 }

@@ -43,7 +43,14 @@ fn finding(
         Ok(detail) => (Ability::Works, detail, None),
         Err((detail, fix)) => (Ability::Missing, detail, Some(fix)),
     };
-    Finding { name, ability, needed_by, purpose, detail, fix }
+    Finding {
+        name,
+        ability,
+        needed_by,
+        purpose,
+        detail,
+        fix,
+    }
 }
 
 fn failed(what: &str, error: &io::Error, fix: &str) -> (String, String) {
@@ -54,9 +61,17 @@ fn is_root() -> Finding {
     let outcome = if nix::unistd::geteuid().is_root() {
         Ok("runs as root".to_owned())
     } else {
-        Err(("runs as an ordinary user".to_owned(), "run it with sudo".to_owned()))
+        Err((
+            "runs as an ordinary user".to_owned(),
+            "run it with sudo".to_owned(),
+        ))
     };
-    finding("root", NeededBy::Everything, "makes namespaces, devices and images", outcome)
+    finding(
+        "root",
+        NeededBy::Everything,
+        "makes namespaces, devices and images",
+        outcome,
+    )
 }
 
 fn device_mapper() -> Finding {
@@ -65,7 +80,13 @@ fn device_mapper() -> Finding {
         .write(true)
         .open("/dev/mapper/control")
         .map(|_| "/dev/mapper/control opens".to_owned())
-        .map_err(|error| failed("/dev/mapper/control", &error, "modprobe -a dm_mod dm_snapshot"));
+        .map_err(|error| {
+            failed(
+                "/dev/mapper/control",
+                &error,
+                "modprobe -a dm_mod dm_snapshot",
+            )
+        });
     let purpose = "gives each sandbox a copy-on-write disk";
     finding("device_mapper", NeededBy::Sandboxes, purpose, outcome)
 }
@@ -77,7 +98,12 @@ fn userfaultfd() -> Finding {
             let fix = "run as root on a kernel with CONFIG_USERFAULTFD";
             failed("userfaultfd", &error, fix)
         });
-    finding("userfaultfd", NeededBy::Sandboxes, "resumes sandboxes lazily", outcome)
+    finding(
+        "userfaultfd",
+        NeededBy::Sandboxes,
+        "resumes sandboxes lazily",
+        outcome,
+    )
 }
 
 fn tun() -> Finding {
@@ -87,14 +113,24 @@ fn tun() -> Finding {
         .open("/dev/net/tun")
         .map(|_| "/dev/net/tun opens".to_owned())
         .map_err(|error| failed("/dev/net/tun", &error, "modprobe tun"));
-    finding("tun", NeededBy::Sandboxes, "connects sandboxes to the host's network", outcome)
+    finding(
+        "tun",
+        NeededBy::Sandboxes,
+        "connects sandboxes to the host's network",
+        outcome,
+    )
 }
 
 fn nftables() -> Finding {
     let outcome = sys::ask_nftables()
         .map(|()| "the kernel answers".to_owned())
         .map_err(|error| failed("nf_tables", &error, "as root: modprobe nf_tables"));
-    finding("nftables", NeededBy::Sandboxes, "keeps sandboxes apart and inside", outcome)
+    finding(
+        "nftables",
+        NeededBy::Sandboxes,
+        "keeps sandboxes apart and inside",
+        outcome,
+    )
 }
 
 fn cgroups() -> Finding {
@@ -111,28 +147,56 @@ fn cgroups() -> Finding {
             if missing.is_empty() {
                 Ok(format!("version 2 with {}", enabled.trim()))
             } else {
-                Err((format!("no controller {}", missing.join(", ")), fix.to_owned()))
+                Err((
+                    format!("no controller {}", missing.join(", ")),
+                    fix.to_owned(),
+                ))
             }
         }
-        Ok(_) => Err(("/sys/fs/cgroup is not cgroup version 2".to_owned(), fix.to_owned())),
+        Ok(_) => Err((
+            "/sys/fs/cgroup is not cgroup version 2".to_owned(),
+            fix.to_owned(),
+        )),
         Err(errno) => Err(failed("/sys/fs/cgroup", &errno.into(), fix)),
     };
-    finding("cgroup_v2", NeededBy::Sandboxes, "limits what a sandbox takes", outcome)
+    finding(
+        "cgroup_v2",
+        NeededBy::Sandboxes,
+        "limits what a sandbox takes",
+        outcome,
+    )
 }
 
 fn space(root: &Path) -> Finding {
     // The directory may be made later; it will lie on the file system of its parent.
-    let place = root.ancestors().find(|place| place.exists()).unwrap_or(Path::new("/"));
-    let fix = || format!("free some space in {}, or choose another --root", place.display());
+    let place = root
+        .ancestors()
+        .find(|place| place.exists())
+        .unwrap_or(Path::new("/"));
+    let fix = || {
+        format!(
+            "free some space in {}, or choose another --root",
+            place.display()
+        )
+    };
     let outcome = match statvfs(place) {
         Ok(found) => {
             let free = (found.blocks_available() * found.fragment_size()) >> 20;
             let detail = format!("{free} MiB free in {}", place.display());
-            if free >= WANTED_SPACE_MIB { Ok(detail) } else { Err((detail, fix())) }
+            if free >= WANTED_SPACE_MIB {
+                Ok(detail)
+            } else {
+                Err((detail, fix()))
+            }
         }
         Err(errno) => Err(failed(&place.display().to_string(), &errno.into(), &fix())),
     };
-    finding("disk_space", NeededBy::Everything, "holds images and sandboxes", outcome)
+    finding(
+        "disk_space",
+        NeededBy::Everything,
+        "holds images and sandboxes",
+        outcome,
+    )
 }
 
 fn memory() -> Finding {
@@ -144,12 +208,23 @@ fn memory() -> Finding {
     } else {
         Err((detail, "end other programs".to_owned()))
     };
-    finding("memory", NeededBy::Everything, "is given to sandboxes", outcome)
+    finding(
+        "memory",
+        NeededBy::Everything,
+        "is given to sandboxes",
+        outcome,
+    )
 }
 
 fn available_mib(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib >> 10)
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace()
+        .next()?
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib >> 10)
 }
 
 #[cfg(test)]
@@ -166,7 +241,11 @@ mod tests {
     #[test]
     fn space_of_a_directory_that_is_not_there_is_its_parents() {
         let finding = space(Path::new("/no-such-directory-of-wrenn/root"));
-        assert!(finding.detail.ends_with("MiB free in /"), "{}", finding.detail);
+        assert!(
+            finding.detail.ends_with("MiB free in /"),
+            "{}",
+            finding.detail
+        );
     }
 
     #[test]

@@ -41,7 +41,12 @@ pub(super) fn ask_nftables() -> io::Result<()> {
     message.extend(REQUEST.to_ne_bytes());
     // Sequence and port number, then family, version and resource: all zero.
     message.extend([0; 12]);
-    sendto(socket.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    sendto(
+        socket.as_raw_fd(),
+        &message,
+        &NetlinkAddr::new(0, 0),
+        MsgFlags::empty(),
+    )?;
     let mut answer = [0; 256];
     let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
     read_answer(&answer[..length])
@@ -52,7 +57,9 @@ fn read_answer(answer: &[u8]) -> io::Result<()> {
     if u16::from_ne_bytes([kind[0], kind[1]]) != ERROR {
         return Ok(());
     }
-    let code = answer.get(HEADER..HEADER + 4).ok_or(io::ErrorKind::UnexpectedEof)?;
+    let code = answer
+        .get(HEADER..HEADER + 4)
+        .ok_or(io::ErrorKind::UnexpectedEof)?;
     match i32::from_ne_bytes([code[0], code[1], code[2], code[3]]) {
         0 => Ok(()),
         negative => Err(io::Error::from_raw_os_error(-negative)),
@@ -71,7 +78,10 @@ mod tests {
         message[4..6].copy_from_slice(&ERROR.to_ne_bytes());
         assert!(read_answer(&message).is_ok(), "zero acknowledges");
         message[HEADER..].copy_from_slice(&(-libc::EPERM).to_ne_bytes());
-        assert_eq!(read_answer(&message).unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert_eq!(
+            read_answer(&message).unwrap_err().raw_os_error(),
+            Some(libc::EPERM)
+        );
         assert!(read_answer(&message[..3]).is_err());
     }
 }

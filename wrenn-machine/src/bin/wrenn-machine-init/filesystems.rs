@@ -21,11 +21,23 @@ struct Mount {
     options: Option<&'static str>,
 }
 
-const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
+const SAFE: MsFlags = MsFlags::MS_NOSUID
+    .union(MsFlags::MS_NOEXEC)
+    .union(MsFlags::MS_NODEV);
 
 const EARLY: &[Mount] = &[
-    Mount { kind: "proc", at: "/proc", flags: SAFE, options: None },
-    Mount { kind: "sysfs", at: "/sys", flags: SAFE, options: None },
+    Mount {
+        kind: "proc",
+        at: "/proc",
+        flags: SAFE,
+        options: None,
+    },
+    Mount {
+        kind: "sysfs",
+        at: "/sys",
+        flags: SAFE,
+        options: None,
+    },
     Mount {
         kind: "devtmpfs",
         at: "/dev",
@@ -41,9 +53,24 @@ const LATE: &[Mount] = &[
         flags: MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
         options: Some("gid=5,mode=620,ptmxmode=666"),
     },
-    Mount { kind: "tmpfs", at: "/dev/shm", flags: MsFlags::MS_NOSUID, options: None },
-    Mount { kind: "tmpfs", at: "/run", flags: MsFlags::MS_NOSUID, options: Some("mode=0755") },
-    Mount { kind: "tmpfs", at: "/tmp", flags: MsFlags::MS_NOSUID, options: Some("mode=1777") },
+    Mount {
+        kind: "tmpfs",
+        at: "/dev/shm",
+        flags: MsFlags::MS_NOSUID,
+        options: None,
+    },
+    Mount {
+        kind: "tmpfs",
+        at: "/run",
+        flags: MsFlags::MS_NOSUID,
+        options: Some("mode=0755"),
+    },
+    Mount {
+        kind: "tmpfs",
+        at: "/tmp",
+        flags: MsFlags::MS_NOSUID,
+        options: Some("mode=1777"),
+    },
     Mount {
         kind: "cgroup2",
         at: "/sys/fs/cgroup",
@@ -84,8 +111,14 @@ pub(crate) fn switch_to_tmpfs_root() -> Result<(), BootError> {
     for mounted in EARLY {
         let to = format!("{NEW_ROOT}{}", mounted.at);
         fs::create_dir_all(&to).at("create", &to)?;
-        mount(Some(mounted.at), to.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-            .at("move a mount to", &to)?;
+        mount(
+            Some(mounted.at),
+            to.as_str(),
+            None::<&str>,
+            MsFlags::MS_MOVE,
+            None::<&str>,
+        )
+        .at("move a mount to", &to)?;
     }
     std::env::set_current_dir(NEW_ROOT).at("enter", NEW_ROOT)?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
@@ -96,8 +129,14 @@ pub(crate) fn switch_to_tmpfs_root() -> Result<(), BootError> {
 
 fn mount_one(what: &Mount) -> Result<(), BootError> {
     fs::create_dir_all(what.at).at("create", what.at)?;
-    mount(Some(what.kind), what.at, Some(what.kind), what.flags, what.options)
-        .at("mount", what.at)
+    mount(
+        Some(what.kind),
+        what.at,
+        Some(what.kind),
+        what.flags,
+        what.options,
+    )
+    .at("mount", what.at)
 }
 
 /// Copies a tree, removing each file at its old place so that it is never in memory twice.

@@ -34,10 +34,16 @@ impl Loading {
             let file = File::open(&path).at("open", &path)?;
             // Its memory is free again as soon as it is loaded and closed.
             fs::remove_file(&path).at("remove", &path)?;
-            modules.push(Module { name: name.to_owned(), file });
+            modules.push(Module {
+                name: name.to_owned(),
+                file,
+            });
         }
         let (sender, loaded) = channel();
-        Ok(Self { thread: thread::spawn(move || load_all(modules, &sender)), loaded })
+        Ok(Self {
+            thread: thread::spawn(move || load_all(modules, &sender)),
+            loaded,
+        })
     }
 
     /// Waits until the module `name` is loaded. Returns at once when all are.

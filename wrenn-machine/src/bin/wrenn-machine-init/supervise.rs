@@ -43,13 +43,19 @@ impl Daemon {
         let child = Command::new(DAEMON)
             .args(DAEMON_ARGUMENTS)
             .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
             .env("HOME", "/root")
             .stdin(Stdio::null())
             .stdout(console()?)
             .stderr(console()?)
             .spawn()?;
-        Ok(Self { child, started: Instant::now() })
+        Ok(Self {
+            child,
+            started: Instant::now(),
+        })
     }
 
     fn pid(&self) -> u32 {
@@ -95,7 +101,12 @@ fn reap_all(daemon: u32) -> bool {
 
 fn listen_for_signals(sender: Sender<Woken>) {
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR] {
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGPWR,
+    ] {
         signals.add(signal);
     }
     // Blocked here, before any thread starts, so that all threads inherit it and the
@@ -118,7 +129,9 @@ fn listen_for_signals(sender: Sender<Woken>) {
 fn listen_for_power_button(sender: &Sender<Woken>) {
     let inputs = fs::read_dir("/dev/input").into_iter().flatten().flatten();
     for path in inputs.map(|entry| entry.path()) {
-        let Ok(mut input) = File::open(&path) else { continue };
+        let Ok(mut input) = File::open(&path) else {
+            continue;
+        };
         let sender = sender.clone();
         thread::spawn(move || {
             let mut event = [0; INPUT_EVENT_SIZE];

@@ -44,7 +44,10 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     for (place, byte) in data[2..].iter_mut().zip(address.octets()) {
         *place = libc::c_char::from_ne_bytes([byte]);
     }
-    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
+    libc::sockaddr {
+        sa_family: libc::AF_INET as libc::sa_family_t,
+        sa_data: data,
+    }
 }
 
 fn ioctl(number: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
@@ -53,5 +56,9 @@ fn ioctl(number: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
     // SAFETY: these ioctls read and write one ifreq, which `request` borrows for the call,
     // and `socket` keeps the descriptor open.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), number, pointer) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
