@@ -22,8 +22,8 @@ pub(super) struct Host {
     slots: SlotDirectory,
     /// The network namespace that is "the host".
     namespace: OwnedFd,
-    /// How many slots are being given back right now.
-    retiring: watch::Sender<usize>,
+    /// How many slots are being made or given back right now.
+    busy: watch::Sender<usize>,
 }
 
 impl Host {
@@ -32,7 +32,7 @@ impl Host {
             config,
             slots,
             namespace,
-            retiring: watch::Sender::new(0),
+            busy: watch::Sender::new(0),
         }
     }
 
@@ -86,26 +86,26 @@ impl Host {
         firewall.commit(&batch)
     }
 
-    /// Counts a slot as being given back until the result is dropped.
-    pub(super) fn count_retiring(self: &Arc<Self>) -> Retiring {
-        self.retiring.send_modify(|count| *count += 1);
-        Retiring(Arc::clone(self))
+    /// Counts a slot as being made or given back until the result is dropped.
+    pub(super) fn count_busy(self: &Arc<Self>) -> Busy {
+        self.busy.send_modify(|count| *count += 1);
+        Busy(Arc::clone(self))
     }
 
-    /// Waits until no slot is being given back.
+    /// Waits until no slot is being made or given back.
     pub(super) async fn settled(&self) {
-        let mut retiring = self.retiring.subscribe();
+        let mut busy = self.busy.subscribe();
         // Waiting fails only when the sender is gone, and that is ours.
-        drop(retiring.wait_for(|count| *count == 0).await);
+        drop(busy.wait_for(|count| *count == 0).await);
     }
 }
 
-/// A slot that is being given back.
-pub(super) struct Retiring(Arc<Host>);
+/// A slot that is being made or given back.
+pub(super) struct Busy(Arc<Host>);
 
-impl Drop for Retiring {
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.retiring.send_modify(|count| *count -= 1);
+        self.0.busy.send_modify(|count| *count -= 1);
     }
 }
 

@@ -47,6 +47,7 @@ mod netlink;
 mod nftables;
 mod plan;
 mod policy;
+mod remains;
 mod slot;
 mod sweep;
 mod sys;
@@ -165,8 +166,9 @@ impl Network {
         self.search(sweep::leftovers).await
     }
 
-    /// Waits until the slots that were dropped are given back. To be called before the
-    /// process ends; what isn't given back by then is left to the next sweep.
+    /// Waits until no slot is being made or given back, also those whose future was dropped.
+    /// To be called before a process ends; what is on its way by then is left to the next
+    /// sweep.
     pub async fn settled(&self) {
         self.host.settled().await;
     }

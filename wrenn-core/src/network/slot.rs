@@ -28,10 +28,11 @@ use super::config::{
 use super::host::{Chain, Host, on_thread};
 use super::lease::{LeaseError, Record, SlotLease};
 use super::link::{LinkError, Links, Request, UPLINK_NAME, VethEnd};
-use super::namespace::{self, NamespaceError, Pinned};
+use super::namespace::{self, NamespaceError};
 use super::nftables::{Firewall, NftError};
 use super::plan::SlotNumber;
 use super::policy;
+use super::remains::{remove_remains, usable};
 use super::sys::{self, TapOwner};
 
 /// Both ends of a veth pair share the address bits of a /31.
@@ -156,21 +157,25 @@ pub(super) struct Pieces {
 impl NetworkSlot {
     pub(super) async fn create(host: Arc<Host>, owner: &str) -> Result<Self, CreateSlotError> {
         let owner = owner.to_owned();
+        let busy = host.count_busy();
         // If nobody waits any more when the slot is ready, it is dropped on that thread,
-        // which gives it back.
-        on_thread("wrenn-slot", move || {
-            let begun = Instant::now();
-            let pieces = Pieces::build(&host, &owner)?;
-            let number = pieces.lease.slot();
-            tracing::debug!(slot = %number, owner, elapsed = ?begun.elapsed(), "network slot made");
-            Ok(Self {
-                host,
-                number,
-                pieces: Some(pieces),
-            })
+        // which gives it back. The count goes behind it, so that it never seems settled.
+        let (slot, _busy) = on_thread("wrenn-slot", move || (Self::build(host, &owner), busy))
+            .await
+            .map_err(|source| CreateSlotError::Thread { source })?;
+        slot
+    }
+
+    fn build(host: Arc<Host>, owner: &str) -> Result<Self, CreateSlotError> {
+        let begun = Instant::now();
+        let pieces = Pieces::build(&host, owner)?;
+        let number = pieces.lease.slot();
+        tracing::debug!(slot = %number, owner, elapsed = ?begun.elapsed(), "network slot made");
+        Ok(Self {
+            host,
+            number,
+            pieces: Some(pieces),
         })
-        .await
-        .map_err(|source| CreateSlotError::Thread { source })?
     }
 
     /// The slot's number.
@@ -240,12 +245,11 @@ impl NetworkSlot {
             return Ok(());
         };
         let host = Arc::clone(&self.host);
-        let retiring = host.count_retiring();
+        let busy = host.count_busy();
         on_thread("wrenn-slot", move || {
-            let removed = pieces.tear_down(&host);
-            drop(retiring);
-            removed.map_err(|(pieces, error)| {
-                retire(host, pieces);
+            let _counted_until_done = busy;
+            pieces.tear_down(&host).map_err(|(pieces, error)| {
+                retire(Arc::clone(&host), pieces);
                 error
             })
         })
@@ -264,10 +268,10 @@ impl Drop for NetworkSlot {
 
 /// Gives a slot back in the background: tries, logs, and in the end leaves it to a sweep.
 fn retire(host: Arc<Host>, pieces: Pieces) {
-    let retiring = host.count_retiring();
+    let busy = host.count_busy();
     let slot = pieces.lease.slot();
     let spawned = std::thread::Builder::new().name("wrenn-reaper".into()).spawn(move || {
-        let _counted_until_done = retiring;
+        let _counted_until_done = busy;
         let mut pieces = pieces;
         let mut pauses = RETRY_AFTER.into_iter();
         loop {
@@ -427,74 +431,4 @@ impl Pieces {
             Err(error) => Err((self, error)),
         }
     }
-}
-
-/// Hands back a slot that was just leased if it can be used: frees it of what a dead owner
-/// left, and passes it over if another root directory on this host uses its names.
-fn usable(
-    host: &Host,
-    links: &mut Links,
-    firewall: &mut Firewall,
-    mut lease: SlotLease,
-) -> Result<Option<SlotLease>, CreateSlotError> {
-    let slot = lease.slot();
-    if let Some(record) = lease.record()
-        && let Err(error) = remove_remains(host, links, firewall, slot, Some(record.namespace))
-    {
-        let error = Chain(&error).to_string();
-        tracing::warn!(%slot, error, "slot of a dead owner cannot be cleared");
-        return Ok(None);
-    }
-    let free = links.find(&slot.name())?.is_none()
-        && matches!(
-            namespace::pinned(&namespace::path_of(slot)),
-            Ok(Pinned::Nothing)
-        );
-    if free {
-        return Ok(Some(lease));
-    }
-    lease.release()?;
-    Ok(None)
-}
-
-/// Removes what there is of a slot whose number the caller has leased. Idempotent. Looks
-/// at the identity of each thing first: names are shared by all root directories of a
-/// host, and another one may have taken this number after its owner died.
-///
-/// `inode` is that of the namespace which the owner wrote down, if it did.
-pub(super) fn remove_remains(
-    host: &Host,
-    links: &mut Links,
-    firewall: &mut Firewall,
-    slot: SlotNumber,
-    inode: Option<u64>,
-) -> Result<(), RemoveSlotError> {
-    let link = links.find(&slot.name())?;
-    let ours = link.as_ref().is_some_and(|link| host.owns(link));
-    let foreign = link.is_some() && !ours;
-    if !foreign {
-        host.close(firewall, slot)?;
-    }
-    if let Some(link) = link.filter(|_| ours)
-        && let Err(error) = links.execute(vec![Request::delete_link(&link)])
-    {
-        // Its namespace may have ended meanwhile and taken the pair along.
-        if links.find(&link.name)?.is_some() {
-            return Err(error.into());
-        }
-    }
-    let path = namespace::path_of(slot);
-    let named = namespace::pinned(&path).map_err(|source| RemoveSlotError::Look {
-        path: path.clone(),
-        source,
-    })?;
-    let ours = match named {
-        Pinned::Nothing => false,
-        Pinned::Empty => !foreign,
-        Pinned::Namespace(found) => ours || inode == Some(found),
-    };
-    if ours {
-        namespace::unpin(&path)?;
-    }
-    Ok(())
 }

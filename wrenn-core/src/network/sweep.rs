@@ -11,7 +11,7 @@ use super::namespace::{self, NamespaceError};
 use super::nftables::{Firewall, NftError, SetKey};
 use super::plan::{NAME_PREFIX, SlotNumber};
 use super::policy::{GUESTS, SOURCES, TABLE};
-use super::slot::remove_remains;
+use super::remains::remove_remains;
 
 /// Why the host could not be searched.
 #[derive(Debug, thiserror::Error)]

@@ -26,19 +26,6 @@ fn narrow() -> NetworkConfig {
     .unwrap()
 }
 
-/// Polls until nothing is left.
-async fn nothing_left(network: &Network) {
-    let begun = Instant::now();
-    loop {
-        let leftovers = network.leftovers().await.unwrap();
-        if leftovers.is_empty() {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "left behind: {leftovers:?}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[test]
 fn a_slot_is_all_there_and_then_all_gone() {
     on_fresh_host(|| async {
@@ -134,7 +121,8 @@ fn futures_that_are_dropped_leave_nothing() {
             assert!(matches!(making.as_mut().poll(&mut context), Poll::Pending));
             drop(making);
         }
-        nothing_left(&network).await;
+        network.settled().await;
+        assert_eq!(network.leftovers().await.unwrap(), Leftovers::default());
 
         let slot = network.create_slot("sandbox").await.unwrap();
         let mut removing = Box::pin(slot.remove());
@@ -143,7 +131,8 @@ fn futures_that_are_dropped_leave_nothing() {
             Poll::Pending
         ));
         drop(removing);
-        nothing_left(&network).await;
+        network.settled().await;
+        assert_eq!(network.leftovers().await.unwrap(), Leftovers::default());
     });
 }
 

@@ -12,7 +12,7 @@
 //!           rule { table, chain, expressions { element { name, data { … } } … } }
 //! ```
 //!
-//! A rule is a list of [`Expression`]s that work on registers: load a field of the
+//! A rule is a list of [`Expression`](expression::Expression)s that work on registers: load a field of the
 //! packet, compare, end with a verdict. The kernel commits a transaction whole or not at
 //! all, so no packet ever meets half of a policy.
 //!
