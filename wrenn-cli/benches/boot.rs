@@ -70,27 +70,56 @@ async fn boot_once(contender: &Contender) -> anyhow::Result<[f64; 3]> {
     ])
 }
 
-/// Resident memory of a VMM in MiB, without the mappings that are the guest's memory.
-/// Reads `/proc/<pid>/smaps`, see proc_pid_smaps(5).
+/// Resident memory of a VMM in MiB, without the guest's memory. Reads
+/// `/proc/<pid>/smaps`, see proc_pid_smaps(5).
+///
+/// Guest memory need not be one mapping: a VMM may map parts of the kernel's file into
+/// it. So neighbouring accessible mappings count as one, and those that together have
+/// the guest's size are the guest's.
 fn rss_overhead_mib(pid: u32) -> anyhow::Result<f64> {
     let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
-    let kib = |line: &str, key: &str| -> Option<u64> {
-        line.strip_prefix(key)?
-            .trim()
-            .strip_suffix("kB")?
-            .trim()
-            .parse()
-            .ok()
-    };
-    let (mut size, mut total) = (0, 0);
+    let (mut overhead, mut run) = (0, MappingRun::default());
     for line in smaps.lines() {
-        if let Some(found) = kib(line, "Size:") {
-            size = found;
-        } else if let Some(resident) = kib(line, "Rss:").filter(|_| size < GUEST_MEMORY_KIB) {
-            total += resident;
+        if let Some((start, end, accessible)) = mapping_header(line) {
+            if start != run.end || !accessible {
+                overhead += run.overhead_kib();
+                // A guard belongs to nobody: the next run starts behind it.
+                let start = if accessible { start } else { end };
+                run = MappingRun {
+                    start,
+                    ..Default::default()
+                };
+            }
+            run.end = end;
+        } else if let Some(kib) = line.strip_prefix("Rss:") {
+            run.resident_kib += kib.trim().trim_end_matches("kB").trim().parse::<u64>()?;
         }
     }
+    let total = overhead + run.overhead_kib();
     #[allow(clippy::cast_precision_loss, reason = "a few thousand KiB")]
     let mib = total as f64 / 1024.0;
     Ok(mib)
+}
+
+/// Mappings without a gap between them.
+#[derive(Default)]
+struct MappingRun {
+    start: u64,
+    end: u64,
+    resident_kib: u64,
+}
+
+impl MappingRun {
+    fn overhead_kib(&self) -> u64 {
+        let is_guest = (self.end - self.start) / 1024 >= GUEST_MEMORY_KIB;
+        if is_guest { 0 } else { self.resident_kib }
+    }
+}
+
+/// The first line of a mapping: its range, and whether it can be accessed at all.
+fn mapping_header(line: &str) -> Option<(u64, u64, bool)> {
+    let (range, rest) = line.split_once(' ')?;
+    let (start, end) = range.split_once('-')?;
+    let address = |text| u64::from_str_radix(text, 16).ok();
+    Some((address(start)?, address(end)?, !rest.starts_with("---")))
 }

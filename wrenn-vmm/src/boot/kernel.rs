@@ -8,10 +8,10 @@ use std::os::unix::fs::FileExt;
 
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::bzimage::BzImage;
-use linux_loader::loader::elf::Elf;
 use linux_loader::loader::{Error as LoaderError, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::boot::elf::{self, ElfError};
 use crate::layout;
 use crate::memory::{GuestMemory, PAGE_SIZE, host_length};
 
@@ -60,6 +60,9 @@ pub enum LoadError {
     /// The loader found the file wrong, or it does not fit guest memory.
     #[error("cannot load the kernel into guest memory (is the memory large enough?)")]
     Kernel(#[source] LoaderError),
+    /// The ELF file is wrong, or does not fit.
+    #[error("cannot load the ELF kernel")]
+    Elf(#[from] ElfError),
     /// Too old a bzImage.
     #[error("the bzImage has no 64-bit entry point")]
     No64BitEntry,
@@ -90,12 +93,7 @@ pub fn load_kernel(memory: &GuestMemory, file: &mut File) -> Result<LoadedKernel
         })?;
     let high_memory = Some(GuestAddress(layout::HIGH_MEMORY_START));
     if &magic == b"\x7fELF" {
-        let loaded = Elf::load(memory, None, file, high_memory).map_err(LoadError::Kernel)?;
-        return Ok(LoadedKernel {
-            entry: loaded.kernel_load.0,
-            end: loaded.kernel_end,
-            header: None,
-        });
+        return Ok(elf::load(memory, file)?);
     }
 
     let mut signature = [0u8; 4];
@@ -216,7 +214,7 @@ mod tests {
         content[..4].copy_from_slice(b"\x7fELF");
         assert!(matches!(
             load_kernel(&memory, &mut file(&content)),
-            Err(LoadError::Kernel(_))
+            Err(LoadError::Elf(_))
         ));
     }
 }

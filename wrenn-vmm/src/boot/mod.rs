@@ -2,5 +2,6 @@
 //! command line, boot parameters and ACPI tables. There is no firmware.
 
 pub mod acpi;
+pub mod elf;
 pub mod kernel;
 pub mod parameters;

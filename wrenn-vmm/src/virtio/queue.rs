@@ -352,7 +352,7 @@ mod tests {
         let driver = TestDriver::new(&memory, RINGS);
         let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let mut queue = driver.queue(0);
-        let mut told = |queue: &mut VirtQueue| {
+        let told = |queue: &mut VirtQueue| {
             queue.notify(&memory, &interrupt).unwrap();
             interrupt.line().read().is_ok()
         };
