@@ -162,8 +162,10 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const NLMSG_ERROR: u16 = 2;
-/// Request, with acknowledgement, create or replace.
-const FLAGS: u16 = 0x1 | 0x4 | 0x100 | 0x400;
+/// Request, with acknowledgement.
+const CHANGE: u16 = 0x1 | 0x4;
+/// The same, to create or replace. An existing link can't be replaced.
+const CREATE: u16 = CHANGE | 0x100 | 0x400;
 const AF_INET: u8 = 2;
 const IFF_UP: u32 = 1;
 const IFA_ADDRESS: u16 = 1;
@@ -188,7 +190,7 @@ impl Netlink {
         body.extend(index.to_ne_bytes());
         body.extend(IFF_UP.to_ne_bytes());
         body.extend(IFF_UP.to_ne_bytes());
-        self.request(RTM_NEWLINK, &body)
+        self.request(RTM_NEWLINK, CHANGE, &body)
     }
 
     /// `struct ifaddrmsg`: family, prefix, flags, scope, index.
@@ -197,7 +199,7 @@ impl Netlink {
         body.extend(index.to_ne_bytes());
         attribute(&mut body, IFA_LOCAL, address.octets());
         attribute(&mut body, IFA_ADDRESS, address.octets());
-        self.request(RTM_NEWADDR, &body)
+        self.request(RTM_NEWADDR, CREATE, &body)
     }
 
     /// `struct rtmsg`: family, lengths of destination and source, TOS, table (main),
@@ -206,12 +208,12 @@ impl Netlink {
         let mut body = vec![AF_INET, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0];
         attribute(&mut body, RTA_GATEWAY, gateway.octets());
         attribute(&mut body, RTA_OIF, index.to_ne_bytes());
-        self.request(RTM_NEWROUTE, &body)
+        self.request(RTM_NEWROUTE, CREATE, &body)
     }
 
     /// Sends one message and reads its acknowledgement.
-    fn request(&self, kind: u16, body: &[u8]) -> io::Result<()> {
-        rustix::net::send(&self.0, &message(kind, body), SendFlags::empty())?;
+    fn request(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        rustix::net::send(&self.0, &message(kind, flags, body), SendFlags::empty())?;
         let mut answer = [0; 4096];
         let (count, _) = rustix::net::recv(&self.0, &mut answer, RecvFlags::empty())?;
         acknowledgement(&answer[..count])
@@ -219,13 +221,13 @@ impl Netlink {
 }
 
 /// `struct nlmsghdr`: length, type, flags, sequence, port; then the body.
-fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     // Bodies are ours and have a few dozen bytes.
     let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX);
     let mut message = Vec::with_capacity(16 + body.len());
     message.extend(length.to_ne_bytes());
     message.extend(kind.to_ne_bytes());
-    message.extend(FLAGS.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend([0; 8]);
     message.extend(body);
     message
@@ -285,9 +287,9 @@ mod tests {
 
     #[test]
     fn writes_messages_as_the_kernel_reads_them() {
-        let message = message(RTM_NEWLINK, &[1, 2, 3, 4]);
+        let message = message(RTM_NEWLINK, CHANGE, &[1, 2, 3, 4]);
         assert_eq!(message[..4], 20u32.to_ne_bytes());
-        assert_eq!(message[4..8], [16, 0, 5, 5]);
+        assert_eq!(message[4..8], [16, 0, 5, 0]);
         assert_eq!(message[16..], [1, 2, 3, 4]);
     }
 

@@ -1,6 +1,13 @@
 //! A daemon for a test, and clients for it.
 
-#![allow(clippy::unwrap_used, dead_code, reason = "a test's failure is a panic")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    unused_macros,
+    reason = "every test takes what it needs, and its failure is a panic"
+)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
