@@ -217,3 +217,6 @@ fn answer(request: &HttpRequest, channel: &Channel) -> Option<HttpResponse> {
     }
     Some(response)
 }
+
+#[cfg(test)]
+mod tests;

@@ -545,3 +545,6 @@ fn fresh_queues(sizes: &[u16]) -> Result<Vec<VirtQueue>, TransportError> {
 const fn low_half(value: u64) -> u32 {
     value as u32
 }
+
+#[cfg(test)]
+mod tests;
