@@ -364,6 +364,9 @@ impl Pieces {
         namespace::set("ipv6/conf/all/disable_ipv6", "1", true)?;
         namespace::set("ipv6/conf/default/disable_ipv6", "1", true)?;
         namespace::set("ipv4/ip_forward", "1", false)?;
+        // Errors go to the slot's own guest alone. Were they rationed, most of what it may
+        // not reach would seem to be silent.
+        namespace::set("ipv4/icmp_ratelimit", "0", true)?;
         Firewall::open()?.commit(&policy::slot_table(plan.reachable(slot)))?;
         sys::keep_tap(TAP_NAME, None).map_err(|source| CreateSlotError::Tap { source })?;
         let mut slot_links = Links::open()?;
