@@ -120,3 +120,45 @@ pub struct ErrorBody {
     pub code: u16,
     pub message: String,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bodies as other clients write and read them.
+    #[test]
+    fn bodies_have_the_names_of_the_wire() {
+        let request: InitRequest = serde_json::from_str(
+            r#"{"timestamp":"2026-01-02T03:04:05Z","envVars":{"A":"1"},"accessToken":"t",
+                "defaultUser":"user","defaultWorkdir":"/w","hostname":"h","entropy":"AA==",
+                "hyperloopIP":"ignored"}"#,
+        )
+        .unwrap();
+        assert_eq!(request.access_token.as_deref(), Some("t"));
+        assert_eq!(request.default_workdir.as_deref(), Some("/w"));
+        assert_eq!(request.env_vars.unwrap()["A"], "1");
+        assert_eq!(
+            serde_json::to_string(&InitRequest::default()).unwrap(),
+            "{}"
+        );
+
+        let entry = FileEntry {
+            path: "/a/b".to_owned(),
+            name: "b".to_owned(),
+            kind: FileEntryType::File,
+            metadata: BTreeMap::new(),
+        };
+        assert_eq!(
+            serde_json::to_string(&entry).unwrap(),
+            r#"{"path":"/a/b","name":"b","type":"file"}"#
+        );
+        let error = ErrorBody {
+            code: 401,
+            message: "signature is already expired".to_owned(),
+        };
+        assert_eq!(
+            serde_json::to_string(&error).unwrap(),
+            r#"{"code":401,"message":"signature is already expired"}"#
+        );
+    }
+}
