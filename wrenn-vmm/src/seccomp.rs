@@ -115,6 +115,7 @@ const VCPU_CONTROLS: &[u64] = &[KVM_RUN, KVM_KVMCLOCK_CTRL, TUNSETOFFLOAD];
 /// The terminal's mode at the end.
 const MAIN_CONTROLS: &[u64] = &[libc::TCGETS, libc::TCSETS];
 
+const F_GETFD: u64 = libc::F_GETFD as u64;
 const KVM_RUN: u64 = 0xae80;
 const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
@@ -162,6 +163,14 @@ fn compile(calls: &[&[i64]], controls: &[u64]) -> Result<Filter, FilterError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![no_code.clone()]);
     }
+    // The standard library of a debug build looks whether a descriptor is open before it
+    // closes it.
+    let only_looks = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, F_GETFD)
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+        .map_err(FilterError::Compile)?;
+    rules
+        .entry(libc::SYS_fcntl)
+        .or_insert_with(|| vec![only_looks]);
     let filter = SeccompFilter::new(
         rules,
         SeccompAction::Trap,

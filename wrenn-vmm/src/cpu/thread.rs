@@ -77,14 +77,18 @@ enum Stopped {
     Failed,
 }
 
-/// The handle of a vCPU thread.
+/// The handle of a vCPU thread. Dropping it stops the thread and waits for its end, so
+/// that guest memory may go after all handles have gone.
 #[derive(Debug)]
 pub struct Vcpu {
     index: u8,
-    requests: Sender<Request>,
+    /// `None` only while being dropped.
+    requests: Option<Sender<Request>>,
     answers: Receiver<()>,
     immediate_exit: ImmediateExit,
-    thread: JoinHandle<()>,
+    /// `None` only while being dropped. The thread's result keeps the vCPU open until it
+    /// is joined, and with it the page that `immediate_exit` points into.
+    thread: Option<JoinHandle<VcpuFd>>,
 }
 
 /// Events by which vCPU threads tell the main thread that the machine is over.
@@ -134,27 +138,41 @@ impl Vcpu {
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(256 << 10)
-            .spawn(move || match filter.apply() {
-                Ok(()) => runner.report(&ends),
-                Err(error) => refuse(index, &error, &ends),
+            .spawn(move || {
+                match filter.apply() {
+                    Ok(()) => runner.report(&ends),
+                    Err(error) => refuse(index, &error, &ends),
+                }
+                runner.fd
             })
             .map_err(|source| VcpuError::Spawn { index, source })?;
         Ok(Self {
             index,
-            requests,
+            requests: Some(requests),
             answers,
             immediate_exit,
-            thread,
+            thread: Some(thread),
         })
     }
 
     fn send(&self, request: Request) -> Result<(), VcpuError> {
-        self.requests
-            .send(request)
-            .map_err(|_| VcpuError::Stopped { index: self.index })?;
-        self.immediate_exit.set();
-        kick::signal(&self.thread);
+        let sent = self
+            .requests
+            .as_ref()
+            .is_some_and(|requests| requests.send(request).is_ok());
+        if !sent {
+            return Err(VcpuError::Stopped { index: self.index });
+        }
+        self.kick();
         Ok(())
+    }
+
+    /// Has the thread look into its channel.
+    fn kick(&self) {
+        if let Some(thread) = &self.thread {
+            self.immediate_exit.set();
+            kick::signal(thread);
+        }
     }
 
     fn wait(&self) -> Result<(), VcpuError> {
@@ -164,6 +182,19 @@ impl Vcpu {
                 RecvTimeoutError::Timeout => VcpuError::Silent { index: self.index },
                 RecvTimeoutError::Disconnected => VcpuError::Stopped { index: self.index },
             })
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        // A closed channel is the request to end.
+        self.requests = None;
+        self.kick();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("vCPU {} has panicked", self.index);
+        }
     }
 }
 

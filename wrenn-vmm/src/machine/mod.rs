@@ -34,8 +34,7 @@ use hypervisor::Hypervisor;
 
 /// A machine that has been started.
 pub struct Machine {
-    /// First, since the drop order is the order here: the threads' handles go before what
-    /// the threads use. The process ends with the machine in any case.
+    /// First, since fields are dropped in this order: the vCPUs stop before memory goes.
     vcpus: Vec<Vcpu>,
     #[expect(
         dead_code,

@@ -25,8 +25,8 @@ unsafe impl Send for ImmediateExit {}
 unsafe impl Sync for ImmediateExit {}
 
 impl ImmediateExit {
-    /// Finds the byte of a vCPU. The value must not be used after the `VcpuFd` is gone;
-    /// vCPU threads keep theirs until the process ends.
+    /// Finds the byte of a vCPU. The value must not be used after the `VcpuFd` is gone:
+    /// the handle of a vCPU thread owns both, and drops the `VcpuFd` by joining.
     pub fn of(vcpu: &mut VcpuFd) -> Self {
         Self(NonNull::from(&mut vcpu.get_kvm_run().immediate_exit))
     }
