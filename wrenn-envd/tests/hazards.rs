@@ -390,7 +390,9 @@ async fn a_client_that_leaves_does_not_end_the_process() {
     daemon.stop().await;
 }
 
-/// Hazard 25: every route and every RPC, walked without a token and with a wrong one.
+/// Hazard 25: every route and every RPC, walked without a token and with a wrong one. It is
+/// never walked with the right one: an RPC that is let through does what it says, to this
+/// host. Stops at the first that is let through, for the same reason.
 #[tokio::test]
 async fn nothing_but_health_answers_without_the_token() {
     let daemon = TestDaemon::start_with(Some("secret")).await;
@@ -416,7 +418,7 @@ async fn nothing_but_health_answers_without_the_token() {
     }
     assert!(routes.len() > 14 + 30, "the services were found");
     for (method, path) in &routes {
-        for token in [None, Some("wrong"), Some(""), Some("secret ")] {
+        for token in [None, Some("wrong"), Some("")] {
             let mut request = Request::builder()
                 .method(*method)
                 .uri(path.as_str())
@@ -425,12 +427,7 @@ async fn nothing_but_health_answers_without_the_token() {
                 request = request.header("x-access-token", token);
             }
             let (status, _, _) = daemon.http(request.body(body("{}")).unwrap()).await;
-            // Space around a header's value is not part of it.
-            if token == Some("secret ") {
-                assert_ne!(status, 401, "{method} {path}");
-            } else {
-                assert_eq!(status, 401, "{method} {path} {token:?}");
-            }
+            assert_eq!(status, 401, "{method} {path} {token:?}");
         }
     }
     let (status, _, _) = daemon.http(get("/health")).await;

@@ -1,7 +1,7 @@
 //! The RPC face of the file tree.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +46,15 @@ impl FilesystemService {
     }
 }
 
+/// The path of a request that changes something. Elsewhere an empty path means the home
+/// directory; here it is more likely a field that was left out, and must not cost it.
+fn named(path: &str, user: &User) -> Result<PathBuf, ConnectError> {
+    if path.is_empty() {
+        return Err(ConnectError::invalid_argument("no path was given"));
+    }
+    Ok(paths::resolve(path, user))
+}
+
 /// Runs what blocks where blocking is fine.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ConnectError> + Send + 'static,
@@ -74,7 +83,7 @@ impl wire::Filesystem for FilesystemService {
         request: ServiceRequest<'_, MakeDirRequest>,
     ) -> ServiceResult<impl Encodable<MakeDirResponse> + Send + use<'a>> {
         let user = self.user(&ctx)?;
-        let path = paths::resolve(request.path, &user);
+        let path = named(request.path, &user)?;
         let entry = blocking(move || {
             match std::fs::metadata(&path) {
                 Ok(found) if found.is_dir() => {
@@ -102,8 +111,8 @@ impl wire::Filesystem for FilesystemService {
         request: ServiceRequest<'_, MoveRequest>,
     ) -> ServiceResult<impl Encodable<MoveResponse> + Send + use<'a>> {
         let user = self.user(&ctx)?;
-        let source = paths::resolve(request.source, &user);
-        let destination = paths::resolve(request.destination, &user);
+        let source = named(request.source, &user)?;
+        let destination = named(request.destination, &user)?;
         let entry = blocking(move || {
             std::fs::symlink_metadata(&source).map_err(|error| failure("move", &source, &error))?;
             if let Some(parent) = destination.parent() {
@@ -136,10 +145,11 @@ impl wire::Filesystem for FilesystemService {
         ctx: RequestContext,
         request: ServiceRequest<'_, RemoveRequest>,
     ) -> ServiceResult<impl Encodable<RemoveResponse> + Send + use<'a>> {
-        let path = paths::resolve(request.path, &self.user(&ctx)?);
-        if path == Path::new("/") {
+        let user = self.user(&ctx)?;
+        let path = named(request.path, &user)?;
+        if path == Path::new("/") || path == user.home {
             return Err(ConnectError::invalid_argument(
-                "the root directory can't be removed",
+                "the root directory and the user's home can't be removed",
             ));
         }
         blocking(move || tree::remove(&path).map_err(|error| failure("remove", &path, &error)))
