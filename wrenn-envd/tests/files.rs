@@ -247,13 +247,6 @@ async fn the_tree_answers_with_the_right_codes() {
     };
     let moved = client.r#move(moved).await.unwrap().into_owned();
     assert_eq!((moved.entry.name.as_str(), moved.entry.size), ("d", 1));
-    let error = client
-        .remove(RemoveRequest {
-            path: "/".to_owned(),
-        })
-        .await
-        .unwrap_err();
-    assert_eq!(error.code, ErrorCode::InvalidArgument);
     client
         .remove(RemoveRequest { path: path("a") })
         .await

@@ -55,6 +55,17 @@ fn named(path: &str, user: &User) -> Result<PathBuf, ConnectError> {
     Ok(paths::resolve(path, user))
 }
 
+/// What may be removed: something that was named, and neither everything nor the home.
+fn removable(path: &str, user: &User) -> Result<PathBuf, ConnectError> {
+    let path = named(path, user)?;
+    if path == Path::new("/") || path == user.home {
+        return Err(ConnectError::invalid_argument(
+            "the root directory and the user's home can't be removed",
+        ));
+    }
+    Ok(path)
+}
+
 /// Runs what blocks where blocking is fine.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ConnectError> + Send + 'static,
@@ -146,12 +157,7 @@ impl wire::Filesystem for FilesystemService {
         request: ServiceRequest<'_, RemoveRequest>,
     ) -> ServiceResult<impl Encodable<RemoveResponse> + Send + use<'a>> {
         let user = self.user(&ctx)?;
-        let path = named(request.path, &user)?;
-        if path == Path::new("/") || path == user.home {
-            return Err(ConnectError::invalid_argument(
-                "the root directory and the user's home can't be removed",
-            ));
-        }
+        let path = removable(request.path, &user)?;
         blocking(move || tree::remove(&path).map_err(|error| failure("remove", &path, &error)))
             .await?;
         Response::ok(RemoveResponse::default())
@@ -312,5 +318,33 @@ impl From<WatcherError> for ConnectError {
             WatcherError::TooMany => Self::resource_exhausted(error.to_string()),
             WatcherError::Watch(error) => error.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wrenn_proto::connectrpc::ErrorCode;
+
+    use super::*;
+
+    /// Asked of the function and never of a daemon: one that is wrong about this would
+    /// remove the home of whoever runs the test.
+    #[test]
+    fn neither_home_nor_root_nor_nothing_can_be_removed() {
+        let user = User {
+            name: "user".to_owned(),
+            uid: 1000,
+            gid: 1000,
+            groups: vec![1000],
+            home: "/home/user".into(),
+            shell: "/bin/sh".into(),
+        };
+        for path in ["", "/", "//", "~", "~/", ".", "/home/user/", "x/..", "/../..", "../user"] {
+            let error = removable(path, &user).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{path}");
+        }
+        assert_eq!(removable("x", &user).unwrap(), Path::new("/home/user/x"));
+        assert_eq!(removable("/tmp/x", &user).unwrap(), Path::new("/tmp/x"));
+        assert!(named("", &user).is_err());
     }
 }
