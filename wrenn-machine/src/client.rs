@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use wrenn_core::guest::{Command, ExitStatus, GuestClient, GuestError, GuestProcess, ProcessEvent};
 use wrenn_images::recipe::sha256_of_file;
+use wrenn_images::strip;
 
 /// Who everything in the machine is done as.
 pub(crate) const USER: &str = "root";
@@ -92,40 +93,99 @@ impl MachineClient {
     /// # Errors
     /// The file cannot be read, sent or put in place. The old one is then still there.
     pub async fn push(&self, local: &Path, remote: &str, mode: u32) -> Result<bool, WorkError> {
-        let unreadable = |source| WorkError::ReadLocal {
-            path: local.to_path_buf(),
-            source,
-        };
+        let placement = Placement::of(local, remote, mode).await?;
+        if self.holds(&placement).await {
+            return Ok(false);
+        }
+        let file = File::open(local).map_err(unreadable(local))?;
+        self.place(&placement, tokio::fs::File::from_std(file))
+            .await?;
+        Ok(true)
+    }
+
+    /// As [`Self::push`], for one of our programs, which is sent without its symbols.
+    ///
+    /// # Errors
+    /// As for [`Self::push`].
+    pub async fn push_program(
+        &self,
+        local: &Path,
+        remote: &str,
+        mode: u32,
+    ) -> Result<bool, WorkError> {
+        let placement = Placement::of(local, remote, mode).await?;
+        if self.holds(&placement).await {
+            return Ok(false);
+        }
+        let program = strip::program(local).map_err(unreadable(local))?;
+        self.place(&placement, io::Cursor::new(program)).await?;
+        Ok(true)
+    }
+
+    async fn holds(&self, placement: &Placement) -> bool {
+        let known = self.guest.read_file(&placement.mark).await;
+        known.is_ok_and(|known| known.trim_ascii() == placement.stamp.as_bytes())
+    }
+
+    async fn place(
+        &self,
+        placement: &Placement,
+        source: impl AsyncRead + Send + 'static,
+    ) -> Result<(), WorkError> {
+        let Placement {
+            remote,
+            mode,
+            mark,
+            stamp,
+        } = placement;
+        let aside = format!("{remote}.new");
+        self.guest.upload(&aside, Some(USER), source).await?;
+        // A running program cannot be written to, but another can take its name. The mark
+        // goes first and comes last, so that it never speaks of a file that is not there.
+        let script = r#"rm -f "$4" && chmod "$3" "$1" && mv "$1" "$2" &&
+            mkdir -p "${4%/*}" && echo "$5" > "$4""#;
+        let command =
+            Command::new("sh").args(["-c", script, "sh", &aside, remote, mode, mark, stamp]);
+        let placed = self.guest.output(&command.user(USER)).await?;
+        if placed.status.shell_code() == 0 {
+            return Ok(());
+        }
+        let reason = String::from_utf8_lossy(&placed.stderr).trim().to_owned();
+        Err(WorkError::Place {
+            remote: remote.clone(),
+            reason,
+        })
+    }
+}
+
+/// Where a pushed file goes, and how it is known that it is there.
+struct Placement {
+    remote: String,
+    mode: String,
+    mark: String,
+    stamp: String,
+}
+
+impl Placement {
+    async fn of(local: &Path, remote: &str, mode: u32) -> Result<Self, WorkError> {
         let path = local.to_path_buf();
         let hash = tokio::task::spawn_blocking(move || sha256_of_file(&path))
             .await
             .unwrap_or_else(|error| Err(io::Error::other(error)))
-            .map_err(unreadable)?;
-        let mark = format!("{PUSHED}/{}", remote.replace('/', "%"));
-        let stamp = format!("{hash} {mode:o}");
-        let known = self.guest.read_file(&mark).await.ok();
-        if known.is_some_and(|known| known.trim_ascii() == stamp.as_bytes()) {
-            return Ok(false);
-        }
-        let file = File::open(local).map_err(unreadable)?;
-        let aside = format!("{remote}.new");
-        let source = tokio::fs::File::from_std(file);
-        self.guest.upload(&aside, Some(USER), source).await?;
-        // A running program cannot be written to, but another can take its name. The mark
-        // goes first and comes last, so that it never speaks of a file that is not there.
-        let script = r#"rm -f "$4" && chmod "$3" "$1" && mv "$1" "$2" && mkdir -p "${4%/*}" && echo "$5" > "$4""#;
-        let mode = format!("{mode:o}");
-        let command =
-            Command::new("sh").args(["-c", script, "sh", &aside, remote, &mode, &mark, &stamp]);
-        let placed = self.guest.output(&command.user(USER)).await?;
-        if placed.status.shell_code() == 0 {
-            return Ok(true);
-        }
-        let reason = String::from_utf8_lossy(&placed.stderr).trim().to_owned();
-        Err(WorkError::Place {
+            .map_err(unreadable(local))?;
+        Ok(Self {
             remote: remote.to_owned(),
-            reason,
+            mode: format!("{mode:o}"),
+            mark: format!("{PUSHED}/{}", remote.replace('/', "%")),
+            stamp: format!("{hash} {mode:o}"),
         })
+    }
+}
+
+fn unreadable(path: &Path) -> impl Fn(io::Error) -> WorkError {
+    move |source| WorkError::ReadLocal {
+        path: path.to_path_buf(),
+        source,
     }
 }
 

@@ -6,9 +6,10 @@ mod sys;
 use std::path::Path;
 
 use serde::Serialize;
-use wrenn_images::{Cache, Progress, host_packages};
+use wrenn_images::{Cache, Progress, command, host_packages};
 
 use crate::accelerator::{KvmVerdict, probe_kvm};
+use crate::command_line::QEMU;
 use crate::config::Programs;
 use crate::error::MachineError;
 use crate::state;
@@ -125,6 +126,10 @@ pub async fn runs_sandboxes(
     let quick = HostReport::of(probes::all(root));
     if !quick.runs_sandboxes {
         return Ok(false);
+    }
+    if command::find(QEMU).is_none() {
+        // Nothing to try it with, and no machine to turn to: the sandbox itself will tell.
+        return Ok(true);
     }
     let verdict = probe_kvm(cache, &programs.init, &state::home()?, progress).await?;
     Ok(verdict == KvmVerdict::Boots)

@@ -36,6 +36,8 @@ use crate::state::{self, Locked, Record, StateDirectory};
 /// On hardware; emulation is given more by its slowness.
 const BOOT_LIMIT: Duration = Duration::from_secs(20);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
+/// Another program may take a free port before QEMU does.
+const PORT_TRIES: u32 = 3;
 const POLL: Duration = Duration::from_millis(50);
 /// What `wrenn-machine-init` says on the console once the daemon runs.
 const READY: &str = "wrenn-machine: ready";
@@ -86,6 +88,12 @@ impl Machine {
             home: home.to_path_buf(),
             cache,
         }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &MachineName {
+        self.state.name()
     }
 
     /// Where the console of this run, or of the last one, is written.
@@ -163,7 +171,13 @@ impl Machine {
         let step = format!("boot the machine ({accelerator})");
         progress.report(Event::Started { step: &step });
         let started = Instant::now();
-        let result = self.launch(&lock, &line, recipe).await;
+        let mut result = self.launch(&lock, &line, &recipe).await;
+        for _ in 1..PORT_TRIES {
+            if !matches!(result, Err(MachineError::PortTaken { .. })) {
+                break;
+            }
+            result = self.launch(&lock, &line, &recipe).await;
+        }
         progress.report(match &result {
             Ok(_) => Event::Finished {
                 step: &step,
@@ -266,7 +280,7 @@ impl Machine {
         &self,
         lock: &Locked,
         line: &CommandLine<'_>,
-        recipe: String,
+        recipe: &str,
     ) -> Result<Running, MachineError> {
         let token = self.state.new_token(lock)?;
         let port = free_port()?;
@@ -292,7 +306,10 @@ impl Machine {
         let address = (Ipv4Addr::LOCALHOST, port).into();
         let limit = BOOT_LIMIT * line.accelerator.slowness();
         let Some(process) = identity.open() else {
-            return Err(self.early_end(&log, name, mib, port));
+            let error = self.early_end(&log, name, mib, port);
+            // The error of the start is the one to tell.
+            self.state.clear(lock).ok();
+            return Err(error);
         };
         let healthy = tokio::select! {
             healthy = self.healthy(address, token, limit) => healthy,
@@ -310,7 +327,7 @@ impl Machine {
         let record = Record {
             version: 1,
             process: identity,
-            recipe,
+            recipe: recipe.to_owned(),
             accelerator: line.accelerator,
             port,
             forwards: BTreeMap::new(),
@@ -333,7 +350,7 @@ impl Machine {
         let deadline = Instant::now() + limit;
         // QEMU takes connections before the machine has a network, and holds them for
         // seconds. So the first one is made when there is somebody to answer.
-        while !self.state.console_tail().contains(READY) {
+        while !self.state.console_says(READY) {
             if Instant::now() > deadline {
                 return Err(late());
             }

@@ -188,6 +188,12 @@ impl StateDirectory {
             .map(AccessToken::new)
     }
 
+    /// Whether the machine has said `text` on its console.
+    pub(crate) fn console_says(&self, text: &str) -> bool {
+        let log = fs::read(self.console()).unwrap_or_default();
+        String::from_utf8_lossy(&log).contains(text)
+    }
+
     /// The end of the console's log.
     pub(crate) fn console_tail(&self) -> String {
         let log = fs::read(self.console()).unwrap_or_default();

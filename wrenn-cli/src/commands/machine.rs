@@ -240,7 +240,7 @@ async fn push(client: &MachineClient, local: &Path, directory: &str) -> anyhow::
     let name = local.file_name().and_then(|name| name.to_str());
     let name = name.with_context(|| format!("{} is no program", local.display()))?;
     let remote = format!("{directory}/{name}");
-    let pushed = client.push(local, &remote, 0o755).await;
+    let pushed = client.push_program(local, &remote, 0o755).await;
     pushed.with_context(|| format!("cannot bring {} into the machine", local.display()))?;
     Ok(remote)
 }
