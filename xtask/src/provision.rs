@@ -10,7 +10,7 @@ use crate::process;
 /// Makes packages, guest images and the machine ready.
 pub(crate) fn setup(programs: &Programs, plan_only: bool) -> Command {
     let mut command = process::command(&programs.provision);
-    command.arg("setup").arg("--envd").arg(&programs.envd);
+    command.arg("setup");
     if plan_only {
         command.arg("--plan");
     }

@@ -1,0 +1,115 @@
+//! The part of xtask that links the engines. `cargo xtask` builds and starts it; people
+//! need not.
+//!
+//! ```text
+//! setup   packages ─▶ can this host run microVMs? ─┬─ yes ─▶ guest images into the root directory
+//!                                                  └─ no ──▶ the machine, with the images in it
+//! run     a static program and its files ─┬─▶ started here
+//!                                         └─▶ pushed into the machine and started there
+//! ```
+
+mod packages;
+mod place;
+mod report;
+mod run;
+mod setup;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+/// Packages, guest images, the machine, and programs run where microVMs can run.
+#[derive(Debug, Parser)]
+struct Cli {
+    /// Directory that holds kernels, templates and sandboxes on this host.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "AGENT_FILES_ROOTDIR",
+        default_value = "/var/lib/wrenn"
+    )]
+    root: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Makes packages, guest images and the machine ready.
+    Setup(SetupArgs),
+    /// Runs a static program on this host, or in the machine where this host can't.
+    Run(RunArgs),
+}
+
+#[derive(Debug, Args)]
+struct SetupArgs {
+    /// Say what is missing and change nothing.
+    #[arg(long)]
+    plan: bool,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// A file to take along. There, the variable holds its path.
+    #[arg(long = "file", value_name = "VARIABLE=PATH", value_parser = variable_and_path)]
+    files: Vec<(String, PathBuf)>,
+    /// The program.
+    program: PathBuf,
+    /// Its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+fn variable_and_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((variable, path)) if !variable.is_empty() => Ok((variable.to_owned(), path.into())),
+        _ => Err("expected VARIABLE=PATH".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Runtime::new().context("cannot start worker threads");
+    let outcome = runtime.and_then(|runtime| {
+        runtime.block_on(async {
+            match cli.command {
+                Command::Setup(args) => setup::setup(&cli.root, args.plan).await,
+                Command::Run(args) => run::run(&cli.root, args).await,
+            }
+        })
+    });
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_the_program_is_its_own() {
+        let words = ["x", "run", "--file", "A=/b=c", "--", "prog", "--test", "run::"];
+        let cli = Cli::try_parse_from(words).unwrap();
+        let Command::Run(args) = cli.command else {
+            panic!("parsed as something else: {cli:?}");
+        };
+        assert_eq!(args.files, [("A".to_owned(), PathBuf::from("/b=c"))]);
+        assert_eq!(args.program, PathBuf::from("prog"));
+        assert_eq!(args.arguments, ["--test", "run::"]);
+    }
+}

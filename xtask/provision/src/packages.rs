@@ -1,0 +1,42 @@
+//! Debian packages that the host must have.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use wrenn_images::host_packages::{self, HostPackage};
+
+/// What our tests need on top of what set-up needs.
+const FOR_TESTS: &[HostPackage] = &[];
+
+/// The packages that are not installed.
+pub(crate) fn missing() -> Vec<&'static HostPackage> {
+    host_packages::missing(host_packages::all().chain(FOR_TESTS)).collect()
+}
+
+/// Installs packages with apt, whose output is shown.
+#[allow(clippy::disallowed_methods, reason = "installing packages is running apt")]
+pub(crate) fn install(packages: &[&HostPackage]) -> Result<()> {
+    apt(&["update"])?;
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(packages.iter().map(|package| package.name));
+    apt(&arguments)
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("apt-get")
+        .arg("-q")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        // Standard output belongs to results.
+        .stdout(std::io::stderr())
+        .status()
+        .context("cannot start apt-get: this set-up is for Debian 12 or newer")?;
+    if !status.success() {
+        bail!(
+            "`apt-get {}` failed ({status}): run it by hand to see more",
+            arguments.join(" ")
+        );
+    }
+    Ok(())
+}
