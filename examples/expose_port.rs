@@ -18,7 +18,11 @@ async fn main() -> anyhow::Result<()> {
     let (template, port) = (next("template")?, next("guest port")?.parse()?);
     let listen: SocketAddr = next("listen address")?.parse()?;
 
-    let host = Host::open(HostConfig::default()).await?;
+    let host = Host::open(HostConfig {
+        vmm: std::env::var_os("WRENN_VMM").map(Into::into),
+        ..HostConfig::default()
+    })
+    .await?;
     let config = SandboxConfig {
         access: GuestAccess::Open,
         ..SandboxConfig::from_template(template)

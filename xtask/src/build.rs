@@ -12,6 +12,7 @@ use crate::process;
 pub(crate) struct Programs {
     pub(crate) wrenn: PathBuf,
     pub(crate) vmm: PathBuf,
+    pub(crate) envd: PathBuf,
     pub(crate) provision: PathBuf,
 }
 
@@ -21,15 +22,20 @@ impl Programs {
     pub(crate) fn build() -> Result<Self> {
         let mut cargo = process::cargo();
         cargo.args(["build", "--release", "--bins"]);
-        for package in
-            ["wrenn-cli", "wrenn-vmm", "wrenn-envd", "wrenn-machine", "xtask-provision"]
-        {
+        for package in [
+            "wrenn-cli",
+            "wrenn-vmm",
+            "wrenn-envd",
+            "wrenn-machine",
+            "xtask-provision",
+        ] {
             cargo.args(["--package", package]);
         }
         let made = executables(&mut cargo)?;
         Ok(Self {
             wrenn: find(&made, "wrenn")?,
             vmm: find(&made, "wrenn-vmm")?,
+            envd: find(&made, "wrenn-envd")?,
             provision: find(&made, "xtask-provision")?,
         })
     }

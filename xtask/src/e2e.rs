@@ -13,7 +13,7 @@ use crate::cli::E2eArgs;
 use crate::provision::Run;
 use crate::steps::{say, step};
 use crate::tally::Tally;
-use crate::{process, setup};
+use crate::{process, setup, tests};
 
 pub(crate) fn run(args: &E2eArgs) -> Result<ExitCode> {
     let vmm = args.vmm.as_deref().map(build::given).transpose()?;
@@ -52,12 +52,6 @@ pub(crate) fn suite(
         if let Some(filter) = filter {
             run = run.argument(filter);
         }
-        let mut tally = Tally::default();
-        let status = process::watch(&mut run.command(programs), |line| {
-            if let Some(counts) = Tally::of_line(line) {
-                tally += counts;
-            }
-        })?;
-        Ok(tally.with_exit(status.success()))
+        tests::counted(&mut run.command(programs))
     })
 }

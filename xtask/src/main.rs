@@ -15,6 +15,7 @@ mod bench;
 mod build;
 mod check;
 mod cli;
+mod clients;
 mod demo;
 mod e2e;
 mod process;

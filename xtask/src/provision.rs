@@ -17,6 +17,19 @@ pub(crate) fn setup(programs: &Programs, plan_only: bool) -> Command {
     command
 }
 
+/// A client's test suite, still to be named, against the daemon of a microVM.
+pub(crate) fn clients(programs: &Programs, expose: &Path, vmm: &Path) -> Command {
+    let mut command = process::command(&programs.provision);
+    command
+        .arg("clients")
+        .arg("--expose")
+        .arg(expose)
+        .arg("--vmm")
+        .arg(vmm)
+        .arg("--");
+    command
+}
+
 /// A program to run where virtual machines can run, with the files it is told of.
 #[derive(Debug)]
 pub(crate) struct Run {

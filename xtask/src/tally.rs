@@ -12,16 +12,19 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// The result lines of libtest (`test result: ok. 3 passed; 0 failed; 1 ignored; …`)
-    /// and of nextest (`Summary [ 0.1s] 4 tests run: 3 passed (1 slow), 1 failed, 0 skipped`).
+    /// The result lines of libtest (`test result: ok. 3 passed; 0 failed; 1 ignored; …`),
+    /// of nextest (`Summary [ 0.1s] 4 tests run: 3 passed (1 slow), 1 failed, 0 skipped`)
+    /// and of our own suites (`3 passed, 1 failed, 0 skipped`).
     ///
     /// Returns `None` for any other line.
     pub(crate) fn of_line(line: &str) -> Option<Self> {
         let line = line.trim_start();
         let counts = if let Some(rest) = line.strip_prefix("test result: ") {
             rest.split_once(". ")?.1
+        } else if let Some(rest) = line.strip_prefix("Summary [") {
+            rest.split_once(" run: ")?.1
         } else {
-            line.strip_prefix("Summary [")?.split_once(" run: ")?.1
+            is_plain(line).then_some(line)?
         };
         let mut tally = Self::default();
         for part in without_brackets(counts).split([',', ';']) {
@@ -70,6 +73,24 @@ impl fmt::Display for Tally {
     }
 }
 
+/// Whether a line is `N passed, N failed, N skipped` and nothing else.
+fn is_plain(line: &str) -> bool {
+    let parts: Vec<&str> = line.split(", ").collect();
+    let [passed, failed, skipped] = parts.as_slice() else {
+        return false;
+    };
+    [
+        (passed, " passed"),
+        (failed, " failed"),
+        (skipped, " skipped"),
+    ]
+    .iter()
+    .all(|(part, word)| {
+        part.strip_suffix(word)
+            .is_some_and(|count| count.parse::<u64>().is_ok())
+    })
+}
+
 /// nextest adds remarks in round brackets, which hold commas of their own.
 fn without_brackets(text: &str) -> String {
     let mut depth = 0_usize;
@@ -115,6 +136,14 @@ mod tests {
         assert_eq!(Tally::of_line(one), tally(1, 0, 0));
         let cut = "     Summary [   2.3s] 3/9 tests run: 2 passed, 1 failed, 0 skipped";
         assert_eq!(Tally::of_line(cut), tally(2, 1, 0));
+    }
+
+    #[test]
+    fn our_own_lines() {
+        assert_eq!(
+            Tally::of_line("12 passed, 1 failed, 3 skipped"),
+            tally(12, 1, 3)
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! unit, integration ── nextest, or cargo test where it isn't installed ─┐
 //! examples in the documentation ── cargo test --doc ────────────────────┼──▶ one tally
+//! an existing client ── daemon on this host, daemon in a microVM ───────┤
 //! end-to-end ── in the machine where this host can't run VMs ───────────┘
 //! ```
 
@@ -13,7 +14,7 @@ use anyhow::Result;
 use crate::cli::TestArgs;
 use crate::steps::{say, step};
 use crate::tally::Tally;
-use crate::{e2e, process, setup};
+use crate::{clients, e2e, process, setup};
 
 pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
     let mut total = Tally::default();
@@ -29,7 +30,9 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         counted(process::cargo().args(["test", "--workspace", "--doc"]))
     })?;
     if let Some(programs) = programs {
+        total += clients::on_this_host(&programs)?;
         total += e2e::suite(&programs, None, None)?;
+        total += clients::in_microvm(&programs, None)?;
     }
     say(total);
     Ok(if total.failed == 0 {
@@ -61,7 +64,7 @@ fn workspace_tests() -> Command {
 }
 
 /// Runs a test runner and adds up what it reports.
-fn counted(runner: &mut Command) -> Result<Tally> {
+pub(crate) fn counted(runner: &mut Command) -> Result<Tally> {
     let mut tally = Tally::default();
     let status = process::watch(runner, |line| {
         if let Some(counts) = Tally::of_line(line) {

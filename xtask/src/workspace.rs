@@ -13,6 +13,7 @@ use crate::process;
 pub(crate) struct Workspace {
     pub(crate) packages: Vec<Package>,
     pub(crate) workspace_root: PathBuf,
+    pub(crate) target_directory: PathBuf,
     workspace_members: Vec<String>,
 }
 
@@ -54,6 +55,7 @@ pub(crate) enum DependencyKind {
 pub(crate) struct Target {
     pub(crate) name: String,
     pub(crate) kind: Vec<String>,
+    pub(crate) src_path: PathBuf,
 }
 
 /// cargo writes `null` for a normal dependency.

@@ -6,8 +6,10 @@
 //!                                                  └─ no ──▶ the machine, with the images in it
 //! run     a static program and its files ─┬─▶ started here
 //!                                         └─▶ pushed into the machine and started there
+//! clients a microVM's daemon ◀─ relay ◀─ a client's test suite in a namespace of its own
 //! ```
 
+mod clients;
 mod packages;
 mod place;
 mod report;
@@ -43,6 +45,8 @@ enum Command {
     Setup(SetupArgs),
     /// Runs a static program on this host, or in the machine where this host can't.
     Run(RunArgs),
+    /// Runs a client's test suite against the daemon of a microVM.
+    Clients(ClientsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -64,6 +68,22 @@ struct RunArgs {
     arguments: Vec<OsString>,
 }
 
+#[derive(Debug, Args)]
+struct ClientsArgs {
+    /// The program that boots a microVM and exposes a port of it.
+    #[arg(long, value_name = "PATH")]
+    expose: PathBuf,
+    /// The program that runs the VM.
+    #[arg(long, value_name = "PATH")]
+    vmm: PathBuf,
+    /// The microVM's template.
+    #[arg(long, value_name = "NAME", default_value = "base")]
+    template: String,
+    /// The suite and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
 fn variable_and_path(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((variable, path)) if !variable.is_empty() => Ok((variable.to_owned(), path.into())),
@@ -79,6 +99,7 @@ fn main() -> ExitCode {
             match cli.command {
                 Command::Setup(args) => setup::setup(&cli.root, args.plan).await,
                 Command::Run(args) => run::run(&cli.root, args).await,
+                Command::Clients(args) => clients::run(&cli.root, args).await,
             }
         })
     });
@@ -103,7 +124,9 @@ mod tests {
 
     #[test]
     fn everything_after_the_program_is_its_own() {
-        let words = ["x", "run", "--file", "A=/b=c", "--", "prog", "--test", "run::"];
+        let words = [
+            "x", "run", "--file", "A=/b=c", "--", "prog", "--test", "run::",
+        ];
         let cli = Cli::try_parse_from(words).unwrap();
         let Command::Run(args) = cli.command else {
             panic!("parsed as something else: {cli:?}");

@@ -6,7 +6,18 @@ use anyhow::{Context, Result, bail};
 use wrenn_images::host_packages::{self, HostPackage};
 
 /// What our tests need on top of what set-up needs.
-const FOR_TESTS: &[HostPackage] = &[];
+const FOR_TESTS: &[HostPackage] = &[
+    HostPackage {
+        name: "python3-pip",
+        program: "pip3",
+        reason: "installs the existing client that the guest daemon is tested with",
+    },
+    HostPackage {
+        name: "iproute2",
+        program: "ip",
+        reason: "brings up the network namespace that the client's tests run in",
+    },
+];
 
 /// The packages that are not installed.
 pub(crate) fn missing() -> Vec<&'static HostPackage> {
@@ -14,7 +25,10 @@ pub(crate) fn missing() -> Vec<&'static HostPackage> {
 }
 
 /// Installs packages with apt, whose output is shown.
-#[allow(clippy::disallowed_methods, reason = "installing packages is running apt")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "installing packages is running apt"
+)]
 pub(crate) fn install(packages: &[&HostPackage]) -> Result<()> {
     apt(&["update"])?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];

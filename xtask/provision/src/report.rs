@@ -22,7 +22,10 @@ impl Progress for Report {
             Event::Reused { .. } => {}
             Event::Finished { step, elapsed } => {
                 let depth = self.depth.fetch_sub(1, Ordering::Relaxed) - 1;
-                line(depth, format_args!("{step}: {:.1} s", elapsed.as_secs_f64()));
+                line(
+                    depth,
+                    format_args!("{step}: {:.1} s", elapsed.as_secs_f64()),
+                );
             }
             Event::Failed { step } => {
                 let depth = self.depth.fetch_sub(1, Ordering::Relaxed) - 1;

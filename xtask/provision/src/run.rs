@@ -27,9 +27,15 @@ pub(crate) async fn run(root: &Path, args: RunArgs) -> Result<ExitCode> {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "starting a program is what this file is for")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "starting a program is what this file is for"
+)]
 async fn run_here(args: RunArgs) -> Result<ExitCode> {
-    let program = args.program.canonicalize().context("cannot find the program")?;
+    let program = args
+        .program
+        .canonicalize()
+        .context("cannot find the program")?;
     let status = tokio::process::Command::new(&program)
         .args(args.arguments)
         .envs(args.files)
@@ -37,7 +43,10 @@ async fn run_here(args: RunArgs) -> Result<ExitCode> {
         .status()
         .await
         .with_context(|| format!("cannot start {}", program.display()))?;
-    let code = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    let code = status
+        .code()
+        .or(status.signal().map(|signal| 128 + signal))
+        .unwrap_or(1);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
@@ -48,10 +57,15 @@ async fn run_in(machine: &MachineClient, args: RunArgs) -> Result<ExitCode> {
     }
     for argument in args.arguments {
         let argument = argument.into_string();
-        let argument = argument.ok().context("an argument is not UTF-8, which the machine needs")?;
+        let argument = argument
+            .ok()
+            .context("an argument is not UTF-8, which the machine needs")?;
         command = command.args([argument]);
     }
-    let mut process = machine.start(command).await.context("cannot start the program")?;
+    let mut process = machine
+        .start(command)
+        .await
+        .context("cannot start the program")?;
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     loop {
         match next(machine, &mut process).await? {
@@ -85,12 +99,16 @@ async fn next(machine: &MachineClient, process: &mut GuestProcess) -> Result<Pro
 }
 
 async fn pass_on(out: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()> {
-    out.write_all(bytes).await.context("cannot write the program's output")?;
-    out.flush().await.context("cannot write the program's output")
+    out.write_all(bytes)
+        .await
+        .context("cannot write the program's output")?;
+    out.flush()
+        .await
+        .context("cannot write the program's output")
 }
 
 /// Pushes a program or file unless it is there already, and returns its path in the machine.
-async fn push(machine: &MachineClient, local: &Path) -> Result<String> {
+pub(crate) async fn push(machine: &MachineClient, local: &Path) -> Result<String> {
     let name = local.file_name().and_then(|name| name.to_str());
     let name = name.with_context(|| format!("{} has no plain name", local.display()))?;
     let remote = format!("{FOLDER}/{}", without_hash(name));

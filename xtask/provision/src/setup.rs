@@ -8,9 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use wrenn_images::{Cache, install, kernel, rootfs};
 
+use crate::packages;
 use crate::place::{self, Place};
 use crate::report::Report;
-use crate::packages;
 
 pub(crate) async fn setup(root: &Path, plan_only: bool) -> Result<ExitCode> {
     let start = Instant::now();
@@ -30,7 +30,10 @@ pub(crate) async fn setup(root: &Path, plan_only: bool) -> Result<ExitCode> {
     }
     if !missing.is_empty() {
         packages::install(&missing)?;
-        eprintln!("   packages installed: {:.1} s", start.elapsed().as_secs_f64());
+        eprintln!(
+            "   packages installed: {:.1} s",
+            start.elapsed().as_secs_f64()
+        );
     }
     let report = Arc::new(Report::default());
     match place::ready(root, &report).await? {

@@ -26,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "wrenn-cli",
         &["wrenn-core", "wrenn-images", "wrenn-machine"],
     ),
+    ("wrenn-examples", &["wrenn-core"]),
     ("xtask", &["wrenn-bench"]),
     (
         "xtask-provision",

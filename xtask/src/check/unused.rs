@@ -31,6 +31,10 @@ fn unused_of(package: &Package) -> Result<Vec<String>> {
     for place in ["tests", "examples", "benches"] {
         tests.extend(sources(&folder.join(place))?);
     }
+    // A package may keep its examples elsewhere than in the usual places.
+    for target in package.targets.iter().filter(|target| target.kind == ["example"]) {
+        tests.extend(sources(&target.src_path)?);
+    }
     let build = sources(&folder.join("build.rs"))?;
     let excepted = package.used_by_generated_code();
     let mut complaints = Vec::new();
