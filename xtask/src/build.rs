@@ -12,7 +12,6 @@ use crate::process;
 pub(crate) struct Programs {
     pub(crate) wrenn: PathBuf,
     pub(crate) vmm: PathBuf,
-    pub(crate) envd: PathBuf,
     pub(crate) provision: PathBuf,
 }
 
@@ -35,7 +34,6 @@ impl Programs {
         Ok(Self {
             wrenn: find(&made, "wrenn")?,
             vmm: find(&made, "wrenn-vmm")?,
-            envd: find(&made, "wrenn-envd")?,
             provision: find(&made, "xtask-provision")?,
         })
     }

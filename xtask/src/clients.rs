@@ -1,7 +1,10 @@
-//! The test suite of an existing client, unmodified, against our guest daemon: once on this
-//! host, once in a microVM. The suite is in `wrenn-envd/tests/e2b/`.
+//! The test suite of an existing client, unmodified, against the guest daemon in a microVM.
+//!
+//! The suite is in `wrenn-envd/tests/e2b/`. A test of wrenn-envd runs it against a daemon on
+//! this host as well, with the client that is installed here.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -14,24 +17,17 @@ use crate::{process, tests};
 
 const SUITE: &str = "wrenn-envd/tests/e2b";
 
-/// Against the daemon as a process of this host.
-pub(crate) fn on_this_host(programs: &Programs) -> Result<Tally> {
-    let suite = suite()?;
-    let client = client(&suite)?;
-    step("Existing client, daemon on this host", || {
-        let mut command = process::command(suite.join("native.sh"));
-        command.arg(&programs.envd);
-        command
-            .env("WRENN_SUITE_PYTHON", "python3")
-            .env("PYTHONPATH", client);
-        tests::counted(&mut command)
-    })
+/// Tells a test runner, or the suite itself, where the client is.
+pub(crate) fn provide(command: &mut Command) -> Result<()> {
+    command
+        .env("WRENN_SUITE_PYTHON", "python3")
+        .env("PYTHONPATH", client(&suite()?)?);
+    Ok(())
 }
 
 /// Against the daemon of a microVM.
 pub(crate) fn in_microvm(programs: &Programs, vmm: Option<&Path>) -> Result<Tally> {
     let suite = suite()?;
-    let client = client(&suite)?;
     let expose = step("Building the example that exposes a microVM's port", || {
         let mut cargo = process::cargo();
         cargo.args([

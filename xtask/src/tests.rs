@@ -3,7 +3,7 @@
 //! ```text
 //! unit, integration ── nextest, or cargo test where it isn't installed ─┐
 //! examples in the documentation ── cargo test --doc ────────────────────┼──▶ one tally
-//! an existing client ── daemon on this host, daemon in a microVM ───────┤
+//! an existing client's suite ── against the daemon in a microVM ────────┤
 //! end-to-end ── in the machine where this host can't run VMs ───────────┘
 //! ```
 
@@ -30,7 +30,6 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         counted(process::cargo().args(["test", "--workspace", "--doc"]))
     })?;
     if let Some(programs) = programs {
-        total += clients::on_this_host(&programs)?;
         total += e2e::suite(&programs, None, None)?;
         total += clients::in_microvm(&programs, None)?;
     }

@@ -32,7 +32,11 @@ fn unused_of(package: &Package) -> Result<Vec<String>> {
         tests.extend(sources(&folder.join(place))?);
     }
     // A package may keep its examples elsewhere than in the usual places.
-    for target in package.targets.iter().filter(|target| target.kind == ["example"]) {
+    for target in package
+        .targets
+        .iter()
+        .filter(|target| target.kind == ["example"])
+    {
         tests.extend(sources(&target.src_path)?);
     }
     let build = sources(&folder.join("build.rs"))?;
