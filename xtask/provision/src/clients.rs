@@ -75,7 +75,7 @@ impl Exposed {
     )]
     async fn here(args: &ClientsArgs) -> Result<Self> {
         let mut child = tokio::process::Command::new(&args.expose)
-            .args([&args.template, &DAEMON_PORT.to_string(), "127.0.0.1:0"])
+            .args([args.template.as_str(), &DAEMON_PORT.to_string(), "127.0.0.1:0"])
             .env("WRENN_VMM", &args.vmm)
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
