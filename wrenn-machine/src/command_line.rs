@@ -210,13 +210,13 @@ mod tests {
     #[test]
     fn image_disk_is_read_only_and_commas_in_paths_are_kept() {
         let parts = parts();
-        let state = PathBuf::from("/home/a,b");
+        let state = PathBuf::from("/srv/a,b");
         let text = text(&line(&parts, &state, Accelerator::Kvm), 1);
         assert!(
             text.contains("file=/cache/a,,b/images.ext4,readonly=on"),
             "{text}"
         );
-        assert!(text.contains("path=/home/a,,b/console.log"), "{text}");
+        assert!(text.contains("path=/srv/a,,b/console.log"), "{text}");
         assert!(text.contains("-accel kvm -cpu host"), "{text}");
     }
 

@@ -42,10 +42,8 @@ pub(crate) fn in_microvm(programs: &Programs, vmm: Option<&Path>) -> Result<Tall
     step("Existing client, daemon in a microVM", || {
         let vmm = vmm.unwrap_or(&programs.vmm);
         let mut command = provision::clients(programs, &expose, vmm);
-        command
-            .arg("python3")
-            .arg(suite.join("run.py"))
-            .env("PYTHONPATH", client);
+        command.arg("python3").arg(suite.join("run.py"));
+        provide(&mut command)?;
         tests::counted(&mut command)
     })
 }

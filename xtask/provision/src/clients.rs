@@ -59,12 +59,12 @@ struct Exposed {
 /// The program that holds the microVM.
 enum Program {
     Here {
-        child: tokio::process::Child,
+        child: Box<tokio::process::Child>,
         stdin: ChildStdin,
     },
     InMachine {
-        process: GuestProcess,
-        input: ProcessInput,
+        process: Box<GuestProcess>,
+        input: Box<ProcessInput>,
     },
 }
 
@@ -75,7 +75,11 @@ impl Exposed {
     )]
     async fn here(args: &ClientsArgs) -> Result<Self> {
         let mut child = tokio::process::Command::new(&args.expose)
-            .args([args.template.as_str(), &DAEMON_PORT.to_string(), "127.0.0.1:0"])
+            .args([
+                args.template.as_str(),
+                &DAEMON_PORT.to_string(),
+                "127.0.0.1:0",
+            ])
             .env("WRENN_VMM", &args.vmm)
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
@@ -90,7 +94,10 @@ impl Exposed {
         let address = first_line(stdout).await?;
         Ok(Self {
             address,
-            program: Program::Here { child, stdin },
+            program: Program::Here {
+                child: Box::new(child),
+                stdin,
+            },
         })
     }
 
@@ -130,7 +137,10 @@ impl Exposed {
         let address = (Ipv4Addr::LOCALHOST, host_port).into();
         Ok(Self {
             address,
-            program: Program::InMachine { process, input },
+            program: Program::InMachine {
+                process: Box::new(process),
+                input: Box::new(input),
+            },
         })
     }
 

@@ -15,7 +15,7 @@ pub(crate) enum Place {
     /// This host: an ordinary guest boots under its KVM, and all else is there.
     Host,
     /// The machine, which runs.
-    Machine(MachineClient),
+    Machine(Box<MachineClient>),
 }
 
 /// Our programs, which one build leaves side by side.
@@ -43,5 +43,5 @@ pub(crate) async fn ready(root: &Path, report: &Arc<Report>) -> Result<Place> {
         .start(&MachineConfig::default(), &programs, report.clone())
         .await
         .context("cannot start the machine")?;
-    Ok(Place::Machine(running.client()?))
+    Ok(Place::Machine(Box::new(running.client()?)))
 }
