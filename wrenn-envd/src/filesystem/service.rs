@@ -339,7 +339,18 @@ mod tests {
             home: "/home/user".into(),
             shell: "/bin/sh".into(),
         };
-        for path in ["", "/", "//", "~", "~/", ".", "/home/user/", "x/..", "/../..", "../user"] {
+        for path in [
+            "",
+            "/",
+            "//",
+            "~",
+            "~/",
+            ".",
+            "/home/user/",
+            "x/..",
+            "/../..",
+            "../user",
+        ] {
             let error = removable(path, &user).unwrap_err();
             assert_eq!(error.code, ErrorCode::InvalidArgument, "{path}");
         }
