@@ -111,7 +111,15 @@ mod tests {
         let identity = ProcessIdentity::of(child.id().cast_signed()).unwrap();
         let live = identity.open().unwrap();
         assert!(!live.ends_within(Duration::ZERO).unwrap());
-        assert!(has_argument(identity.pid, "1000"));
+        // The kernel lets the parent go on a moment before the new arguments can be read.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while !has_argument(identity.pid, "1000") {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "its arguments never appeared"
+            );
+            std::thread::yield_now();
+        }
         live.kill().unwrap();
         assert!(live.ends_within(Duration::from_secs(10)).unwrap());
         child.wait().unwrap();
