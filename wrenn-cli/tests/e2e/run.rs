@@ -15,8 +15,13 @@ use crate::stage::{self, MINIMAL};
 fn wrenn_run(options: &[&str], command: &[&str]) -> Command {
     let mut run = Command::new(stage::wrenn());
     run.arg("--root").arg(stage::root().path());
-    run.args(["run", "--here", "--template", MINIMAL, "--memory", "128M"]);
-    if let Some(vmm) = stage::vmm() {
+    run.args(["run", "--here"]);
+    for (option, value) in [("--template", MINIMAL), ("--memory", "128M")] {
+        if !options.contains(&option) {
+            run.args([option, value]);
+        }
+    }
+    if let Some(vmm) = stage::vmm().filter(|_| !options.contains(&"--vmm")) {
         run.arg("--vmm").arg(vmm);
     }
     run.args(options).arg("--").args(command);
