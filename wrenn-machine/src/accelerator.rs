@@ -24,6 +24,8 @@ const MARKER: &str = "wrenn-machine: probe: kernel runs";
 /// A kernel that runs says so within a second or two.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
 const DEVICE: &str = "/dev/kvm";
+/// More would not make a machine for one person's sandboxes faster.
+const MAX_CPUS: usize = 8;
 
 /// The ways to run a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +72,20 @@ impl Accelerator {
                 "-cpu",
                 "max,-erms",
             ],
+        }
+    }
+
+    /// How many processors a machine gets unless told.
+    ///
+    /// One where it is emulated: with two, QEMU now and then hands an interrupt to the
+    /// machine's kernel while that is between two guests, which ends a guest or the machine.
+    #[must_use]
+    pub fn default_cpus(self) -> usize {
+        match self {
+            Self::Kvm => std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(MAX_CPUS),
+            Self::Emulation => 1,
         }
     }
 

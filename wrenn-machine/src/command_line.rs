@@ -46,7 +46,10 @@ impl CommandLine<'_> {
         line.pair("-display", "none");
         line.pair("-M", "q35,smm=off,vmport=off,hpet=off");
         line.flags(self.accelerator.arguments());
-        line.pair("-smp", config.cpus.to_string());
+        let cpus = config
+            .cpus
+            .unwrap_or_else(|| self.accelerator.default_cpus());
+        line.pair("-smp", cpus.to_string());
         line.pair("-m", config.memory_mib.to_string());
         line.pair("-kernel", artifacts.kernel.as_os_str());
         line.pair("-initrd", artifacts.initramfs.as_os_str());
@@ -218,6 +221,17 @@ mod tests {
         );
         assert!(text.contains("path=/srv/a,,b/console.log"), "{text}");
         assert!(text.contains("-accel kvm -cpu host"), "{text}");
+    }
+
+    #[test]
+    fn emulation_has_one_processor_unless_more_are_asked_for() {
+        let mut parts = parts();
+        let state = PathBuf::from("/state");
+        let emulated = text(&line(&parts, &state, Accelerator::Emulation), 1);
+        assert!(emulated.contains("-smp 1 "), "{emulated}");
+        parts.config.cpus = Some(3);
+        let asked = text(&line(&parts, &state, Accelerator::Emulation), 1);
+        assert!(asked.contains("-smp 3 "), "{asked}");
     }
 
     #[test]

@@ -8,8 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::accelerator::Accelerator;
 
-/// More processors than this only make emulation slower.
-const MAX_CPUS: usize = 8;
 const MAX_NAME: usize = 32;
 
 /// Name of a machine: lower-case letters, digits and dashes, up to 32 of them.
@@ -76,7 +74,9 @@ impl From<MachineName> for String {
 #[derive(Debug, Clone)]
 pub struct MachineConfig {
     pub memory_mib: u32,
-    pub cpus: usize,
+    /// Processors. Unless set: the host's, or [one where they are
+    /// emulated](Accelerator::default_cpus).
+    pub cpus: Option<usize>,
     /// Largest size of the data disk; it takes room only as it fills.
     pub data_gib: u64,
     /// Templates to have ready inside.
@@ -87,10 +87,9 @@ pub struct MachineConfig {
 
 impl Default for MachineConfig {
     fn default() -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             memory_mib: 4096,
-            cpus: cpus.min(MAX_CPUS),
+            cpus: None,
             data_gib: 64,
             templates: vec!["base".to_owned(), "minimal".to_owned()],
             accelerator: None,

@@ -45,7 +45,7 @@ enum Action {
         /// Memory: 4G, or a number of MiB.
         #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = crate::size::parse_mib)]
         memory: u64,
-        /// Processors; those of this host unless set.
+        /// Processors; those of this host unless set, or one where they are emulated.
         #[arg(long, value_name = "N")]
         cpus: Option<usize>,
     },
@@ -87,11 +87,10 @@ pub async fn run(_global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
         Action::Start { memory, cpus } => {
             let memory_mib = u32::try_from(memory)
                 .map_err(|_| super::UsageError(format!("{memory} MiB is no size of a machine")))?;
-            let defaults = MachineConfig::default();
             let config = MachineConfig {
                 memory_mib,
-                cpus: cpus.unwrap_or(defaults.cpus),
-                ..defaults
+                cpus,
+                ..MachineConfig::default()
             };
             let running = start(&machine, &config).await?;
             eprintln!(
