@@ -145,7 +145,7 @@ mod tests {
     fn kernel() -> Vec<u8> {
         let mut kernel = b"\x7fELF".to_vec();
         // More than one block, and not a whole number of them.
-        kernel.extend((0..LZ4_LEGACY_BLOCK + 12_345).map(|i| (i % 251) as u8));
+        kernel.extend((0..=250_u8).cycle().take(LZ4_LEGACY_BLOCK + 12_345));
         kernel
     }
 

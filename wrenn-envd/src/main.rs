@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use wrenn_envd::config::{Action, Config, USAGE};
 use wrenn_envd::guest::{Guest, Settings};
 use wrenn_envd::server::Daemon;
+use wrenn_envd::sys::signals::unblock_all;
 use wrenn_envd::{PROTOCOL_VERSION, init, state};
 
 fn main() -> ExitCode {
@@ -36,6 +37,10 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: Config) -> ExitCode {
+    if let Err(error) = unblock_all() {
+        complain(&error);
+        return ExitCode::FAILURE;
+    }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)

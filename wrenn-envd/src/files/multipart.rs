@@ -7,7 +7,7 @@
 //!
 //! Bytes go in as they come, in pieces of any size, and come out as [`Event`]s. A body
 //! passes through in pieces; what is held back is at most a boundary's length, or one
-//! part's headers ([`MAX_HEADERS`]).
+//! part's headers (`MAX_HEADERS`).
 
 use std::collections::VecDeque;
 

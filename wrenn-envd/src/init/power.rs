@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
-use rustix::process::{Signal, WaitOptions, waitpid};
+use rustix::process::{Signal, WaitOptions, wait};
 use rustix::system::{RebootCommand, reboot};
 
 use super::cmdline::CommandLine;
@@ -57,7 +57,7 @@ fn kill_all(signal: Signal) {
 fn all_gone(patience: Duration) -> bool {
     let start = Instant::now();
     loop {
-        match waitpid(None, WaitOptions::NOHANG) {
+        match wait(WaitOptions::NOHANG) {
             Ok(Some(_)) => continue,
             Err(_) => return true,
             Ok(None) if start.elapsed() > patience => return false,

@@ -4,7 +4,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, WaitOptions, wait};
 
 use super::cmdline::CommandLine;
 use super::console::warn;
@@ -87,7 +87,7 @@ impl Daemon {
 
     /// Buries every dead child, adopted ones too.
     fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             if Some(pid) == self.pid() {
                 self.child = None;
                 warn(&format!(

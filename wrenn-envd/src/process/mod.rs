@@ -29,7 +29,7 @@
 //! - **All that was written before the exit comes before the end event**, but the end
 //!   does not wait for others who hold the pipe open: when the process has exited, a
 //!   pump reads what was in the pipe at that moment and lingers briefly
-//!   ([`pump::LINGER`]) for a helper that is just finishing. After that, output of
+//!   (`pump::LINGER`) for a helper that is just finishing. After that, output of
 //!   left-over children is read and thrown away, so that they don't block or die.
 //! - **Signals reach the whole process group**, and KILL everything in the session.
 

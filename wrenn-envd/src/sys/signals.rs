@@ -1,4 +1,5 @@
-//! Signals of pid 1, taken one by one instead of by handlers.
+//! Signals of pid 1, taken one by one instead of by handlers, and a clean start for
+//! everybody below it.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -47,6 +48,22 @@ impl SignalSet {
         let signal =
             unsafe { libc::sigtimedwait(&raw const self.0, std::ptr::null_mut(), timeout) };
         (signal > 0).then_some(signal)
+    }
+}
+
+/// Lets every signal through again that the process before an exec had blocked. A mask is
+/// inherited by all children, and one that blocks TERM makes them deaf to it.
+pub fn unblock_all() -> io::Result<()> {
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `sigemptyset` only writes to the set, for which there is room.
+    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+    // SAFETY: the set was initialised by the line above, and the old mask is not asked for.
+    let rc =
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(rc))
     }
 }
 

@@ -57,6 +57,7 @@ impl Kind {
                 "clippy",
                 "--workspace",
                 "--all-targets",
+                "--keep-going",
                 "--",
                 "--deny=warnings",
             ])),

@@ -4,14 +4,24 @@ use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the value is 1, which the kernel's structure has as a short integer"
+)]
+const UP: libc::c_short = libc::IFF_UP as libc::c_short;
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the value is 2, which the kernel's structure has as a short integer"
+)]
+const IPV4: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
+
 /// Sets the interface's flags so that it is up.
 pub(crate) fn bring_up(interface: &str) -> io::Result<()> {
     let mut request = request_for(interface)?;
     ioctl(libc::SIOCGIFFLAGS, &mut request)?;
     // SAFETY: SIOCGIFFLAGS has just filled this member of the union.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
-    // The flag's value is 1, whatever its type in the bindings.
-    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as i16;
+    request.ifr_ifru.ifru_flags = flags | UP;
     ioctl(libc::SIOCSIFFLAGS, &mut request)
 }
 
@@ -45,7 +55,7 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
         *place = libc::c_char::from_ne_bytes([byte]);
     }
     libc::sockaddr {
-        sa_family: libc::AF_INET as libc::sa_family_t,
+        sa_family: IPV4,
         sa_data: data,
     }
 }
