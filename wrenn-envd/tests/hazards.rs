@@ -32,12 +32,17 @@ impl Program {
             probe.local_addr().unwrap().port()
         };
         #[allow(clippy::disallowed_methods, reason = "the program under test")]
-        let child = Command::new(env!("CARGO_BIN_EXE_wrenn-envd"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn-envd"));
+        command
             .args(["--address=127.0.0.1", &format!("--port={port}")])
             .arg(format!("--default-user={}", common::own_user()))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stdin(Stdio::null());
+        // A thread that starts it, since the room is the thread's.
+        let start = move || {
+            common::room::enter().unwrap();
+            command.spawn().unwrap()
+        };
+        let child = std::thread::spawn(start).join().unwrap();
         let program = Self {
             child,
             address: ([127, 0, 0, 1], port).into(),

@@ -211,8 +211,11 @@ fn a_terminal_has_our_size_and_keys_reach_it() {
         terminal.write_all(b"stty size\r").unwrap();
         read_until(&mut terminal, "37 101");
         // Ctrl-C ends the command in the foreground and not the shell.
-        terminal.write_all(b"sleep 1000\r").unwrap();
-        read_until(&mut terminal, "sleep 1000");
+        // While the shell edits its line, Ctrl-C is a key like others.
+        terminal
+            .write_all(b"echo run-$((1 + 1)); sleep 1000\r")
+            .unwrap();
+        read_until(&mut terminal, "run-2");
         terminal.write_all(b"\x03").unwrap();
         terminal.write_all(b"echo still-$((40 + 2))\r").unwrap();
         read_until(&mut terminal, "still-42");

@@ -9,6 +9,8 @@
     reason = "every test takes what it needs, and its failure is a panic"
 )]
 
+pub mod room;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +36,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub type HttpBody = UnsyncBoxBody<Bytes, std::convert::Infallible>;
 
+/// A daemon on a thread, and in a [room](room), of its own.
 pub struct TestDaemon {
     pub address: SocketAddr,
     pub guest: Arc<Guest>,
@@ -67,11 +70,25 @@ impl TestDaemon {
             },
             None,
         );
-        let daemon = Daemon::bind("127.0.0.1:0".parse().unwrap(), guest.clone())
-            .await
-            .unwrap();
-        let address = daemon.local_addr().unwrap();
-        let serving = tokio::spawn(daemon.serve());
+        let (bound, listens) = tokio::sync::oneshot::channel();
+        let served = guest.clone();
+        let serving = tokio::task::spawn_blocking(move || {
+            let serve = move || {
+                room::enter().unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                runtime.block_on(async {
+                    let address = "127.0.0.1:0".parse().unwrap();
+                    let daemon = Daemon::bind(address, served).await.unwrap();
+                    bound.send(daemon.local_addr().unwrap()).unwrap();
+                    daemon.serve().await;
+                });
+            };
+            std::thread::spawn(serve).join().unwrap();
+        });
+        let address = listens.await.unwrap();
         Self {
             address,
             guest,
