@@ -89,20 +89,3 @@ fn other_clients_find_all_that_they_know() {
         missing.join("\n")
     );
 }
-
-#[test]
-#[ignore = "writes the facts of descriptors given by another client"]
-fn bless() {
-    use protox::prost::Message as _;
-
-    let mut text = String::new();
-    for path in std::env::var("WRENN_DESCRIPTORS").unwrap().split(':') {
-        let file = FileDescriptorProto::decode(&*std::fs::read(path).unwrap()).unwrap();
-        for fact in facts(&file) {
-            text.push_str(&fact);
-            text.push('\n');
-        }
-    }
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/wire.txt");
-    std::fs::write(golden, text).unwrap();
-}

@@ -6,50 +6,19 @@
     reason = "a virtual environment is made by programs"
 )]
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use sha2::{Digest, Sha256};
-
-/// The virtual environment for these requirements, made at the first run.
-fn python(requirements: &Path) -> PathBuf {
-    let digest = Sha256::digest(fs::read(requirements).unwrap());
-    let name: String = digest
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("e2b-{name}"));
-    let python = directory.join("bin/python");
-    if !directory.join("complete").exists() {
-        run(Command::new("python3")
-            .args(["-m", "venv", "--clear"])
-            .arg(&directory));
-        run(Command::new(&python)
-            .args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "-r",
-            ])
-            .arg(requirements));
-        fs::write(directory.join("complete"), "").unwrap();
-    }
-    python
-}
-
+/// Runs a program that must succeed and returns its standard output.
 fn run(command: &mut Command) -> String {
     let output = command
         .output()
         .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaints = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
-        "{command:?} failed ({}):\n{text}",
+        "{command:?} failed ({}):\n{text}{complaints}",
         output.status
     );
     text
@@ -63,14 +32,11 @@ fn the_existing_client_works_unmodified() {
          namespace of its own"
     );
     let suite = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2b");
-    let python = match std::env::var_os("WRENN_SUITE_PYTHON") {
-        Some(python) => python.into(),
-        None => python(&suite.join("requirements.txt")),
-    };
+    let python = run(&mut Command::new(suite.join("client.sh")));
     let text = run(Command::new(suite.join("native.sh"))
         .arg(env!("CARGO_BIN_EXE_wrenn-envd"))
         .arg("-v")
-        .env("WRENN_SUITE_PYTHON", python));
+        .env("WRENN_SUITE_PYTHON", python.trim_end()));
     let summary = text
         .lines()
         .rfind(|line| line.contains(" passed, "))

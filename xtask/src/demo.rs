@@ -77,7 +77,7 @@ fn show(programs: &Programs, scene: &Scene) -> Result<()> {
         .args(scene.options)
         .arg("--")
         .args(scene.command);
-    eprintln!("$ {}", process::shown(&wrenn).trim_matches('`'));
+    eprintln!("$ {}", process::typed(&wrenn));
     let output = wrenn
         .stderr(std::process::Stdio::inherit())
         .output()

@@ -38,6 +38,7 @@ pub(crate) fn suite(
         cargo.args([
             "test",
             "--no-run",
+            "--release",
             "--package",
             "wrenn-cli",
             "--test",

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -85,21 +86,23 @@ fn expect(command: &Command, status: ExitStatus) -> Result<()> {
     Ok(())
 }
 
-/// The command as a person would type it, shortened.
-pub(crate) fn shown(command: &Command) -> String {
-    let program = std::path::Path::new(command.get_program());
+/// The command as a person would type it, without the folder of its program.
+pub(crate) fn typed(command: &Command) -> String {
+    let program = Path::new(command.get_program());
     let name = program.file_name().unwrap_or(command.get_program());
-    let mut text = format!("`{}", name.to_string_lossy());
-    for argument in command.get_args() {
-        if text.len() > 100 {
-            text.push_str(" …");
-            break;
-        }
-        text.push(' ');
-        text.push_str(&argument.to_string_lossy());
+    let words = std::iter::once(name).chain(command.get_args());
+    let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
+    // Only a zero byte cannot be quoted, and no command has one.
+    shlex::try_join(words.iter().map(AsRef::as_ref)).unwrap_or_default()
+}
+
+/// The command for an error's sentence, shortened.
+fn shown(command: &Command) -> String {
+    let typed = typed(command);
+    match typed.char_indices().nth(100) {
+        Some((end, _)) => format!("`{} …`", &typed[..end]),
+        None => format!("`{typed}`"),
     }
-    text.push('`');
-    text
 }
 
 /// Takes terminal colour sequences (`ESC [ … letter`) and the line's end away.
@@ -133,7 +136,10 @@ mod tests {
     #[test]
     fn failure_names_the_command() {
         let error = run(command("sh").args(["-c", "exit 9"])).unwrap_err();
-        assert_eq!(error.to_string(), "`sh -c exit 9` failed (exit status: 9)");
+        assert_eq!(
+            error.to_string(),
+            "`sh -c 'exit 9'` failed (exit status: 9)"
+        );
         let error = run(&mut command("/nonexistent/program")).unwrap_err();
         assert_eq!(error.to_string(), "cannot start `program`");
     }

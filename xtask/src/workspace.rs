@@ -13,7 +13,6 @@ use crate::process;
 pub(crate) struct Workspace {
     pub(crate) packages: Vec<Package>,
     pub(crate) workspace_root: PathBuf,
-    pub(crate) target_directory: PathBuf,
     workspace_members: Vec<String>,
 }
 

@@ -1,9 +1,11 @@
 //! The one way onto the host, with the leak check at the exit.
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use wrenn_core::RootDirectory;
 use wrenn_core::sandbox::{Host, HostConfig, Leftovers, Sandbox, SandboxConfig};
 use wrenn_core::vm::Resources;
@@ -12,6 +14,8 @@ use wrenn_core::vm::Resources;
 pub(crate) const MINIMAL: &str = "minimal";
 /// How long a condition may take to come true. Generous: one VM may emulate another.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a test may take before it counts as hanging.
+const LIMIT: Duration = Duration::from_secs(600);
 
 static STAGE: Mutex<()> = Mutex::new(());
 
@@ -30,8 +34,15 @@ pub(crate) fn enter<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F) {
             "the host was not clean at the start: {before:#?}"
         );
         let descriptors = open_descriptors();
-        test(host.clone()).await;
+        let outcome = AssertUnwindSafe(tokio::time::timeout(LIMIT, test(host.clone())))
+            .catch_unwind()
+            .await;
+        // Whatever became of it, the next test finds a clean host.
         host.settled().await;
+        match outcome {
+            Ok(outcome) => outcome.expect("the test hangs"),
+            Err(panic) => resume_unwind(panic),
+        }
         let after = host.leftovers().await.unwrap();
         assert!(
             after.is_empty(),

@@ -5,8 +5,8 @@
 #
 #   native.sh DAEMON [run.py's arguments]
 #
-# Root is needed for the namespaces. WRENN_SUITE_PYTHON is the interpreter of the virtual
-# environment that requirements.txt was installed in.
+# Root is needed for the namespaces. WRENN_SUITE_PYTHON is the interpreter that
+# client.sh prints.
 set -eu
 
 daemon=$(realpath "$1")

@@ -6,6 +6,7 @@ A test is a function `test_…` of a module `suite_….py`. It gets what its par
 """
 
 import asyncio
+import contextlib
 import importlib
 import inspect
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 os.environ["E2B_DEBUG"] = "true"
 sys.path.insert(0, str(Path(__file__).parent))
 
-from guest import Skip, connect, connect_async  # noqa: E402
+from guest import LONG, Skip, can_switch, connect, connect_async  # noqa: E402
 
 
 def collect():
@@ -28,32 +29,33 @@ def collect():
                 yield f"{path.stem.removeprefix('suite_')}::{name.removeprefix('test_')}", function
 
 
+@contextlib.contextmanager
+def scratch_directory(box, wanted):
+    """A directory in the guest for a test that wants one, removed whoever owns what is in it."""
+    if "scratch" not in wanted:
+        yield {}
+        return
+    path = box.commands.run("mktemp -d", timeout=LONG).stdout.strip()
+    try:
+        yield {"scratch": path}
+    finally:
+        owner = "root" if can_switch(box) else None
+        box.commands.run(f"rm -rf '{path}'", user=owner, timeout=LONG)
+
+
 def run_sync(function):
     box = connect()
     wanted = inspect.signature(function).parameters
-    arguments = {}
-    if "box" in wanted:
-        arguments["box"] = box
-    if "scratch" in wanted:
-        arguments["scratch"] = box.commands.run("mktemp -d", timeout=300).stdout.strip()
-    try:
+    with scratch_directory(box, wanted) as arguments:
+        if "box" in wanted:
+            arguments["box"] = box
         function(**arguments)
-    finally:
-        if "scratch" in arguments:
-            box.commands.run(f"rm -rf '{arguments['scratch']}'", timeout=300)
 
 
 async def run_async(function):
-    box = connect()
     wanted = inspect.signature(function).parameters
-    arguments = {"abox": await connect_async()}
-    if "scratch" in wanted:
-        arguments["scratch"] = box.commands.run("mktemp -d", timeout=300).stdout.strip()
-    try:
-        await function(**arguments)
-    finally:
-        if "scratch" in arguments:
-            box.commands.run(f"rm -rf '{arguments['scratch']}'", timeout=300)
+    with scratch_directory(connect(), wanted) as arguments:
+        await function(abox=await connect_async(), **arguments)
 
 
 def main():
