@@ -120,6 +120,12 @@ pub enum JailError {
         #[source]
         source: io::Error,
     },
+    /// A file of the host is for some users only.
+    #[error("{path} is not readable for everybody, and a VMM is nobody; run chmod a+r on it")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file could not be given to the VM's user.
     #[error("cannot give {path} to user {user}")]
     Give {
@@ -300,6 +306,11 @@ fn show(file: &JailFile, user: VmUser, flags: MsFlags) -> Result<(), JailError> 
         return step("show", &inside, || {
             let to = under(&inside);
             mount(Some(&under(&node)), &to, none, MsFlags::MS_BIND, none)
+        });
+    }
+    if file.access == Access::ReadOnly && found.mode() & 0o004 == 0 {
+        return Err(JailError::Unreadable {
+            path: file.host.clone(),
         });
     }
     if file.access == Access::Writable {

@@ -456,6 +456,14 @@ async fn what_is_missing_is_named() {
         panic!("another error");
     };
     assert!(error.to_string().contains("/no-such-kernel"), "{error}");
+
+    let cell = Cell::new("report");
+    let kernel = cell.directory.path().join("kernel");
+    std::fs::set_permissions(&kernel, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let LaunchError::Jail(error) = cell.launch().await.err().unwrap() else {
+        panic!("another error");
+    };
+    assert!(error.to_string().contains("chmod a+r"), "{error}");
 }
 
 #[tokio::test]
