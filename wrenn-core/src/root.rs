@@ -3,7 +3,7 @@
 //! ```text
 //! <root>/kernels/<kernel id>/kernel.json, vmlinux, vmlinuz, initrd.img
 //! <root>/templates/<name>/template.json, rootfs.ext4
-//! <root>/sandboxes/<sandbox id>/lock, sandbox.json, rootfs.ext4, vmm.sock, console.log, …
+//! <root>/sandboxes/<sandbox id>/rootfs.ext4, console.log, vmm.log, shared/vmm.sock
 //! <root>/network/slots/<number>
 //! ```
 

@@ -12,11 +12,11 @@ use super::host::Shared;
 use super::{DestroyError, Sandbox};
 use crate::SandboxId;
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError};
-use crate::network::{CreateSlotError, NetworkSlot};
+use crate::network::{CreateSlotError, GrantTapError, NetworkSlot};
 use crate::template::{OpenTemplateError, Template};
 use crate::vm::{
-    BootSource, Drive, ExitReason, LaunchSpec, MachineConfig, NetworkInterface, Resources,
-    StartVmError, Vm, VmConfig,
+    BootSource, CgroupError, Device, Drive, ExitReason, JailFile, JailSpec, LaunchSpec, Limits,
+    MachineConfig, NetworkInterface, Resources, StartVmError, Vm, VmCgroup, VmConfig, VmUser,
 };
 
 /// The kernel's command line, but for what differs between sandboxes.
@@ -92,6 +92,12 @@ pub enum CreateSandboxError {
     /// Its network slot could not be made.
     #[error("cannot make the sandbox's network slot")]
     Slot(#[from] CreateSlotError),
+    /// Its VMM could not be given the network.
+    #[error("cannot give the sandbox's TAP to its VMM")]
+    Tap(#[from] GrantTapError),
+    /// What it may take of the host could not be limited.
+    #[error("cannot limit what the sandbox takes of the host")]
+    Cgroup(#[from] CgroupError),
     /// Its VM did not start.
     #[error("cannot start the sandbox's VM")]
     Vm(#[from] StartVmError),
@@ -128,7 +134,7 @@ fn quoted(console: &str) -> String {
     }
 }
 
-/// How long each step of a creation took. Disk and slot are made at the same time.
+/// How long each step of a creation took. Disk, slot and cgroup are made at the same time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timings {
     /// Copying the disk.
@@ -157,8 +163,11 @@ impl Sandbox {
             check_memory(config.resources)?;
             let directory = SandboxDirectory::create(&host.root, config.id.clone())?;
             let mut timings = Timings::default();
-            let slot = prepare(host, &template, &directory, &mut timings).await?;
-            let mut sandbox = boot(host, &config, &template, directory, slot, timings).await?;
+            let (slot, cgroup) =
+                prepare(host, &config, &template, &directory, &mut timings).await?;
+            let launch = launch_spec(host, &template, &directory, &slot, cgroup);
+            let mut sandbox =
+                boot(host, &config, &template, directory, slot, launch, timings).await?;
             sandbox.timings.total = begun.elapsed();
             info!(timings = ?sandbox.timings, "the sandbox runs");
             Ok(sandbox)
@@ -168,13 +177,14 @@ impl Sandbox {
     }
 }
 
-/// Makes disk and slot at the same time.
+/// Makes disk, slot and cgroup at the same time.
 async fn prepare(
     host: &Shared,
+    config: &SandboxConfig,
     template: &Template,
     directory: &SandboxDirectory,
     timings: &mut Timings,
-) -> Result<NetworkSlot, CreateSandboxError> {
+) -> Result<(NetworkSlot, Option<VmCgroup>), CreateSandboxError> {
     let (from, to) = (template.rootfs.clone(), directory.file("rootfs.ext4"));
     let disk = async {
         let begun = Instant::now();
@@ -186,22 +196,43 @@ async fn prepare(
     let slot = async {
         let begun = Instant::now();
         let slot = host.network.create_slot(directory.id().as_str()).await?;
-        Ok::<_, CreateSandboxError>((slot, begun.elapsed()))
+        let user = vm_user(host, &slot).get();
+        match slot.grant_tap(user, user).await {
+            Ok(()) => Ok((slot, begun.elapsed())),
+            Err(error) => {
+                give_back(slot, directory.id()).await;
+                Err(CreateSandboxError::from(error))
+            }
+        }
     };
-    let (disk, slot) = tokio::join!(disk, slot);
-    // Both are over by here, so that an error of one never leaves the other at work.
+    let (cgroups, limits) = (host.cgroups.clone(), Limits::of(config.resources));
+    let id = directory.id().clone();
+    let cgroup = async {
+        tokio::task::spawn_blocking(move || cgroups.create(&id, limits))
+            .await
+            .map_err(|_| CreateSandboxError::Thread)?
+            .map_err(CreateSandboxError::from)
+    };
+    let (disk, slot, cgroup) = tokio::join!(disk, slot, cgroup);
+    // All are over by here, so that an error of one never leaves another at work.
     let (slot, slot_elapsed) = slot?;
-    match disk {
-        Ok(disk_elapsed) => {
+    match (disk, cgroup) {
+        (Ok(disk_elapsed), Ok(cgroup)) => {
             timings.disk = disk_elapsed;
             timings.slot = slot_elapsed;
-            Ok(slot)
+            Ok((slot, cgroup))
         }
-        Err(error) => {
+        (Err(error), _) | (_, Err(error)) => {
             give_back(slot, directory.id()).await;
             Err(error)
         }
     }
+}
+
+/// The user that a sandbox's VMM runs as: the slot's, since no two sandboxes have one slot
+/// at the same time.
+fn vm_user(host: &Shared, slot: &NetworkSlot) -> VmUser {
+    host.vm_users.of_slot(slot.number().get())
 }
 
 async fn give_back(slot: NetworkSlot, id: &SandboxId) {
@@ -220,15 +251,12 @@ async fn boot(
     template: &Template,
     directory: SandboxDirectory,
     slot: NetworkSlot,
+    launch: LaunchSpec,
     mut timings: Timings,
 ) -> Result<Sandbox, CreateSandboxError> {
     let begun = Instant::now();
-    let vm = match Vm::boot(
-        launch_spec(host, &directory, &slot),
-        &describe(config, template, &slot),
-    )
-    .await
-    {
+    let machine = describe(config, template, &slot);
+    let vm = match Vm::boot(launch, &machine).await {
         Ok(vm) => vm,
         Err(error) => {
             give_back(slot, directory.id()).await;
@@ -288,16 +316,39 @@ async fn greet(
     Ok(())
 }
 
-fn launch_spec(host: &Shared, directory: &SandboxDirectory, slot: &NetworkSlot) -> LaunchSpec {
+fn launch_spec(
+    host: &Shared,
+    template: &Template,
+    directory: &SandboxDirectory,
+    slot: &NetworkSlot,
+    cgroup: Option<VmCgroup>,
+) -> LaunchSpec {
+    let mut files = vec![
+        JailFile::writable(directory.file("rootfs.ext4"), "rootfs.ext4"),
+        kernel(template),
+    ];
+    files.extend(initrd(template));
     LaunchSpec {
         binary: host.vmm.clone(),
         id: directory.id().clone(),
-        api_socket: directory.file("vmm.sock"),
-        console: directory.file("console.log"),
-        log: directory.file("vmm.log"),
-        disk: directory.file("rootfs.ext4"),
+        directory: directory.path().to_owned(),
         network_namespace: Some(slot.namespace_path()),
+        jail: JailSpec {
+            user: vm_user(host, slot),
+            files,
+            devices: vec![Device::Kvm, Device::NetTun],
+        },
+        cgroup,
     }
+}
+
+fn kernel(template: &Template) -> JailFile {
+    JailFile::read_only(&template.kernel, "vmlinux")
+}
+
+fn initrd(template: &Template) -> Option<JailFile> {
+    let initrd = template.initrd.as_ref()?;
+    Some(JailFile::read_only(initrd, "initrd.img"))
 }
 
 fn describe(config: &SandboxConfig, template: &Template, slot: &NetworkSlot) -> VmConfig {
@@ -305,13 +356,13 @@ fn describe(config: &SandboxConfig, template: &Template, slot: &NetworkSlot) -> 
     VmConfig {
         machine: MachineConfig::from(config.resources),
         boot_source: BootSource {
-            kernel_image_path: template.kernel.clone(),
+            kernel_image_path: kernel(template).inside(),
             boot_args: format!(
                 "{KERNEL_ARGS} wrenn.hostname={} wrenn.ip={address}/{prefix} wrenn.gateway={}",
                 config.id,
                 slot.gateway(),
             ),
-            initrd_path: template.initrd.clone(),
+            initrd_path: initrd(template).map(|file| file.inside()),
         },
         drives: vec![Drive::root(&LaunchSpec::stable_disk_path())],
         network_interfaces: vec![NetworkInterface {

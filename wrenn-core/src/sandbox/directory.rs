@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <root>/sandboxes/<id>.lock    flock()ed by the owning process, made first, removed last
-//! <root>/sandboxes/<id>/        rootfs.ext4, vmm.sock, console.log, vmm.log
+//! <root>/sandboxes/<id>/        rootfs.ext4, console.log, vmm.log
+//! <root>/sandboxes/<id>/shared/ vmm.sock; the only place where the VMM makes files
 //! ```
 //!
 //! The kernel releases the lock when its owner dies, however it dies. So whoever can take

@@ -10,7 +10,7 @@ use super::sweep::{self, Leftovers, SweepError};
 use super::{CreateSandboxError, Sandbox, SandboxConfig};
 use crate::RootDirectory;
 use crate::network::{Network, NetworkConfig, OpenNetworkError};
-use crate::vm::{FindVmmError, VmmBinary};
+use crate::vm::{Cgroups, Enforced, FindVmmError, VmUsers, VmmBinary};
 
 const KVM: &str = "/dev/kvm";
 
@@ -25,6 +25,10 @@ pub struct HostConfig {
     pub search_path: Option<OsString>,
     /// Addresses that slots are made of.
     pub network: NetworkConfig,
+    /// Whom the VMMs run as.
+    pub vm_users: VmUsers,
+    /// Where the hierarchy of cgroups is mounted, or the part of it that was given to us.
+    pub cgroup_root: PathBuf,
     /// How long a guest may take from its first instruction until its daemon answers.
     pub boot_deadline: Duration,
 }
@@ -36,6 +40,8 @@ impl Default for HostConfig {
             vmm: None,
             search_path: std::env::var_os("PATH"),
             network: NetworkConfig::default(),
+            vm_users: VmUsers::default(),
+            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             // Ten times what a boot takes where one VM emulates another, the slowest case.
             boot_deadline: Duration::from_secs(60),
         }
@@ -73,6 +79,8 @@ pub(super) struct Shared {
     pub(super) root: RootDirectory,
     pub(super) vmm: VmmBinary,
     pub(super) network: Network,
+    pub(super) vm_users: VmUsers,
+    pub(super) cgroups: Cgroups,
     pub(super) boot_deadline: Duration,
 }
 
@@ -88,12 +96,15 @@ impl Host {
         let kvm = std::fs::File::options().read(true).write(true).open(KVM);
         drop(kvm.map_err(OpenHostError::Kvm)?);
         let vmm = VmmBinary::find(config.vmm.as_deref(), config.search_path.as_deref())?;
-        sweep::sweep(&config.root).await?;
+        let cgroups = Cgroups::open(&config.cgroup_root);
+        sweep::sweep(&config.root, &cgroups).await?;
         let network = Network::open(config.network, config.root.path()).await?;
         Ok(Self(Arc::new(Shared {
             root: config.root,
             vmm,
             network,
+            vm_users: config.vm_users,
+            cgroups,
             boot_deadline: config.boot_deadline,
         })))
     }
@@ -121,6 +132,12 @@ impl Host {
         self.0.vmm.path()
     }
 
+    /// Which limits hold for what a sandbox takes of this host.
+    #[must_use]
+    pub fn enforced(&self) -> Enforced {
+        self.0.cgroups.enforced()
+    }
+
     /// Waits until what was dropped is given back. To be called before the process ends.
     pub async fn settled(&self) {
         self.0.network.settled().await;
@@ -131,6 +148,6 @@ impl Host {
     /// # Errors
     /// When the host cannot be searched.
     pub async fn leftovers(&self) -> Result<Leftovers, SweepError> {
-        sweep::leftovers(&self.0.root, &self.0.network).await
+        sweep::leftovers(&self.0).await
     }
 }

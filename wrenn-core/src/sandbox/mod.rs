@@ -3,13 +3,14 @@
 //! ```text
 //! Host::create
 //!   ├─ SandboxDirectory   locked while its owner lives; a dead owner's is swept
-//!   ├─┬─ disk             private copy of the template's       ┐ at the same time
-//!   │ └─ NetworkSlot      namespace, veth, TAP, rules           ┘
-//!   ├─ Vm                 boots once its rules stand
+//!   ├─┬─ disk             private copy of the template's       ┐
+//!   │ ├─ NetworkSlot      namespace, veth, TAP, rules          │ at the same time
+//!   │ └─ VmCgroup         limits; goes into the Vm             ┘
+//!   ├─ Vm                 boots in its jail once its rules stand
 //!   └─ GuestClient        healthy, then told its time, entropy, token and name
 //! ```
 //!
-//! Teardown is one ordered sequence: VM, slot, directory. Whatever a step fails on, and
+//! Teardown is one ordered sequence: VM with its cgroup, slot, directory. Whatever a step fails on, and
 //! whenever the creating future is dropped, what was made so far is given back; what a
 //! killed process leaves is recognised by its sandbox id and swept by the next
 //! [`Host::open`].

@@ -1,7 +1,9 @@
 //! Finding and removing what processes left that died without giving it back.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +12,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tracing::{info, warn};
 
 use super::directory::{DirectoryError, SandboxDirectory};
-use crate::network::{self, Network};
+use super::host::Shared;
+use crate::network;
+use crate::vm::Cgroups;
 use crate::{RootDirectory, SandboxId};
 
 /// How long a killed VMM may take to be gone.
@@ -34,6 +38,9 @@ pub enum SweepError {
     /// The network cannot be searched.
     #[error("cannot search the network")]
     Network(#[from] network::SweepError),
+    /// The cgroups of VMs cannot be listed.
+    #[error("cannot list the cgroups of VMs")]
+    Cgroups(#[source] io::Error),
     /// A worker thread was lost.
     #[error("a worker thread died")]
     Thread,
@@ -46,6 +53,8 @@ pub struct Leftovers {
     pub files: Vec<PathBuf>,
     /// Processes whose command line names a sandbox of this root directory.
     pub processes: Vec<u32>,
+    /// Cgroups of VMs, of whichever root directory.
+    pub cgroups: Vec<PathBuf>,
     /// Namespaces, links, elements of firewall sets and slots.
     pub network: network::Leftovers,
 }
@@ -58,16 +67,16 @@ impl Leftovers {
     }
 }
 
-/// Removes the sandboxes of dead owners: their VMMs first, then their files. Their slots
-/// are the network's own to sweep.
-pub(super) async fn sweep(root: &RootDirectory) -> Result<(), SweepError> {
-    let root = root.clone();
-    tokio::task::spawn_blocking(move || sweep_now(&root))
+/// Removes the sandboxes of dead owners: their VMMs first, then their cgroups and files.
+/// Their slots are the network's own to sweep.
+pub(super) async fn sweep(root: &RootDirectory, cgroups: &Cgroups) -> Result<(), SweepError> {
+    let (root, cgroups) = (root.clone(), cgroups.clone());
+    tokio::task::spawn_blocking(move || sweep_now(&root, &cgroups))
         .await
         .map_err(|_| SweepError::Thread)?
 }
 
-fn sweep_now(root: &RootDirectory) -> Result<(), SweepError> {
+fn sweep_now(root: &RootDirectory, cgroups: &Cgroups) -> Result<(), SweepError> {
     for id in sandbox_ids(root)? {
         let Some(directory) = SandboxDirectory::take_over(root, id.clone())? else {
             continue;
@@ -76,27 +85,27 @@ fn sweep_now(root: &RootDirectory) -> Result<(), SweepError> {
             info!(sandbox_id = %id, pid, "ending the VMM of a dead owner");
             end(pid, &process);
         }
+        cgroups.sweep(&id);
         directory.remove_now()?;
         info!(sandbox_id = %id, "swept");
     }
     Ok(())
 }
 
-pub(super) async fn leftovers(
-    root: &RootDirectory,
-    network: &Network,
-) -> Result<Leftovers, SweepError> {
-    let network = network.leftovers().await?;
-    let root = root.clone();
+pub(super) async fn leftovers(host: &Shared) -> Result<Leftovers, SweepError> {
+    let network = host.network.leftovers().await?;
+    let (root, cgroups) = (host.root.clone(), host.cgroups.clone());
     tokio::task::spawn_blocking(move || {
         let files = entries(&root.sandboxes())?;
         let processes = vmm_processes(&root, None)?
             .into_iter()
             .map(|(pid, _)| pid)
             .collect();
+        let cgroups = cgroups.list().map_err(SweepError::Cgroups)?;
         Ok(Leftovers {
             files,
             processes,
+            cgroups,
             network,
         })
     })
@@ -130,7 +139,8 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, SweepError> {
     }
 }
 
-/// Processes that were started with `--id <id>` and an API socket below this root. Each
+/// Processes that were started with `--id <id>` and, as their own name, a path in the
+/// directory of the sandbox that has this id under this root (see `LaunchSpec`). Each
 /// comes with a handle that was taken before its command line was read, so that a reused
 /// process id cannot be mistaken for it.
 fn vmm_processes(
@@ -159,8 +169,8 @@ fn belongs(args: &[&[u8]], root: &RootDirectory, id: Option<&SandboxId>) -> bool
     let Some(found) = value_of(b"--id").and_then(|text| text.parse::<SandboxId>().ok()) else {
         return false;
     };
-    value_of(b"--api-sock")
-        .is_some_and(|socket| Path::new(socket).starts_with(root.sandbox(&found)))
+    args.first()
+        .is_some_and(|name| Path::new(OsStr::from_bytes(name)).starts_with(root.sandbox(&found)))
         && id.is_none_or(|id| *id == found)
 }
 
@@ -193,22 +203,11 @@ mod tests {
     fn only_our_own_vmms_are_recognised() {
         let root = RootDirectory::new("/srv/w");
         let id = SandboxId::random();
-        let socket = format!("/srv/w/sandboxes/{id}/vmm.sock");
-        let foreign = format!("/srv/other/sandboxes/{id}/vmm.sock");
-        let ours: Vec<&[u8]> = vec![
-            b"/bin/vmm",
-            b"--id",
-            id.as_str().as_bytes(),
-            b"--api-sock",
-            socket.as_bytes(),
-        ];
-        let theirs: Vec<&[u8]> = vec![
-            b"/bin/vmm",
-            b"--id",
-            id.as_str().as_bytes(),
-            b"--api-sock",
-            foreign.as_bytes(),
-        ];
+        let name = format!("/srv/w/sandboxes/{id}/vmm");
+        let foreign = format!("/srv/other/sandboxes/{id}/vmm");
+        let id_bytes = id.as_str().as_bytes();
+        let ours: Vec<&[u8]> = vec![name.as_bytes(), b"--id", id_bytes];
+        let theirs: Vec<&[u8]> = vec![foreign.as_bytes(), b"--id", id_bytes];
         assert!(belongs(&ours, &root, None));
         assert!(belongs(&ours, &root, Some(&id)));
         assert!(!belongs(&ours, &root, Some(&SandboxId::random())));

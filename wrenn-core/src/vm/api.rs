@@ -4,6 +4,7 @@
 //! and no state is left that could go stale when a VMM dies.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
+use rustix::fs::{FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
@@ -194,13 +196,12 @@ impl ApiClient {
             path: path.to_owned(),
             reason,
         };
-        let stream =
-            UnixStream::connect(&self.socket)
-                .await
-                .map_err(|source| ApiError::Connect {
-                    socket: self.socket.clone(),
-                    source,
-                })?;
+        let stream = connect(&self.socket)
+            .await
+            .map_err(|source| ApiError::Connect {
+                socket: self.socket.clone(),
+                source,
+            })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(transport)?;
@@ -247,6 +248,22 @@ impl ApiClient {
             },
         }
     }
+}
+
+/// Connects to a socket, and to nothing that a link in its place leads to: the VMM may
+/// write to the directory. By way of the handle the path may also be longer than the 107
+/// bytes that an address holds.
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::open(socket, flags, Mode::empty())?;
+    let found = rustix::fs::fstat(&handle)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is no socket",
+        ));
+    }
+    UnixStream::connect(format!("/proc/self/fd/{}", handle.as_raw_fd())).await
 }
 
 /// The `fault_message` of an error body, or the body itself.
@@ -335,5 +352,36 @@ mod tests {
         let (_directory, path) = socket();
         let error = ApiClient::new(&path).info().await.unwrap_err();
         assert!(error.is_not_listening(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_long_path_is_no_obstacle() {
+        let (directory, short) = socket();
+        let server = tokio::spawn(serve_once(
+            UnixListener::bind(&short).unwrap(),
+            "HTTP/1.1 204 \r\n\r\n",
+        ));
+        let deep = directory.path().join("d".repeat(200));
+        std::fs::create_dir(&deep).unwrap();
+        let path = deep.join("api.sock");
+        std::fs::rename(&short, &path).unwrap();
+        ApiClient::new(&path)
+            .action(Action::InstanceStart)
+            .await
+            .unwrap();
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_link_in_the_sockets_place_is_not_followed() {
+        let (directory, path) = socket();
+        let elsewhere = directory.path().join("elsewhere.sock");
+        let _listener = UnixListener::bind(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        let error = ApiClient::new(&path).info().await.unwrap_err();
+        assert!(
+            matches!(&error, ApiError::Connect { source, .. } if source.kind() == io::ErrorKind::InvalidData),
+            "{error:?}"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Runs one virtual machine through a program that speaks the Firecracker HTTP API.
 //!
 //! ```text
-//! Vm::launch ──▶ VmmProcess (own mount, PID and network namespace)
+//! Vm::boot ────▶ VmmProcess (own root, user, namespaces and cgroup)
 //!     │             ▲ pidfd: told at once when it ends
 //!     └─────────▶ ApiClient ──HTTP on a Unix socket──▶ VMM ──▶ guest
 //! ```
@@ -12,16 +12,20 @@
 
 mod api;
 mod binary;
+mod cgroup;
 mod config;
+mod jail;
 mod process;
 mod sys;
 
 pub use api::{ApiClient, ApiError, InstanceInfo};
 pub use binary::{FindVmmError, VmmBinary};
+pub use cgroup::{CgroupError, Cgroups, Enforced, Limits, VmCgroup};
 pub use config::{
     Action, BootSource, CacheType, Drive, InvalidResources, MachineConfig, NetworkInterface,
     Resources, VmConfig,
 };
+pub use jail::{Device, InvalidVmUsers, JailError, JailFile, JailSpec, VmUser, VmUsers};
 pub use process::{ExitReason, LaunchError, LaunchSpec, VmmProcess};
 
 use std::path::{Path, PathBuf};
@@ -81,8 +85,8 @@ impl Vm {
     /// # Cancel safety
     /// Dropping the future kills the process.
     pub async fn boot(spec: LaunchSpec, config: &VmConfig) -> Result<Self, StartVmError> {
-        let console = spec.console.clone();
-        let socket = spec.api_socket.clone();
+        let console = spec.console();
+        let socket = spec.api_socket();
         let process = VmmProcess::launch(spec).await?;
         let mut vm = Self {
             process,

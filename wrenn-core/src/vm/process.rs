@@ -1,58 +1,115 @@
-//! The process that runs one VM: started in namespaces of its own, watched by pidfd.
+//! The process that runs one VM: started in a jail, watched by pidfd.
 //!
-//! Namespaces belong to threads, and a child inherits those of the thread that starts
-//! it. So a thread is made for each launch: it leaves the mount namespace, joins the
-//! slot's network namespace, asks for a new PID namespace, starts the program with
-//! `posix_spawn` (which copies no page tables) and ends. No code runs between fork and
-//! exec, and no worker thread ever stands in a namespace that is not the host's.
+//! | what | how it is for the VMM |
+//! |---|---|
+//! | files | a root of its own, see [`super::jail`] |
+//! | user, group | the VM's own, no supplementary groups |
+//! | capabilities | none, and none to be had: empty bounding set, no new privileges |
+//! | namespaces | mount, PID (it is process 1), network (the slot's), IPC, UTS, cgroup |
+//! | processor, memory, processes | limited by a cgroup that it is born in, see [`super::cgroup`] |
+//! | descriptors | 0 `/dev/null`, 1 and 2 the console's file; at most 2048 |
+//! | environment, terminal | none; a session of its own, so Ctrl-C does not reach it |
+//! | core dumps | never: they would hold the guest's memory |
+//! | system calls | the VMM filters its own threads, once they have what they need |
+//!
+//! File sizes are not limited: a disk may be larger than any limit that would help.
+//!
+//! Root directory, namespaces and the bounding set belong to threads, and a child
+//! inherits those of the thread that starts it. So a thread is made for each launch: it
+//! arranges all that for itself, starts the program and ends. No worker thread ever
+//! stands in a namespace that is not the host's. The rest (user, cgroup, session,
+//! descriptors) is done by the child itself, from a list of system calls without any
+//! code of ours, while it still borrows this process's memory: see `sys::spawn`.
 
+use std::ffi::{CString, OsStr};
 use std::fmt;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 
-use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use nix::sys::signal::SigSet;
+use nix::sys::stat::{Mode, umask};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
 use super::VmmBinary;
+use super::cgroup::VmCgroup;
+use super::jail::{self, JailError, JailFile, JailSpec};
+use super::sys::{self, BirthError, BirthStep};
 use crate::SandboxId;
 
-/// Directory that every VMM sees its files in, whichever host and sandbox it is. A
-/// snapshot names its disk by path, so this path is part of what makes one portable.
-const STABLE_DIRECTORY: &str = "/run/wrenn/vm";
+/// Most descriptors of a VMM: what Firecracker's own launcher allows.
+const MAX_DESCRIPTORS: u64 = 2048;
+/// What its host is called, for a VMM that asks.
+const HOST_NAME: &str = "vmm";
+const SHARED: &str = "shared";
+const SOCKET: &str = "vmm.sock";
+const LOG: &str = "vmm.log";
 
 /// What is needed to start a VMM.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct LaunchSpec {
-    /// The program.
+    /// The program, which must be static: there are no libraries in its jail.
     pub binary: VmmBinary,
     /// The sandbox that it is for; it stands on the command line, where a later sweep
     /// finds it.
     pub id: SandboxId,
-    /// Where it makes its API socket.
-    pub api_socket: PathBuf,
-    /// Where the guest's console goes.
-    pub console: PathBuf,
-    /// Where the program's own log goes.
-    pub log: PathBuf,
-    /// The sandbox's root disk; the VMM sees it as [`LaunchSpec::stable_disk_path`].
-    pub disk: PathBuf,
-    /// The network namespace that it runs in; the host's where there is none.
+    /// The sandbox's directory. It gets the console, the log and the directory that host
+    /// and VMM share.
+    pub directory: PathBuf,
+    /// The network namespace that it runs in; an empty one where there is none.
     pub network_namespace: Option<PathBuf>,
+    /// What it sees and whom it runs as.
+    pub jail: JailSpec,
+    /// What it may take; it is removed when the process has ended.
+    pub cgroup: Option<VmCgroup>,
 }
 
 impl LaunchSpec {
     /// The path by which every VMM knows its root disk.
     #[must_use]
     pub fn stable_disk_path() -> PathBuf {
-        Path::new(STABLE_DIRECTORY).join("rootfs.ext4")
+        jail::path_inside("rootfs.ext4")
+    }
+
+    /// Where the guest's console goes, and what the VMM prints.
+    #[must_use]
+    pub fn console(&self) -> PathBuf {
+        self.directory.join("console.log")
+    }
+
+    /// The API socket, as the host sees it.
+    #[must_use]
+    pub fn api_socket(&self) -> PathBuf {
+        self.directory.join(SHARED).join(SOCKET)
+    }
+
+    /// The program's arguments. As its own name, which no VMM reads, it is told a path
+    /// in the sandbox's directory: by this a sweep knows whose it is.
+    fn arguments(&self) -> Vec<Vec<u8>> {
+        let socket = jail::path_inside(SHARED).join(SOCKET);
+        let log = jail::path_inside(LOG);
+        let name = self.directory.join("vmm");
+        let parts: [&OsStr; 9] = [
+            name.as_os_str(),
+            "--id".as_ref(),
+            self.id.as_str().as_ref(),
+            "--level".as_ref(),
+            "Warning".as_ref(),
+            "--api-sock".as_ref(),
+            socket.as_os_str(),
+            "--log-path".as_ref(),
+            log.as_os_str(),
+        ];
+        parts.map(|part| part.as_bytes().to_vec()).to_vec()
     }
 }
 
@@ -77,12 +134,16 @@ impl fmt::Display for ExitReason {
     }
 }
 
-impl From<ExitStatus> for ExitReason {
-    fn from(status: ExitStatus) -> Self {
-        match (status.code(), status.signal()) {
-            (Some(code), _) => Self::Code(code),
-            (None, Some(signal)) => Self::Signal(signal),
-            (None, None) => Self::Unknown,
+impl ExitReason {
+    /// Takes the end of a process off the kernel's hands.
+    fn reap(process: &OwnedFd) -> Self {
+        match waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Self::Code(code),
+                (None, Some(signal)) => Self::Signal(signal),
+                (None, None) => Self::Unknown,
+            },
+            Ok(None) | Err(_) => Self::Unknown,
         }
     }
 }
@@ -101,15 +162,18 @@ pub enum LaunchError {
     },
     /// A step of the set-up was refused by the kernel.
     #[error("cannot {step}; a VMM is started as root")]
-    Namespace {
+    SetUp {
         /// What was tried.
         step: &'static str,
         /// Why.
         #[source]
         source: io::Error,
     },
+    /// Its view of the host could not be made.
+    #[error("cannot build the VMM's jail")]
+    Jail(#[from] JailError),
     /// The program did not start.
-    #[error("cannot run {program}")]
+    #[error("cannot run {program}; it must be a static program that everybody may execute")]
     Spawn {
         /// The program.
         program: PathBuf,
@@ -140,56 +204,66 @@ pub struct VmmProcess {
 }
 
 impl VmmProcess {
-    /// Starts the program.
+    /// Starts the program in its jail.
     ///
     /// # Errors
-    /// When a namespace cannot be made, or the program does not start.
-    pub async fn launch(spec: LaunchSpec) -> Result<Self, LaunchError> {
+    /// When the jail cannot be built, or the program does not start.
+    pub async fn launch(mut spec: LaunchSpec) -> Result<Self, LaunchError> {
+        let arguments = spec.arguments();
+        let cgroup = spec.cgroup.take();
+        Self::launch_with(spec, cgroup, arguments).await
+    }
+
+    async fn launch_with(
+        spec: LaunchSpec,
+        cgroup: Option<VmCgroup>,
+        arguments: Vec<Vec<u8>>,
+    ) -> Result<Self, LaunchError> {
         let (sender, receiver) = oneshot::channel();
         std::thread::Builder::new()
             .name("vmm-launch".to_owned())
             .spawn(move || {
+                let outcome = start(&spec, cgroup.as_ref(), arguments)
+                    .map(|(pid, pidfd)| (pid, pidfd, cgroup));
                 // Nobody listens where the caller was cancelled: then the child goes.
-                if let Err(Ok(mut orphan)) = sender.send(spawn_in_namespaces(&spec)) {
+                if let Err(Ok((pid, pidfd, cgroup))) = sender.send(outcome) {
                     warn!(sandbox_id = %spec.id, "start was cancelled; the VMM is killed");
-                    if let Err(error) = orphan.kill().and_then(|()| orphan.wait().map(drop)) {
-                        warn!(%error, "cannot kill it");
-                    }
+                    end(pid, &pidfd, cgroup);
                 }
             })
-            .map_err(|source| LaunchError::Namespace {
+            .map_err(|source| LaunchError::SetUp {
                 step: "start a thread",
                 source,
             })?;
-        let child = receiver.await.map_err(|_| LaunchError::Thread)??;
-        Self::watch(child)
+        let (pid, pidfd, cgroup) = receiver.await.map_err(|_| LaunchError::Thread)??;
+        Self::watch(pid, pidfd, cgroup)
     }
 
-    fn watch(mut child: Child) -> Result<Self, LaunchError> {
-        let pid = child.id();
-        let watched = open_pidfd(pid).and_then(|fd| {
-            let fd = Arc::new(fd);
-            super::sys::await_pidfd(Arc::clone(&fd)).map(|watched| (fd, watched))
-        });
-        let (pidfd, readable) = match watched {
-            Ok(both) => both,
+    fn watch(pid: u32, pidfd: OwnedFd, cgroup: Option<VmCgroup>) -> Result<Self, LaunchError> {
+        let pidfd = Arc::new(pidfd);
+        let readable = match sys::await_pidfd(Arc::clone(&pidfd)) {
+            Ok(readable) => readable,
             Err(source) => {
-                if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
-                    warn!(%error, pid, "cannot kill a VMM that cannot be watched");
-                }
+                end(pid, &pidfd, cgroup);
                 return Err(LaunchError::Watch { pid, source });
             }
         };
         let (sender, exit) = watch::channel(None);
         tokio::spawn(async move {
             let reason = match readable.readable().await {
-                Ok(_) => child.wait().map_or(ExitReason::Unknown, ExitReason::from),
+                Ok(_) => ExitReason::reap(readable.get_ref()),
                 Err(error) => {
                     warn!(%error, pid, "lost sight of a VMM");
                     ExitReason::Unknown
                 }
             };
             debug!(pid, %reason, "the VMM ended");
+            // Before anybody is told, so that who waits for the end finds nothing left.
+            if let Some(cgroup) = cgroup
+                && let Err(error) = tokio::task::spawn_blocking(move || cgroup.remove()).await
+            {
+                warn!(%error, pid, "a worker thread died");
+            }
             sender.send_replace(Some(reason));
         });
         Ok(Self { pid, pidfd, exit })
@@ -233,88 +307,123 @@ impl Drop for VmmProcess {
     }
 }
 
-fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(pidfd_open(pid, PidfdFlags::NONBLOCK)?)
+/// Ends a process that nobody wants, and waits for its end.
+fn end(pid: u32, process: &OwnedFd, cgroup: Option<VmCgroup>) {
+    match pidfd_send_signal(process, Signal::KILL) {
+        Ok(()) => {
+            ExitReason::reap(process);
+        }
+        Err(error) => warn!(%error, pid, "cannot kill a VMM that nobody watches"),
+    }
+    if let Some(cgroup) = cgroup {
+        cgroup.remove();
+    }
 }
 
-/// Runs on a thread that ends afterwards, so nothing has to be put back.
-fn spawn_in_namespaces(spec: &LaunchSpec) -> Result<Child, LaunchError> {
-    let console = create(&spec.console)?;
-    let console_too = console.try_clone().map_err(|source| LaunchError::File {
-        path: spec.console.clone(),
-        source,
-    })?;
-    create(&spec.log)?;
-
+/// Builds the jail around the calling thread and starts the program in it. The thread
+/// must end afterwards.
+fn start(
+    spec: &LaunchSpec,
+    cgroup: Option<&VmCgroup>,
+    arguments: Vec<Vec<u8>>,
+) -> Result<(u32, OwnedFd), LaunchError> {
+    SigSet::all()
+        .thread_block()
+        .map_err(refused("block signals"))?;
+    let console = above_standard(&create(&spec.console())?)?;
+    let nothing = above_standard(&open(Path::new("/dev/null"))?)?;
     let network = spec.network_namespace.as_deref().map(open).transpose()?;
-    step("leave the mount namespace", || {
-        nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS)
-    })?;
-    show_disk(&spec.disk)?;
-    if let Some(namespace) = network {
-        step("join the slot's network namespace", || {
-            nix::sched::setns(namespace, CloneFlags::CLONE_NEWNET)
-        })?;
-    }
-    step("make a PID namespace", || {
-        nix::sched::unshare(CloneFlags::CLONE_NEWPID)
-    })?;
+    let cgroup = match cgroup {
+        Some(cgroup) => Some(cgroup.open().map_err(|source| LaunchError::File {
+            path: cgroup.path().to_owned(),
+            source,
+        })?),
+        None => None,
+    };
+    let jail = with_own_files(spec)?;
 
-    std::process::Command::new(spec.binary.path())
-        .args(["--id", spec.id.as_str(), "--level", "Warning"])
-        .arg("--api-sock")
-        .arg(&spec.api_socket)
-        .arg("--log-path")
-        .arg(&spec.log)
-        .env_clear()
-        // Ctrl-C at a terminal reaches this program's group; the VMM is not to hear it.
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(console)
-        .stderr(console_too)
-        .spawn()
-        .map_err(|source| LaunchError::Spawn {
+    nix::sched::unshare(
+        CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_FS
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWUTS,
+    )
+    .map_err(refused("leave the mount, IPC and UTS namespaces"))?;
+    umask(Mode::from_bits_truncate(0o022));
+    jail::enter(&jail, spec.binary.path())?;
+    umask(Mode::from_bits_truncate(0o077));
+    nix::unistd::sethostname(HOST_NAME).map_err(refused("set the host name"))?;
+    match network {
+        Some(namespace) => nix::sched::setns(namespace, CloneFlags::CLONE_NEWNET)
+            .map_err(refused("join the slot's network namespace"))?,
+        None => nix::sched::unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(refused("make a network namespace"))?,
+    }
+    nix::sched::unshare(CloneFlags::CLONE_NEWPID).map_err(refused("make a PID namespace"))?;
+    give_up_capabilities().map_err(refused("give up capabilities for the VMM"))?;
+
+    let invalid = |_| LaunchError::Spawn {
+        program: spec.binary.path().to_owned(),
+        source: io::ErrorKind::InvalidInput.into(),
+    };
+    let arguments: Result<Vec<_>, _> = arguments.into_iter().map(CString::new).collect();
+    let child = sys::Child {
+        program: &CString::new(jail::PROGRAM).map_err(invalid)?,
+        arguments: &arguments.map_err(invalid)?,
+        stdio: [nothing.as_fd(), console.as_fd(), console.as_fd()],
+        user: spec.jail.user.get(),
+        descriptors: MAX_DESCRIPTORS,
+        cgroup: cgroup.as_ref().map(File::as_fd),
+    };
+    sys::spawn(&child).map_err(|BirthError { step, source }| match step {
+        BirthStep::SetUp(step) => LaunchError::SetUp { step, source },
+        BirthStep::Execute => LaunchError::Spawn {
             program: spec.binary.path().to_owned(),
             source,
-        })
-}
-
-/// Puts the disk at the path by which every VMM knows its own.
-fn show_disk(disk: &Path) -> Result<(), LaunchError> {
-    let none = None::<&str>;
-    step("keep mounts from the host", || {
-        nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
-    })?;
-    std::fs::create_dir_all(STABLE_DIRECTORY).map_err(|source| LaunchError::File {
-        path: PathBuf::from(STABLE_DIRECTORY),
-        source,
-    })?;
-    step("mount a place for the disk", || {
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        nix::mount::mount(
-            Some("wrenn"),
-            STABLE_DIRECTORY,
-            Some("tmpfs"),
-            flags,
-            Some("size=64k"),
-        )
-    })?;
-    let target = LaunchSpec::stable_disk_path();
-    create(&target)?;
-    step("show the disk to the VMM", || {
-        nix::mount::mount(Some(disk), &target, none, MsFlags::MS_BIND, none)
+        },
     })
 }
 
-fn step(step: &'static str, act: impl FnOnce() -> nix::Result<()>) -> Result<(), LaunchError> {
-    act().map_err(|errno| LaunchError::Namespace {
+/// The jail with what every VMM has: its log, and a directory that it shares with the
+/// host. All else in the sandbox's directory is the host's alone, so that a VMM cannot
+/// put a link where the host reads a file.
+fn with_own_files(spec: &LaunchSpec) -> Result<JailSpec, LaunchError> {
+    let log = spec.directory.join(LOG);
+    create(&log)?;
+    let shared = spec.directory.join(SHARED);
+    DirBuilder::new()
+        .mode(0o700)
+        .create(&shared)
+        .map_err(|source| LaunchError::File {
+            path: shared.clone(),
+            source,
+        })?;
+    let mut jail = spec.jail.clone();
+    jail.files.push(JailFile::writable(log, LOG));
+    jail.files.push(JailFile::writable(shared, SHARED));
+    Ok(jail)
+}
+
+/// What the calling thread starts will have no capability to inherit or to gain. The rest
+/// goes when it changes its user.
+fn give_up_capabilities() -> io::Result<()> {
+    sys::empty_bounding_set()?;
+    let mut sets = capabilities(None)?;
+    // The ambient set is a part of the inheritable one and goes with it.
+    sets.inheritable = CapabilitySet::empty();
+    Ok(set_capabilities(None, sets)?)
+}
+
+/// A copy of a descriptor that is not 0, 1 or 2, whose places are to be filled.
+fn above_standard(file: &File) -> Result<OwnedFd, LaunchError> {
+    fcntl_dupfd_cloexec(file, 3).map_err(refused("copy a descriptor"))
+}
+
+fn refused<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> LaunchError {
+    move |source| LaunchError::SetUp {
         step,
-        source: errno.into(),
-    })
+        source: source.into(),
+    }
 }
 
 fn create(path: &Path) -> Result<File, LaunchError> {
@@ -332,66 +441,4 @@ fn open(path: &Path) -> Result<File, LaunchError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    /// A program that does what a VMM must for these tests: print its view and wait.
-    fn spec(directory: &Path, script: &str) -> LaunchSpec {
-        let program = directory.join("vmm");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let disk = directory.join("disk");
-        std::fs::write(&disk, "this is the disk").unwrap();
-        LaunchSpec {
-            binary: VmmBinary::find(Some(&program), None).unwrap(),
-            id: SandboxId::random(),
-            api_socket: directory.join("vmm.sock"),
-            console: directory.join("console.log"),
-            log: directory.join("vmm.log"),
-            disk,
-            network_namespace: None,
-        }
-    }
-
-    #[tokio::test]
-    async fn it_runs_alone_and_sees_its_disk_at_the_stable_path() {
-        let directory = tempfile::tempdir().unwrap();
-        let spec = spec(
-            directory.path(),
-            "echo pid $$; cat /run/wrenn/vm/rootfs.ext4; exit 7",
-        );
-        let console = spec.console.clone();
-        let process = VmmProcess::launch(spec).await.unwrap();
-        assert_eq!(process.exited().await, ExitReason::Code(7));
-        assert_eq!(
-            std::fs::read_to_string(console).unwrap(),
-            "pid 1\nthis is the disk"
-        );
-        assert!(
-            !LaunchSpec::stable_disk_path().exists(),
-            "the mount leaked to the host"
-        );
-    }
-
-    #[tokio::test]
-    async fn dropping_it_kills_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let process = VmmProcess::launch(spec(directory.path(), "sleep 1000"))
-            .await
-            .unwrap();
-        let mut exit = process.exit.clone();
-        drop(process);
-        let reason = *exit.wait_for(Option::is_some).await.unwrap();
-        assert_eq!(reason, Some(ExitReason::Signal(9)));
-    }
-
-    #[tokio::test]
-    async fn a_missing_namespace_is_named() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut spec = spec(directory.path(), "true");
-        spec.network_namespace = Some(PathBuf::from("/run/netns/no-such-namespace"));
-        let error = VmmProcess::launch(spec).await.unwrap_err();
-        assert!(error.to_string().contains("no-such-namespace"), "{error}");
-    }
-}
+mod tests;

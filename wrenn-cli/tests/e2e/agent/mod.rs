@@ -1,0 +1,3 @@
+//! What a host does for its sandboxes.
+
+mod jail;
