@@ -4,16 +4,17 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
 use super::config::{MacAddress, NetworkConfig};
 use super::lease::SlotDirectory;
-use super::link::Link;
+use super::link::{Link, LinkError, Links};
 use super::nftables::{Batch, Firewall, NftError, SetKey};
 use super::plan::{AddressPlan, SlotNumber};
 use super::policy::{self, GUESTS, SOURCES, TABLE};
+use super::{OpenNetworkError, namespace};
 
 /// The host as seen by its slots.
 #[derive(Debug)]
@@ -22,18 +23,35 @@ pub(super) struct Host {
     slots: SlotDirectory,
     /// The network namespace that is "the host".
     namespace: OwnedFd,
+    /// A connection to its links for what is asked often and needs no thread in it.
+    links: Mutex<Links>,
     /// How many slots are being made or given back right now.
     busy: watch::Sender<usize>,
 }
 
 impl Host {
-    pub(super) fn new(config: NetworkConfig, slots: SlotDirectory, namespace: OwnedFd) -> Self {
-        Self {
+    /// The host is the network namespace of the calling thread.
+    pub(super) fn new(
+        config: NetworkConfig,
+        slots: SlotDirectory,
+    ) -> Result<Self, OpenNetworkError> {
+        Ok(Self {
             config,
             slots,
-            namespace,
+            namespace: namespace::current()?,
+            links: Mutex::new(Links::open()?),
             busy: watch::Sender::new(0),
-        }
+        })
+    }
+
+    /// Asks or changes something about the host's links, from any thread that may block.
+    pub(super) fn with_links<T>(
+        &self,
+        work: impl FnOnce(&mut Links) -> Result<T, LinkError>,
+    ) -> Result<T, LinkError> {
+        // Answers are told apart by their numbers, so a panic of another thread in between
+        // has harmed nothing.
+        work(&mut self.links.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) const fn plan(&self) -> AddressPlan {

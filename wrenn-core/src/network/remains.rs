@@ -10,7 +10,7 @@
 //! | named namespace | its link is ours, or its inode is what the owner wrote down |
 //! | name without a namespace | there is no link of that name with another mark |
 
-use super::host::{Chain, Host};
+use super::host::Host;
 use super::lease::SlotLease;
 use super::link::{Links, Request};
 use super::namespace::{self, Pinned};
@@ -18,22 +18,13 @@ use super::nftables::Firewall;
 use super::plan::SlotNumber;
 use super::slot::{CreateSlotError, RemoveSlotError};
 
-/// Hands back a slot that was just leased if it can be used: frees it of what a dead owner
-/// left, and passes it over if another root directory on this host uses its names.
+/// Hands back a slot that was just leased if its names are free. Another root directory on
+/// this host may use them, or a dead owner whose lease is lost.
 pub(super) fn usable(
-    host: &Host,
     links: &mut Links,
-    firewall: &mut Firewall,
-    mut lease: SlotLease,
+    lease: SlotLease,
 ) -> Result<Option<SlotLease>, CreateSlotError> {
     let slot = lease.slot();
-    if let Some(record) = lease.record()
-        && let Err(error) = remove_remains(host, links, firewall, slot, Some(record.namespace))
-    {
-        let error = Chain(&error).to_string();
-        tracing::warn!(%slot, error, "slot of a dead owner cannot be cleared");
-        return Ok(None);
-    }
     let free = links.find(&slot.name())?.is_none()
         && matches!(
             namespace::pinned(&namespace::path_of(slot)),

@@ -5,12 +5,13 @@ use std::io;
 use std::path::PathBuf;
 
 use super::host::{Chain, Host};
-use super::lease::LeaseError;
+use super::lease::{LeaseError, Record};
 use super::link::{Link, LinkError, Links};
 use super::namespace::{self, NamespaceError};
 use super::nftables::{Firewall, NftError, SetKey};
 use super::plan::{NAME_PREFIX, SlotNumber};
 use super::policy::{GUESTS, SOURCES, TABLE};
+use super::pool::POOL_OWNER;
 use super::remains::remove_remains;
 
 /// Why the host could not be searched.
@@ -86,10 +87,15 @@ pub(super) fn leftovers(host: &Host) -> Result<Leftovers, SweepError> {
 
 /// Removes what dead owners of this root directory left, and returns their slots. A slot
 /// whose owner lives is locked and stays untouched, and so does what another root
-/// directory made.
+/// directory made, or what belongs to an owner that is to be kept. Slots that a dead
+/// process had made ahead are nobody's.
 ///
 /// The calling thread must be in the host's namespace.
-pub(super) fn sweep(host: &Host) -> Result<Vec<SlotNumber>, SweepError> {
+pub(super) fn sweep(
+    host: &Host,
+    keep: &dyn Fn(&str) -> bool,
+) -> Result<Vec<SlotNumber>, SweepError> {
+    let kept = |record: &Option<Record>| matches!(record, Some(record) if record.owner != POOL_OWNER && keep(&record.owner));
     let mut links = Links::open()?;
     let mut firewall = Firewall::open()?;
     // Elements first: a slot gets its link before its elements, so an element that has no
@@ -114,10 +120,17 @@ pub(super) fn sweep(host: &Host) -> Result<Vec<SlotNumber>, SweepError> {
 
     let mut swept = Vec::new();
     for slot in candidates {
+        // Before the lock, so that whoever adopts it meanwhile doesn't find it locked.
+        if kept(&host.slots().peek(slot)) {
+            continue;
+        }
         let Some(mut lease) = host.slots().lease(slot)? else {
             continue;
         };
         let record = lease.record();
+        if kept(&record) {
+            continue;
+        }
         let inode = record.as_ref().map(|record| record.namespace);
         let removed = remove_remains(host, &mut links, &mut firewall, slot, inode)
             .map_err(|error| Chain(&error).to_string())

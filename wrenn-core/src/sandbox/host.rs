@@ -89,7 +89,7 @@ impl Host {
         drop(kvm.map_err(OpenHostError::Kvm)?);
         let vmm = VmmBinary::find(config.vmm.as_deref(), config.search_path.as_deref())?;
         sweep::sweep(&config.root).await?;
-        let network = Network::open(config.network, config.root.path()).await?;
+        let network = Network::open(config.network, config.root.path(), |_owner| false).await?;
         Ok(Self(Arc::new(Shared {
             root: config.root,
             vmm,

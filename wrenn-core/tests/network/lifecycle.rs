@@ -8,23 +8,13 @@ use std::time::{Duration, Instant};
 
 use wrenn_core::network::{Leftovers, Network, NetworkConfig, OpenNetworkError};
 
-use crate::world::{Greeter, Guest, Namespace, PATIENCE, copy_mount_table, ip, on_fresh_host};
+use crate::world::{
+    Greeter, Guest, Namespace, PATIENCE, copy_mount_table, ip, keep_none, narrow, on_fresh_host,
+    open,
+};
 
 /// In the environment of a child: the root directory in which it takes slots and dies.
 const DOOMED_ROOT: &str = "WRENN_TEST_DOOMED_ROOT";
-
-async fn open(root: &Path) -> Network {
-    Network::open(NetworkConfig::default(), root).await.unwrap()
-}
-
-/// A small plan, so that numbers of different root directories are sure to meet.
-fn narrow() -> NetworkConfig {
-    NetworkConfig::new(
-        "10.11.0.0/29".parse().unwrap(),
-        "10.12.0.0/28".parse().unwrap(),
-    )
-    .unwrap()
-}
 
 #[test]
 fn a_slot_is_all_there_and_then_all_gone() {
@@ -162,13 +152,17 @@ fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
             assert_eq!(child.try_wait().unwrap(), None, "the child ended early");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!(network.sweep().await.unwrap(), [], "the child still lives");
+        assert_eq!(
+            network.sweep(keep_none).await.unwrap(),
+            [],
+            "the child still lives"
+        );
         child.kill().unwrap();
         child.wait().unwrap();
 
         // The next to open sweeps, and a second sweep has nothing to do.
         let next = open(root.path()).await;
-        assert_eq!(next.sweep().await.unwrap(), []);
+        assert_eq!(next.sweep(keep_none).await.unwrap(), []);
         let left = next.leftovers().await.unwrap();
         assert_eq!(left.slots, [living.number()]);
         assert_eq!(left.links, [living.number().name()]);
@@ -209,13 +203,17 @@ fn take_slots_and_wait_to_be_killed(root: &Path) {
 fn root_directories_on_one_host_leave_each_other_alone() {
     on_fresh_host(|| async {
         let (root, other_root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let network = Network::open(narrow(), root.path()).await.unwrap();
+        let network = Network::open(narrow(), root.path(), keep_none)
+            .await
+            .unwrap();
         let mut slots = Vec::new();
         for _ in 0..3 {
             slots.push(network.create_slot("first root").await.unwrap());
         }
         // The other root finds names taken that it knows nothing of, and goes round them.
-        let other = Network::open(narrow(), other_root.path()).await.unwrap();
+        let other = Network::open(narrow(), other_root.path(), keep_none)
+            .await
+            .unwrap();
         for _ in 0..3 {
             slots.push(other.create_slot("other root").await.unwrap());
         }
@@ -223,8 +221,8 @@ fn root_directories_on_one_host_leave_each_other_alone() {
         let cause = std::error::Error::source(&full).unwrap().to_string();
         assert_eq!(cause, "all 6 slots of this host are in use");
 
-        assert_eq!(network.sweep().await.unwrap(), []);
-        assert_eq!(other.sweep().await.unwrap(), []);
+        assert_eq!(network.sweep(keep_none).await.unwrap(), []);
+        assert_eq!(other.sweep(keep_none).await.unwrap(), []);
         assert_eq!(other.leftovers().await.unwrap().links.len(), 6);
         // A number that one root gave back is for the other to take.
         slots.remove(0).remove().await.unwrap();
@@ -293,7 +291,7 @@ fn networks_that_the_host_uses_are_refused() {
         ip("link add office type veth peer name desk");
         ip("address add 10.12.200.1/24 dev office");
         ip("link set office up");
-        let error = Network::open(NetworkConfig::default(), root.path())
+        let error = Network::open(NetworkConfig::default(), root.path(), keep_none)
             .await
             .unwrap_err();
         assert!(matches!(error, OpenNetworkError::Overlap { .. }), "{error}");
@@ -307,7 +305,7 @@ fn networks_that_the_host_uses_are_refused() {
             "10.11.0.0/16".parse().unwrap(),
             "172.20.0.0/16".parse().unwrap(),
         );
-        Network::open(elsewhere.unwrap(), root.path())
+        Network::open(elsewhere.unwrap(), root.path(), keep_none)
             .await
             .unwrap();
     });
