@@ -1,20 +1,17 @@
 //! That slots come, go, and leave nothing behind, however their owners end.
 
 use std::future::Future;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use wrenn_core::network::{Leftovers, Network, NetworkConfig, OpenNetworkError};
 
+use crate::doomed::{self, Doomed};
 use crate::world::{
     Greeter, Guest, Namespace, PATIENCE, copy_mount_table, ip, keep_none, narrow, on_fresh_host,
     open,
 };
-
-/// In the environment of a child: the root directory in which it takes slots and dies.
-const DOOMED_ROOT: &str = "WRENN_TEST_DOOMED_ROOT";
 
 #[test]
 fn a_slot_is_all_there_and_then_all_gone() {
@@ -129,8 +126,15 @@ fn futures_that_are_dropped_leave_nothing() {
 #[test]
 fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
     const THIS: &str = "lifecycle::what_a_killed_process_left_is_swept_and_the_living_are_spared";
-    if let Some(root) = std::env::var_os(DOOMED_ROOT) {
-        return take_slots_and_wait_to_be_killed(Path::new(&root));
+    if let Some(root) = doomed::root() {
+        return doomed::live(async move {
+            let network = open(&root).await;
+            let mut slots = Vec::new();
+            for _ in 0..3 {
+                slots.push(network.create_slot("doomed").await.unwrap());
+            }
+            slots
+        });
     }
     on_fresh_host(|| async {
         let root = tempfile::tempdir().unwrap();
@@ -139,26 +143,15 @@ fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
         let guest = Guest::start(&living);
         let greeter = Greeter::start(&guest.namespace);
 
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", THIS, "--nocapture"])
-            .env(DOOMED_ROOT, root.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let begun = Instant::now();
-        while network.leftovers().await.unwrap().slots.len() < 4 {
-            assert!(begun.elapsed() < PATIENCE, "the child takes no slots");
-            assert_eq!(child.try_wait().unwrap(), None, "the child ended early");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let mut child = Doomed::start(THIS, root.path());
+        let slots = async || network.leftovers().await.unwrap().slots.len();
+        child.until(async || slots().await == 4).await;
         assert_eq!(
             network.sweep(keep_none).await.unwrap(),
             [],
             "the child still lives"
         );
-        child.kill().unwrap();
-        child.wait().unwrap();
+        child.kill();
 
         // The next to open sweeps, and a second sweep has nothing to do.
         let next = open(root.path()).await;
@@ -175,27 +168,6 @@ fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
         assert_eq!(greeter.visits(), 1);
         living.remove().await.unwrap();
         assert!(next.leftovers().await.unwrap().is_empty());
-    });
-}
-
-/// What the child of the test above does.
-fn take_slots_and_wait_to_be_killed(root: &Path) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let network = open(root).await;
-        let mut slots = Vec::new();
-        for _ in 0..3 {
-            slots.push(network.create_slot("doomed").await.unwrap());
-        }
-        // The other end of standard input closes at the latest when the test ends.
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line).unwrap();
-        for slot in slots {
-            slot.remove().await.unwrap();
-        }
     });
 }
 

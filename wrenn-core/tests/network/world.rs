@@ -38,6 +38,8 @@ use crate::sys::{open_tap, watched};
 pub(crate) const PORT: u16 = 49983;
 /// An address that counts as public for the policy. Nothing but "outside" has it here.
 pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(8, 8, 4, 4);
+/// Another one, which "outside" gets where a test wants it.
+pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(8, 8, 4, 5);
 /// The host's own addresses, private and public.
 pub(crate) const HOST_PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 pub(crate) const HOST_PUBLIC: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 1);
