@@ -1,7 +1,7 @@
 //! Slots that are made before somebody needs them.
 //!
 //! ```text
-//!            room: one permit for each slot that is missing
+//!         room: one permit for each slot that is missing
 //!  ┌─────────────────────────────────────────────────────┐
 //!  ▼                                                     │
 //! makers ── create_slot("pool") ──▶ ready ── take ── relabel(owner) ──▶ NetworkSlot
@@ -103,7 +103,7 @@ impl SlotPool {
     /// # Cancel safety
     /// A slot whose future was dropped is given back.
     pub async fn take(&self, owner: &str) -> Result<NetworkSlot, CreateSlotError> {
-        while let Some(slot) = self.shelf.pop() {
+        while let Some((slot, _gap)) = self.shelf.pop() {
             let number = slot.number();
             match slot.relabel(owner).await {
                 Ok(slot) => return Ok(slot),
@@ -147,17 +147,25 @@ impl SlotPool {
 }
 
 impl Shelf {
-    /// Takes a slot, which makes room for another.
-    fn pop(&self) -> Option<NetworkSlot> {
-        let slot = self.lock().pop_front();
-        if slot.is_some() {
-            self.room.add_permits(1);
-        }
-        slot
+    /// Takes a slot, and the gap that it leaves.
+    fn pop(&self) -> Option<(NetworkSlot, Gap<'_>)> {
+        let slot = self.lock().pop_front()?;
+        Some((slot, Gap(&self.room)))
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<NetworkSlot>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Room for another slot as soon as this is dropped. Not before the one that left it is in
+/// its new owner's hands: the kernel has one lock for all changes of links, and making a
+/// slot would hold up handing one over.
+struct Gap<'a>(&'a Semaphore);
+
+impl Drop for Gap<'_> {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
     }
 }
 
@@ -174,7 +182,7 @@ async fn make_ahead(shelf: Arc<Shelf>, stop: CancellationToken) {
         let Ok(room) = room else { return };
         match shelf.network.create_slot(POOL_OWNER).await {
             Ok(slot) => {
-                // Whoever takes the slot gives the permit back.
+                // The gap that the slot leaves one day gives the permit back.
                 room.forget();
                 shelf.lock().push_back(slot);
                 pause = FIRST_PAUSE;
