@@ -167,16 +167,15 @@ fn check_host(host: &Host, slot: SlotNumber) -> Result<(), AdoptSlotError> {
     if links.output_to(address)? != Some(link.index) {
         return Err(AdoptSlotError::Misrouted { address, name });
     }
-    let mut firewall = Firewall::open()?;
     let open = policy::open_slot_again(&plan, slot);
-    match firewall.commit(&open) {
+    host.with_firewall(|firewall| match firewall.commit(&open) {
         Err(NftError::Refused { source, .. } | NftError::Commit { source })
             if source.kind() == io::ErrorKind::NotFound =>
         {
             firewall.commit(&policy::host_table())?;
-            firewall.commit(&open)?;
+            firewall.commit(&open)
         }
-        result => result?,
-    }
+        result => result,
+    })?;
     Ok(())
 }

@@ -148,12 +148,22 @@ impl EgressPolicy {
 }
 
 /// Gives the slot whose namespace this is another policy. Moves the calling thread there.
-pub(super) fn set(namespace: &OwnedFd, policy: &EgressPolicy) -> Result<(), SetEgressError> {
-    namespace::enter(namespace)?;
-    let mut batch = Batch::new(policy::TABLE);
-    policy::exchange_open(&mut batch, policy);
-    Firewall::open()?.commit(&batch)?;
-    Ok(())
+/// The connection comes back too, since closing it takes the kernel 20 ms.
+pub(super) fn set(
+    namespace: &OwnedFd,
+    policy: &EgressPolicy,
+) -> (Result<(), SetEgressError>, Option<Firewall>) {
+    let opened = namespace::enter(namespace)
+        .map_err(SetEgressError::from)
+        .and_then(|()| Ok(Firewall::open()?));
+    match opened {
+        Ok(mut firewall) => {
+            let mut batch = Batch::new(policy::TABLE);
+            policy::exchange_open(&mut batch, policy);
+            (firewall.commit(&batch).map_err(Into::into), Some(firewall))
+        }
+        Err(error) => (Err(error), None),
+    }
 }
 
 #[cfg(test)]

@@ -90,7 +90,6 @@ pub use sweep::{Leftovers, SweepError};
 use host::{Host, on_thread};
 use lease::SlotDirectory;
 use link::Links;
-use nftables::Firewall;
 use pieces::Pieces;
 use plan::NAME_PREFIX;
 
@@ -150,7 +149,7 @@ impl Network {
             check_overlap(&config)?;
             namespace::prepare_directory()?;
             // Rules before forwarding, so that there is no moment of one without the other.
-            Firewall::open()?.commit(&policy::host_table())?;
+            host.with_firewall(|firewall| firewall.commit(&policy::host_table()))?;
             if !namespace::is_set("ipv4/ip_forward", "1") {
                 namespace::set("ipv4/ip_forward", "1", false)?;
             }

@@ -127,7 +127,6 @@ impl Pieces {
     fn build_once(host: &Host, owner: &str) -> Result<Self, CreateSlotError> {
         namespace::enter(host.namespace())?;
         let mut host_links = Links::open()?;
-        let mut host_firewall = Firewall::open()?;
         let capacity = host.plan().capacity();
         let mut lease = host
             .slots()
@@ -136,7 +135,7 @@ impl Pieces {
         let inode = namespace::inode(&namespace)?;
         lease.write(&Record::new(owner, inode))?;
         let pieces = Self::new(lease, Arc::new(namespace), inode);
-        match pieces.furnish(host, &mut host_links, &mut host_firewall, owner) {
+        match pieces.furnish(host, &mut host_links, owner) {
             Ok(()) => Ok(pieces),
             Err(error) => {
                 let slot = pieces.lease.slot();
@@ -154,7 +153,6 @@ impl Pieces {
         &self,
         host: &Host,
         host_links: &mut Links,
-        host_firewall: &mut Firewall,
         owner: &str,
     ) -> Result<(), CreateSlotError> {
         let plan = host.plan();
@@ -214,7 +212,7 @@ impl Pieces {
         ])?;
         let guest = Ipv4Net::from(plan.reachable(slot));
         host_links.execute(vec![Request::add_route(guest, plan.link_slot(slot), index)])?;
-        host_firewall.commit(&policy::open_slot(&plan, slot))?;
+        host.with_firewall(|firewall| firewall.commit(&policy::open_slot(&plan, slot)))?;
         Ok(())
     }
 
@@ -235,8 +233,7 @@ impl Pieces {
             .map_err(RemoveSlotError::from)
             .and_then(|()| {
                 let mut links = Links::open()?;
-                let mut firewall = Firewall::open()?;
-                remove_remains(host, &mut links, &mut firewall, slot, Some(self.inode))
+                remove_remains(host, &mut links, slot, Some(self.inode))
             });
         match removed {
             Ok(()) => {

@@ -14,7 +14,6 @@ use super::host::Host;
 use super::lease::SlotLease;
 use super::link::{Links, Request};
 use super::namespace::{self, Pinned};
-use super::nftables::Firewall;
 use super::plan::SlotNumber;
 use super::slot::{CreateSlotError, RemoveSlotError};
 
@@ -45,7 +44,6 @@ pub(super) fn usable(
 pub(super) fn remove_remains(
     host: &Host,
     links: &mut Links,
-    firewall: &mut Firewall,
     slot: SlotNumber,
     inode: Option<u64>,
 ) -> Result<(), RemoveSlotError> {
@@ -53,7 +51,7 @@ pub(super) fn remove_remains(
     let ours = link.as_ref().is_some_and(|link| host.owns(link));
     let foreign = link.is_some() && !ours;
     if !foreign {
-        host.close(firewall, slot)?;
+        host.close(slot)?;
     }
     if let Some(link) = link.filter(|_| ours)
         && let Err(error) = links.execute(vec![Request::delete_link(&link)])

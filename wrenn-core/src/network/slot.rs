@@ -11,7 +11,7 @@ use super::config::{
 };
 use super::counters::{CountError, SlotCounters};
 use super::egress::{self, EgressPolicy, SetEgressError};
-use super::host::{Host, on_thread};
+use super::host::{Host, on_thread, on_thread_then_drop};
 use super::lease::LeaseError;
 use super::link::LinkError;
 use super::namespace::{self, NamespaceError};
@@ -242,7 +242,7 @@ impl NetworkSlot {
             return Ok(());
         };
         let (namespace, policy) = (pieces.namespace(), policy.clone());
-        on_thread("wrenn-egress", move || egress::set(&namespace, &policy))
+        on_thread_then_drop("wrenn-egress", move || egress::set(&namespace, &policy))
             .await
             .map_err(|source| SetEgressError::Thread { source })?
     }

@@ -8,7 +8,7 @@ use super::host::{Chain, Host};
 use super::lease::{LeaseError, Record};
 use super::link::{Link, LinkError, Links};
 use super::namespace::{self, NamespaceError};
-use super::nftables::{Firewall, NftError, SetKey};
+use super::nftables::{NftError, SetKey};
 use super::plan::{NAME_PREFIX, SlotNumber};
 use super::policy::{GUESTS, SOURCES, TABLE};
 use super::pool::POOL_OWNER;
@@ -60,10 +60,9 @@ impl Leftovers {
 
 /// Lists what there is. The calling thread must be in the host's namespace.
 pub(super) fn leftovers(host: &Host) -> Result<Leftovers, SweepError> {
-    let mut firewall = Firewall::open()?;
     let mut elements = Vec::new();
     for set in [SOURCES, GUESTS] {
-        for key in firewall.elements(TABLE, &set)? {
+        for key in host.with_firewall(|firewall| firewall.elements(TABLE, &set))? {
             elements.push(match key {
                 SetKey::Address(address) | SetKey::EndOfRange(address) => {
                     format!("{}: {address}", set.name)
@@ -97,10 +96,9 @@ pub(super) fn sweep(
 ) -> Result<Vec<SlotNumber>, SweepError> {
     let kept = |record: &Option<Record>| matches!(record, Some(record) if record.owner != POOL_OWNER && keep(&record.owner));
     let mut links = Links::open()?;
-    let mut firewall = Firewall::open()?;
     // Elements first: a slot gets its link before its elements, so an element that has no
     // link in the later list is nobody's.
-    let elements = firewall.elements(TABLE, &SOURCES)?;
+    let elements = host.with_firewall(|firewall| firewall.elements(TABLE, &SOURCES))?;
     let present = our_links(&mut links)?;
     let linked: HashSet<&str> = present.iter().map(|link| link.name.as_str()).collect();
 
@@ -132,7 +130,7 @@ pub(super) fn sweep(
             continue;
         }
         let inode = record.as_ref().map(|record| record.namespace);
-        let removed = remove_remains(host, &mut links, &mut firewall, slot, inode)
+        let removed = remove_remains(host, &mut links, slot, inode)
             .map_err(|error| Chain(&error).to_string())
             .and_then(|()| lease.release().map_err(|error| Chain(&error).to_string()));
         let owner = record.map_or_else(|| "unknown".to_owned(), |record| record.owner);
