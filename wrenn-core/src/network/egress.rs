@@ -1,18 +1,5 @@
 //! Where one sandbox may connect to, within what all of them may.
 //!
-//! An address is decided by the first line that matches:
-//!
-//! | | line | verdict |
-//! |---|---|---|
-//! | 1 | in a network that is closed to every sandbox | refused |
-//! | 2 | in the allow list | open |
-//! | 3 | in the deny list | refused |
-//! | 4 | the default | open or refused |
-//!
-//! Lists have no order within themselves and prefix lengths don't matter. That is how
-//! existing clients mean their lists: "deny everything, allow these". What is in no list
-//! because nothing of it is on the public internet stays closed whatever line 2 says.
-//!
 //! The lists and the default are worked out to one set of ranges, which the slot's own
 //! table holds. So a change is one transaction that exchanges the set's elements, a packet
 //! meets the old policy or the new one, and a set that lost its elements is closed. The
@@ -46,7 +33,18 @@ pub enum EgressDefault {
     DenyAll,
 }
 
-/// Where a sandbox may connect to. See the table above for the order of its parts.
+/// Where a sandbox may connect to. An address is decided by the first line that matches:
+///
+/// | | line | verdict |
+/// |---|---|---|
+/// | 1 | in a network that is closed to every sandbox | refused |
+/// | 2 | in the allow list | open |
+/// | 3 | in the deny list | refused |
+/// | 4 | the default | open or refused |
+///
+/// Lists have no order within themselves and prefix lengths don't matter. That is how
+/// existing clients mean their lists: "deny everything, allow these". Private networks and
+/// whatever else is not on the public internet stay closed whatever line 2 says.
 ///
 /// ```
 /// use wrenn_core::network::{EgressDefault, EgressPolicy};

@@ -8,7 +8,7 @@
 //! │           set `sources`    │          │           uplink: to 10.11.0.7 only      │
 //! │  input    replies only     │          │  inward   10.11.0.7 → 169.254.0.21       │
 //! │  forward  not to `closed`, │          │  input    nothing                        │
-//! │           not to a slot    │          │  forward  not to `closed`                │
+//! │           not to a slot    │          │  forward  not to `closed`, only to `open`│
 //! │  outward  set `guests` →   │          │  outward  to uplink: from 10.11.0.7      │
 //! │           host's address   │          │           to tap0: from 169.254.0.22     │
 //! │                            │          │                                          │

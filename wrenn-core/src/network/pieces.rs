@@ -33,7 +33,7 @@ use super::nftables::Firewall;
 use super::plan::SlotNumber;
 use super::policy;
 use super::remains::{remove_remains, usable};
-use super::slot::{CreateSlotError, RelabelError, RemoveSlotError};
+use super::slot::{CreateSlotError, RemoveSlotError};
 use super::sys;
 
 /// Both ends of a veth pair share the address bits of a /31.
@@ -216,13 +216,9 @@ impl Pieces {
         Ok(())
     }
 
-    /// Writes down another owner: in the record, which decides, and beside the link, for
-    /// whoever looks at the host.
-    pub(super) fn relabel(&mut self, host: &Host, owner: &str) -> Result<(), RelabelError> {
-        self.lease.write(&Record::new(owner, self.inode))?;
-        let change = Request::set_alias(&self.slot().name(), owner);
-        host.with_links(|links| links.execute(vec![change]))?;
-        Ok(())
+    /// Writes down another owner.
+    pub(super) fn relabel(&mut self, owner: &str) -> Result<(), LeaseError> {
+        self.lease.write(&Record::new(owner, self.inode))
     }
 
     /// Removes everything. What could not be removed comes back with the reason.

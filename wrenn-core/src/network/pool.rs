@@ -159,8 +159,7 @@ impl Shelf {
 }
 
 /// Room for another slot as soon as this is dropped. Not before the one that left it is in
-/// its new owner's hands: the kernel has one lock for all changes of links, and making a
-/// slot would hold up handing one over.
+/// its new owner's hands: making a slot would hold up handing one over.
 struct Gap<'a>(&'a Semaphore);
 
 impl Drop for Gap<'_> {

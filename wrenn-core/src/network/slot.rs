@@ -6,14 +6,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::oneshot;
+
 use super::config::{
     GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, MacAddress, TAP_NAME,
 };
 use super::counters::{CountError, SlotCounters};
 use super::egress::{self, EgressPolicy, SetEgressError};
-use super::host::{Host, on_thread, on_thread_then_drop};
+use super::host::{Chain, Host, on_thread, on_thread_then_drop};
 use super::lease::LeaseError;
-use super::link::LinkError;
+use super::link::{LinkError, Request};
 use super::namespace::{self, NamespaceError};
 use super::nftables::NftError;
 use super::pieces::{Pieces, retire};
@@ -104,8 +106,6 @@ pub enum GrantTapError {
 pub(super) enum RelabelError {
     #[error("cannot write down the slot's owner")]
     Lease(#[from] LeaseError),
-    #[error("cannot write the slot's owner beside its link")]
-    Link(#[from] LinkError),
     #[error("a worker thread died")]
     Thread,
 }
@@ -158,19 +158,30 @@ impl NetworkSlot {
     /// Gives the slot to another owner. If that fails, or nobody waits any more, it is
     /// given back.
     pub(super) async fn relabel(mut self, owner: &str) -> Result<Self, RelabelError> {
-        let owner = owner.to_owned();
-        let busy = self.host.count_busy();
-        // As with `create`, the count goes behind the slot.
-        let (slot, _busy) = tokio::task::spawn_blocking(move || {
-            let relabelled = match &mut self.pieces {
-                Some(pieces) => pieces.relabel(&self.host, &owner),
-                None => Ok(()),
-            };
-            (relabelled.map(|()| self), busy)
-        })
-        .await
-        .map_err(|_| RelabelError::Thread)?;
-        slot
+        let (owner, number) = (owner.to_owned(), self.number);
+        let (host, busy) = (Arc::clone(&self.host), self.host.count_busy());
+        let (sender, receiver) = oneshot::channel();
+        let work = move || {
+            let _counted_until_done = busy;
+            let written = self
+                .pieces
+                .as_mut()
+                .map_or(Ok(()), |pieces| pieces.relabel(&owner));
+            // What nobody takes is dropped here, and gives itself back.
+            drop(sender.send(written.map(|()| self)));
+            // Only now, and in vain if it was given back: all changes of links wait for one
+            // lock of the kernel, and nobody but people who look at the host needs this one.
+            let change = Request::set_alias(&number.name(), &owner);
+            if let Err(error) = host.with_links(|links| links.execute(vec![change])) {
+                let error = Chain(&error).to_string();
+                tracing::debug!(slot = %number, error, "the link keeps its old alias");
+            }
+        };
+        drop(tokio::task::spawn_blocking(work));
+        match receiver.await {
+            Ok(relabelled) => Ok(relabelled?),
+            Err(_) => Err(RelabelError::Thread),
+        }
     }
 
     /// The slot's number.

@@ -57,6 +57,7 @@ fn a_slot_from_a_full_pool_was_there_before_and_works() {
             "it was made when it was asked for"
         );
         // It is the sandbox's now, for whoever looks at the host.
+        network.settled().await;
         assert!(shown(&slot).contains("alias sandbox"), "{}", shown(&slot));
         let guest = Guest::start(&slot);
         let greeter = Greeter::start(&guest.namespace);
@@ -87,6 +88,7 @@ fn many_takers_at_once_get_slots_of_their_own() {
         let slots = futures::future::try_join_all(takes).await.unwrap();
         let numbers: HashSet<_> = slots.iter().map(NetworkSlot::number).collect();
         assert_eq!(numbers.len(), 50);
+        network.settled().await;
         for (slot, name) in slots.iter().zip(&names) {
             let alias = format!("alias {name}\n");
             assert!(shown(slot).contains(&alias), "{}", shown(slot));
@@ -158,27 +160,6 @@ fn a_pool_that_cannot_fill_reports_why_and_recovers() {
         slots.push(pool.take("in time").await.unwrap());
         remove_all(slots).await;
         pool.drain().await.unwrap();
-        assert!(network.leftovers().await.unwrap().is_empty());
-    });
-}
-
-#[test]
-fn a_slot_that_broke_while_it_waited_is_not_handed_out() {
-    on_fresh_host(|| async {
-        let root = tempfile::tempdir().unwrap();
-        let network = open(root.path()).await;
-        let pool = SlotPool::start(network.clone(), of_size(1));
-        until_ready(&pool, 1).await;
-        let [link] = &network.leftovers().await.unwrap().links[..] else {
-            panic!("one slot has one link");
-        };
-        crate::world::ip(&format!("link delete {link}"));
-        let slot = pool.take("sandbox").await.unwrap();
-        assert_ne!(&slot.number().name(), link);
-        assert!(shown(&slot).contains("alias sandbox"));
-        slot.remove().await.unwrap();
-        pool.drain().await.unwrap();
-        network.settled().await;
         assert!(network.leftovers().await.unwrap().is_empty());
     });
 }
