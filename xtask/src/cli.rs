@@ -84,7 +84,7 @@ pub(crate) struct E2eArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// The benchmark, all of them if absent: `boot`, `exec`.
+    /// The benchmark, all of them if absent: `boot`, `exec`, `net`.
     pub(crate) name: Option<String>,
     /// A program that speaks the Firecracker API, measured as a baseline.
     #[arg(long, value_name = "PATH")]

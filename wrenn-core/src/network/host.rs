@@ -4,16 +4,17 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
 use super::config::{MacAddress, NetworkConfig};
 use super::lease::SlotDirectory;
-use super::link::Link;
+use super::link::{Link, LinkError, Links};
 use super::nftables::{Batch, Firewall, NftError, SetKey};
 use super::plan::{AddressPlan, SlotNumber};
 use super::policy::{self, GUESTS, SOURCES, TABLE};
+use super::{OpenNetworkError, namespace};
 
 /// The host as seen by its slots.
 #[derive(Debug)]
@@ -22,18 +23,39 @@ pub(super) struct Host {
     slots: SlotDirectory,
     /// The network namespace that is "the host".
     namespace: OwnedFd,
+    /// A connection to its links for what is asked often and needs no thread in it.
+    links: Mutex<Links>,
+    /// A connection to its firewall. It stays open because closing one after something was
+    /// deleted takes the kernel 20 ms.
+    firewall: Mutex<Firewall>,
     /// How many slots are being made or given back right now.
     busy: watch::Sender<usize>,
 }
 
 impl Host {
-    pub(super) fn new(config: NetworkConfig, slots: SlotDirectory, namespace: OwnedFd) -> Self {
-        Self {
+    /// The host is the network namespace of the calling thread.
+    pub(super) fn new(
+        config: NetworkConfig,
+        slots: SlotDirectory,
+    ) -> Result<Self, OpenNetworkError> {
+        Ok(Self {
             config,
             slots,
-            namespace,
+            namespace: namespace::current()?,
+            links: Mutex::new(Links::open()?),
+            firewall: Mutex::new(Firewall::open()?),
             busy: watch::Sender::new(0),
-        }
+        })
+    }
+
+    /// Asks or changes something about the host's links, from any thread that may block.
+    pub(super) fn with_links<T>(
+        &self,
+        work: impl FnOnce(&mut Links) -> Result<T, LinkError>,
+    ) -> Result<T, LinkError> {
+        // Answers are told apart by their numbers, so a panic of another thread in between
+        // has harmed nothing.
+        work(&mut self.links.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) const fn plan(&self) -> AddressPlan {
@@ -48,6 +70,14 @@ impl Host {
         self.namespace.as_fd()
     }
 
+    /// Asks or changes something about the host's firewall, from any thread that may block.
+    pub(super) fn with_firewall<T>(
+        &self,
+        work: impl FnOnce(&mut Firewall) -> Result<T, NftError>,
+    ) -> Result<T, NftError> {
+        work(&mut self.firewall.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Whether this root directory made a link: its hardware address says so.
     pub(super) fn owns(&self, link: &Link) -> bool {
         let [a, b, c] = self.slots.identity();
@@ -55,7 +85,11 @@ impl Host {
     }
 
     /// Takes a slot out of the host's table, whatever of it is there.
-    pub(super) fn close(&self, firewall: &mut Firewall, slot: SlotNumber) -> Result<(), NftError> {
+    pub(super) fn close(&self, slot: SlotNumber) -> Result<(), NftError> {
+        self.with_firewall(|firewall| self.close_by(firewall, slot))
+    }
+
+    fn close_by(&self, firewall: &mut Firewall, slot: SlotNumber) -> Result<(), NftError> {
         match firewall.commit(&policy::close_slot(&self.plan(), slot)) {
             // Not there, not all there, or there under the addresses of other settings.
             Err(NftError::Refused { source, .. } | NftError::Commit { source })
@@ -115,14 +149,24 @@ pub(super) async fn on_thread<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
+    on_thread_then_drop(name, || (work(), ())).await
+}
+
+/// The same for work that leaves something behind whose end takes its time and is awaited
+/// by nobody: it is dropped on the thread, when the result is on its way.
+pub(super) async fn on_thread_then_drop<T: Send + 'static, R>(
+    name: &str,
+    work: impl FnOnce() -> (T, R) + Send + 'static,
+) -> io::Result<T> {
     let (sender, receiver) = oneshot::channel();
     let span = tracing::Span::current();
     std::thread::Builder::new()
         .name(name.into())
         .spawn(move || {
-            let done = span.in_scope(work);
+            let (done, rest) = span.in_scope(work);
             // What nobody takes is dropped here, and gives back what it owns.
             drop(sender.send(done));
+            drop(rest);
         })?;
     receiver
         .await

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! <root>/network/slots/7      exists and is flock()ed: slot 7 is in use
-//!                             exists, lock is free:    its owner died, sweep it
+//!                             exists, lock is free:    its owner died: adopt or sweep it
 //!                             does not exist:          slot 7 is free
 //! ```
 //!
 //! The kernel gives the lock back when its owner dies, however it dies. The file holds a
-//! [`Record`] of what was made, written before it is made.
+//! [`Record`] of what was made, written before it is made. A new slot only takes a number
+//! that has no file, since what a dead owner left may be about to be adopted.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -22,6 +24,10 @@ use serde::{Deserialize, Serialize};
 use super::plan::SlotNumber;
 
 const RECORD_VERSION: u32 = 1;
+
+/// How many numbers are tried one after another before the directory is read for one that
+/// is free.
+const PROBES: usize = 32;
 
 /// Why a slot number could not be leased or given back.
 #[derive(Debug, thiserror::Error)]
@@ -70,10 +76,23 @@ impl Record {
 }
 
 /// The directory in which the slots of one root directory are leased.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct SlotDirectory {
     path: PathBuf,
     identity: [u8; 3],
+    /// Where to look for a free number next: behind the one that was leased last.
+    cursor: AtomicUsize,
+}
+
+/// A slot of somebody who may be dead.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// Its owner was dead, or gave it back in this moment; it is the caller's now.
+    Over(SlotLease),
+    /// Its owner lives.
+    InUse,
+    /// Nobody has it.
+    Nobodys,
 }
 
 /// A slot number that is ours alone until this is released or dropped. Dropping it leaves
@@ -99,9 +118,11 @@ impl SlotDirectory {
             .create(&path)
             .map_err(failed)?;
         let status = fs::metadata(&path).map_err(failed)?;
+        let random = RandomState::new().hash_one(std::process::id());
         Ok(Self {
             identity: identity(status.dev(), status.ino()),
             path,
+            cursor: AtomicUsize::new(usize::try_from(random & 0xffff).unwrap_or_default()),
         })
     }
 
@@ -111,65 +132,117 @@ impl SlotDirectory {
         self.identity
     }
 
-    /// Leases the first free slot from a random one on, skipping those that `inspect` does
-    /// not hand back. A random start keeps processes from queueing for the same numbers, and
-    /// keeps a number, so an address, from being used again right away.
+    /// Leases a free slot, skipping those that `inspect` does not hand back.
+    ///
+    /// The search begins behind the number that was leased last, so that it mostly ends at
+    /// once, and a number, so an address, is not used again right away. It begins at a
+    /// random one in each process, which keeps them from queueing for the same numbers.
+    /// Where it meets a long run of used ones, it reads which are free.
     pub(super) fn lease_any<E: From<LeaseError>>(
         &self,
         capacity: u16,
         mut inspect: impl FnMut(SlotLease) -> Result<Option<SlotLease>, E>,
     ) -> Result<SlotLease, E> {
-        let random = RandomState::new().hash_one(std::process::id());
-        let start = u16::try_from(random % u64::from(capacity)).unwrap_or_default();
-        for step in 0..capacity {
-            let index = (u32::from(start) + u32::from(step)) % u32::from(capacity);
-            let number = u16::try_from(index + 1).unwrap_or_default();
-            let Some(slot) = SlotNumber::new(number) else {
+        let all = usize::from(capacity);
+        for _ in 0..all.min(PROBES) {
+            let at = self.cursor.fetch_add(1, Ordering::Relaxed);
+            if let Some(lease) = self.lease_new(nth(at, capacity))?
+                && let Some(lease) = inspect(lease)?
+            {
+                return Ok(lease);
+            }
+        }
+        let used = self.list()?;
+        let begin = self.cursor.load(Ordering::Relaxed);
+        for at in (0..all).map(|step| begin.wrapping_add(step)) {
+            let slot = nth(at, capacity);
+            if slot.is_some_and(|slot| used.binary_search(&slot).is_ok()) {
                 continue;
-            };
-            let Some(lease) = self.lease(slot)? else {
-                continue;
-            };
-            if let Some(lease) = inspect(lease)? {
+            }
+            if let Some(lease) = self.lease_new(slot)?
+                && let Some(lease) = inspect(lease)?
+            {
+                self.cursor.store(at.wrapping_add(1), Ordering::Relaxed);
                 return Ok(lease);
             }
         }
         Err(LeaseError::Full { capacity }.into())
     }
 
-    /// Leases this slot, or returns `None` if somebody has it.
+    /// Leases a slot that nobody has or had.
+    fn lease_new(&self, slot: Option<SlotNumber>) -> Result<Option<SlotLease>, LeaseError> {
+        let Some(slot) = slot else {
+            return Ok(None);
+        };
+        let mut new = OpenOptions::new();
+        new.read(true).write(true).create_new(true).mode(0o644);
+        match self.lock(slot, &new)? {
+            Taken::Over(lease) => Ok(Some(lease)),
+            Taken::InUse | Taken::Nobodys => Ok(None),
+        }
+    }
+
+    /// Leases this slot, whether somebody had it or not, or returns `None` if its owner
+    /// lives.
     pub(super) fn lease(&self, slot: SlotNumber) -> Result<Option<SlotLease>, LeaseError> {
-        let path = self.path.join(slot.to_string());
+        let mut any = OpenOptions::new();
+        any.read(true).write(true).create(true).truncate(false);
+        any.mode(0o644);
+        match self.lock(slot, &any)? {
+            Taken::Over(lease) => Ok(Some(lease)),
+            Taken::InUse | Taken::Nobodys => Ok(None),
+        }
+    }
+
+    /// Takes this slot over from an owner that died.
+    pub(super) fn take_over(&self, slot: SlotNumber) -> Result<Taken, LeaseError> {
+        let mut present = OpenOptions::new();
+        present.read(true).write(true);
+        self.lock(slot, &present)
+    }
+
+    fn lock(&self, slot: SlotNumber, options: &OpenOptions) -> Result<Taken, LeaseError> {
+        let path = self.path_of(slot);
         let failed = |source| LeaseError::Lock {
             path: path.clone(),
             source,
         };
         loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o644)
-                .open(&path)
-                .map_err(failed)?;
+            let file = match options.open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Taken::Nobodys),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    return Ok(Taken::InUse);
+                }
+                Err(error) => return Err(failed(error)),
+            };
             let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
-                Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+                Err((_, Errno::EWOULDBLOCK)) => return Ok(Taken::InUse),
                 Err((_, errno)) => return Err(failed(errno.into())),
             };
-            // Its last owner may have removed the file between the two calls; then the
-            // lock is on a file that nobody else will find.
+            // Its last owner, or a sweep, may have removed the file between the two calls;
+            // then the lock is on a file that nobody else will find.
             let locked = file.metadata().map_err(failed)?;
             match fs::metadata(&path) {
                 Ok(named) if named.ino() == locked.ino() => {
-                    return Ok(Some(SlotLease { slot, path, file }));
+                    return Ok(Taken::Over(SlotLease { slot, path, file }));
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(error)),
             }
         }
+    }
+
+    /// What is written down about a slot, whoever has it. `None` if there is nothing, or
+    /// nothing legible.
+    pub(super) fn peek(&self, slot: SlotNumber) -> Option<Record> {
+        serde_json::from_slice(&fs::read(self.path_of(slot)).ok()?).ok()
+    }
+
+    fn path_of(&self, slot: SlotNumber) -> PathBuf {
+        self.path.join(slot.to_string())
     }
 
     /// The slots that have a file, in use or left behind.
@@ -202,14 +275,16 @@ impl SlotLease {
         serde_json::from_str(&text).ok()
     }
 
-    /// Writes down what is going to be made.
+    /// Writes down what is going to be made, or whose it is from now on. Whoever is killed
+    /// in this moment leaves the old record or the new one.
     pub(super) fn write(&mut self, record: &Record) -> Result<(), LeaseError> {
         let written = serde_json::to_vec(record)
             .map_err(io::Error::from)
-            .and_then(|bytes| {
-                self.file.set_len(0)?;
-                self.file.seek(SeekFrom::Start(0))?;
-                self.file.write_all(&bytes)
+            .and_then(|mut bytes| {
+                // One write over the old text; spaces behind a record mean nothing.
+                let old = usize::try_from(self.file.metadata()?.len()).unwrap_or_default();
+                bytes.resize(bytes.len().max(old), b' ');
+                self.file.write_all_at(&bytes, 0)
             });
         written.map_err(|source| LeaseError::Write {
             path: self.path.clone(),
@@ -230,6 +305,11 @@ impl SlotLease {
     }
 }
 
+/// The slot at this place of an endless round through all of them.
+fn nth(at: usize, capacity: u16) -> Option<SlotNumber> {
+    SlotNumber::new(u16::try_from(at % usize::from(capacity) + 1).ok()?)
+}
+
 /// FNV-1a over the directory's device and inode, folded to three bytes.
 fn identity(device: u64, inode: u64) -> [u8; 3] {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
@@ -245,6 +325,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::network::plan::MAX_SLOTS;
 
     fn any(directory: &SlotDirectory, capacity: u16) -> Result<SlotLease, LeaseError> {
         directory.lease_any(capacity, |lease| Ok::<_, LeaseError>(Some(lease)))
@@ -298,6 +379,62 @@ mod tests {
             directory.lease(slot).unwrap().unwrap().record(),
             Some(record)
         );
+    }
+
+    #[test]
+    fn what_a_dead_owner_left_is_taken_over_but_never_leased_anew() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = SlotDirectory::open(root.path()).unwrap();
+        let dead = any(&directory, 2).unwrap();
+        let slot = dead.slot();
+        assert!(matches!(directory.take_over(slot).unwrap(), Taken::InUse));
+        drop(dead);
+        let other = any(&directory, 2).unwrap();
+        assert_ne!(other.slot(), slot);
+        assert!(any(&directory, 2).is_err());
+        assert!(matches!(directory.take_over(slot).unwrap(), Taken::Over(_)));
+        let free = SlotNumber::new(99).unwrap();
+        assert!(matches!(directory.take_over(free).unwrap(), Taken::Nobodys));
+        assert_eq!(
+            directory.list().unwrap().len(),
+            2,
+            "taking over makes no file"
+        );
+    }
+
+    #[test]
+    fn the_whole_of_the_largest_host_is_leased() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = SlotDirectory::open(root.path()).unwrap();
+        let mut last = None;
+        // In batches, to see whether they take longer and longer. Only the file counts
+        // here, so the locks are let go: who may hold that many descriptors is another
+        // matter.
+        let mut begun = std::time::Instant::now();
+        for index in 1..=MAX_SLOTS {
+            last = Some(any(&directory, MAX_SLOTS).unwrap().slot());
+            if index % 8_192 == 0 || index == MAX_SLOTS {
+                println!("up to {index}: {:?}", begun.elapsed());
+                begun = std::time::Instant::now();
+            }
+        }
+        assert_eq!(directory.list().unwrap().len(), usize::from(MAX_SLOTS));
+        let begun = std::time::Instant::now();
+        assert!(matches!(
+            any(&directory, MAX_SLOTS),
+            Err(LeaseError::Full { .. })
+        ));
+        println!("found full in {:?}", begun.elapsed());
+
+        // Another process begins anywhere, and the one free number is as far away as can be.
+        let Taken::Over(lease) = directory.take_over(last.unwrap()).unwrap() else {
+            panic!("nobody has its lock");
+        };
+        lease.release().unwrap();
+        let other = SlotDirectory::open(root.path()).unwrap();
+        let begun = std::time::Instant::now();
+        assert_eq!(any(&other, MAX_SLOTS).unwrap().slot(), last.unwrap());
+        println!("found the only free one in {:?}", begun.elapsed());
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! │           set `sources`    │          │           uplink: to 10.11.0.7 only      │
 //! │  input    replies only     │          │  inward   10.11.0.7 → 169.254.0.21       │
 //! │  forward  not to `closed`, │          │  input    nothing                        │
-//! │           not to a slot    │          │  forward  not to `closed`                │
+//! │           not to a slot    │          │  forward  not to `closed`, only to `open`│
 //! │  outward  set `guests` →   │          │  outward  to uplink: from 10.11.0.7      │
 //! │           host's address   │          │           to tap0: from 169.254.0.22     │
 //! │                            │          │                                          │
@@ -29,24 +29,35 @@
 //! routes for them. Who tries what is closed gets an ICMP "administratively prohibited".
 //! All of this stands before the VM's first instruction.
 //!
+//! On top of that each sandbox has an [`EgressPolicy`], which can change while it runs.
+//!
 //! **Many processes.** Slots are leased by file locks below the root directory, so that
 //! independent processes share a host without a daemon. What a dead process left is
-//! found by name, checked for identity (the inode of the namespace, an address pattern
-//! of the link) and swept when the next [`Network`] opens.
+//! found by name and checked for identity (the inode of the namespace, an address pattern
+//! of the link). When the next [`Network`] opens it is swept, unless its owner is kept:
+//! then whoever took over from the dead process [adopts](Network::adopt) it.
+//!
+//! **Ahead of need.** A [`SlotPool`] holds slots that were made before anybody asked.
 //!
 //! **No programs.** Links go by rtnetlink, rules by nf_tables netlink. The async layer
 //! of the `rtnetlink` crate is left out for the messages below it: a slot is made on a
 //! thread that changes its namespace, and whole lists of changes go in one datagram.
 
+mod adopt;
 mod config;
+mod counters;
+mod egress;
 mod host;
 mod lease;
 mod link;
 mod namespace;
 mod netlink;
 mod nftables;
+mod pieces;
 mod plan;
 mod policy;
+mod pool;
+mod ranges;
 mod remains;
 mod slot;
 mod sweep;
@@ -58,22 +69,28 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
+pub use adopt::AdoptSlotError;
 pub use config::{
     ConfigError, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, MacAddress,
     NetworkConfig, TAP_NAME,
+};
+pub use counters::{CountError, SlotCounters, Traffic};
+pub use egress::{
+    EgressDefault, EgressPolicy, EgressPolicyError, MAX_EGRESS_ENTRIES, SetEgressError,
 };
 pub use lease::LeaseError;
 pub use link::LinkError;
 pub use namespace::NamespaceError;
 pub use nftables::NftError;
 pub use plan::{AddressPlan, MAX_SLOTS, SlotNumber};
+pub use pool::{POOL_OWNER, PoolConfig, SlotPool};
 pub use slot::{CreateSlotError, GrantTapError, NetworkSlot, RemoveSlotError};
 pub use sweep::{Leftovers, SweepError};
 
 use host::{Host, on_thread};
 use lease::SlotDirectory;
 use link::Links;
-use nftables::Firewall;
+use pieces::Pieces;
 use plan::NAME_PREFIX;
 
 /// Why a host's network could not be prepared.
@@ -113,25 +130,30 @@ pub struct Network {
 
 impl Network {
     /// Prepares the host: checks that its routes leave our networks alone, turns on IPv4
-    /// forwarding, sets the host's firewall table, sweeps what dead processes left.
-    /// Several processes may do this at the same time, and with slots in use.
+    /// forwarding, sets the host's firewall table, and [sweeps](Self::sweep) what dead
+    /// processes left, but for the slots of owners that `keep` names: a caller whose VMs
+    /// outlive it keeps and [adopts](Self::adopt) them. Several processes may do this at
+    /// the same time, and with slots in use.
     ///
     /// # Errors
     /// When not root, when the kernel lacks nf_tables, or when a network of the
     /// configuration is in use on this host.
-    pub async fn open(config: NetworkConfig, root: &Path) -> Result<Self, OpenNetworkError> {
-        let slots = SlotDirectory::open(root)?;
-        let host = Arc::new(Host::new(config, slots, namespace::current()?));
+    pub async fn open(
+        config: NetworkConfig,
+        root: &Path,
+        keep: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Result<Self, OpenNetworkError> {
+        let host = Arc::new(Host::new(config, SlotDirectory::open(root)?)?);
         on_thread("wrenn-network", move || {
             namespace::enter(host.namespace())?;
             check_overlap(&config)?;
             namespace::prepare_directory()?;
             // Rules before forwarding, so that there is no moment of one without the other.
-            Firewall::open()?.commit(&policy::host_table())?;
+            host.with_firewall(|firewall| firewall.commit(&policy::host_table()))?;
             if !namespace::is_set("ipv4/ip_forward", "1") {
                 namespace::set("ipv4/ip_forward", "1", false)?;
             }
-            sweep::sweep(&host)?;
+            sweep::sweep(&host, &keep)?;
             Ok(Self { host })
         })
         .await
@@ -150,12 +172,40 @@ impl Network {
         NetworkSlot::create(Arc::clone(&self.host), owner).await
     }
 
-    /// Removes what dead owners left and returns their slots. Done when opened, too.
+    /// Takes over the slot of a VM that outlived the process which started it, from an owner
+    /// of this name. What comes back is the same as from [`create_slot`](Self::create_slot);
+    /// its egress policy is what it was. Packets flow all the while.
+    ///
+    /// # Errors
+    /// When the slot is somebody else's, or lacks something that a VM needs of it. It stays
+    /// as it is.
+    ///
+    /// # Cancel safety
+    /// The slot of a running VM stays as it is if the future is dropped.
+    pub async fn adopt(
+        &self,
+        slot: SlotNumber,
+        owner: &str,
+    ) -> Result<NetworkSlot, AdoptSlotError> {
+        let (host, owner) = (Arc::clone(&self.host), owner.to_owned());
+        // Bare pieces come from the thread: unlike a slot they are not given back when
+        // nobody waits for them any more, only the lock is.
+        let pieces = on_thread("wrenn-adopt", move || Pieces::adopt(&host, slot, &owner))
+            .await
+            .map_err(|source| AdoptSlotError::Thread { source })??;
+        Ok(NetworkSlot::of(Arc::clone(&self.host), pieces))
+    }
+
+    /// Removes what dead owners left, but for those that `keep` names, and returns their
+    /// slots. Slots of a [`SlotPool`] are never kept.
     ///
     /// # Errors
     /// When the host can't be searched. A slot that can't be removed is logged.
-    pub async fn sweep(&self) -> Result<Vec<SlotNumber>, SweepError> {
-        self.search(sweep::sweep).await
+    pub async fn sweep(
+        &self,
+        keep: impl Fn(&str) -> bool + Send + 'static,
+    ) -> Result<Vec<SlotNumber>, SweepError> {
+        self.search(move |host| sweep::sweep(host, &keep)).await
     }
 
     /// Lists everything that is there under our names.

@@ -80,6 +80,7 @@ pub(super) struct Answer {
 }
 
 /// A socket bound to the namespace of the thread that opened it.
+#[derive(Debug)]
 pub(super) struct NetlinkSocket {
     socket: Socket,
     sequence: u32,

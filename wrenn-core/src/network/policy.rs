@@ -2,16 +2,19 @@
 //!
 //! Both ends of the veth pair hold the same line. The slot's own table is where a guest
 //! meets the policy and is told that it may not; the host's table does not rely on it,
-//! so that a process that has taken over a slot's namespace gets no further.
+//! so that a process that has taken over a slot's namespace gets no further. Only what one
+//! sandbox may less than others, its [`EgressPolicy`], is in its slot's table alone.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
 use super::config::{GATEWAY_ADDRESS, GUEST_ADDRESS, TAP_NAME};
+use super::egress::EgressPolicy;
 use super::link::UPLINK_NAME;
 use super::nftables::{Batch, Chain, Hook, KeyType, Policy, Rule, Set, SetKey, intervals};
 use super::plan::{AddressPlan, NAME_PREFIX, SlotNumber};
+use super::ranges::AddressRanges;
 
 /// The name of our table, on the host and in each slot's namespace.
 pub(super) const TABLE: &str = "wrenn";
@@ -37,8 +40,14 @@ const CLOSED_NETWORKS: [(Ipv4Addr, u8); 15] = [
 ];
 
 /// Destinations that are closed.
-const CLOSED: Set = Set {
+pub(super) const CLOSED: Set = Set {
     name: "closed",
+    key: KeyType::Address,
+    interval: true,
+};
+/// Destinations that a slot's egress policy leaves open.
+const OPEN: Set = Set {
+    name: "open",
     key: KeyType::Address,
     interval: true,
 };
@@ -153,7 +162,8 @@ pub(super) fn host_table() -> Batch {
     batch
 }
 
-/// The table of a slot whose guest the host reaches at this address.
+/// The table of a slot whose guest the host reaches at this address. Safe to commit again
+/// at any time. It is closed until an egress policy fills its set, and keeps that.
 pub(super) fn slot_table(reachable: Ipv4Addr) -> Batch {
     const PINNING: Chain = chain(
         "pinning",
@@ -215,12 +225,21 @@ pub(super) fn slot_table(reachable: Ipv4Addr) -> Batch {
                 .translate_destination(GUEST_ADDRESS),
         ),
         (INPUT, Rule::new().input_is(TAP_NAME).reject()),
-        // What answers the host has a private destination, so this comes first.
-        (FORWARD, outgoing().established().accept()),
+        // What answers the host has a private destination, so this comes first. Only what
+        // came in for the guest has its destination translated.
+        (
+            FORWARD,
+            outgoing().destination_translated().established().accept(),
+        ),
         (FORWARD, outgoing().destination_in(CLOSED.name).reject()),
-        (FORWARD, outgoing().accept()),
-        (FORWARD, incoming().established().accept()),
+        // Not only the first packet of a connection is asked: a policy can change.
+        (FORWARD, outgoing().destination_in(OPEN.name).accept()),
+        (FORWARD, outgoing().tcp().ongoing().reset()),
+        (FORWARD, outgoing().reject()),
         (FORWARD, incoming().destination_translated().accept()),
+        // Errors come from routers in between, and from the host.
+        (FORWARD, incoming().related().accept()),
+        (FORWARD, incoming().ongoing().source_in(OPEN.name).accept()),
         (
             OUTWARD,
             Rule::new()
@@ -239,14 +258,31 @@ pub(super) fn slot_table(reachable: Ipv4Addr) -> Batch {
     ];
     let mut batch = Batch::new(TABLE);
     batch.add_table();
-    batch.add_set(&CLOSED);
+    for set in [CLOSED, OPEN] {
+        batch.add_set(&set);
+    }
     batch.add_elements(&CLOSED, &closed());
     for chain in [PINNING, INWARD, INPUT, FORWARD, OUTWARD] {
         batch.add_chain(&chain);
+        batch.flush_chain(&chain);
     }
     for (chain, rule) in &rules {
         batch.add_rule(chain, rule);
     }
+    batch
+}
+
+/// Exchanges what a slot's egress policy leaves open.
+pub(super) fn exchange_open(batch: &mut Batch, policy: &EgressPolicy) {
+    batch.flush_set(&OPEN);
+    batch.add_elements(&OPEN, &intervals(&policy.open()));
+}
+
+/// Opens the host for a slot, however much of it is open already.
+pub(super) fn open_slot_again(plan: &AddressPlan, slot: SlotNumber) -> Batch {
+    let mut batch = Batch::new(TABLE);
+    batch.add_elements(&SOURCES, &[source_of(plan, slot)]);
+    batch.add_elements(&GUESTS, &[guest_of(plan, slot)]);
     batch
 }
 
@@ -276,8 +312,19 @@ fn guest_of(plan: &AddressPlan, slot: SlotNumber) -> SetKey {
     SetKey::Address(plan.reachable(slot))
 }
 
+/// Whether no sandbox reaches this address, whatever its own policy says.
+pub(super) fn is_closed(address: Ipv4Addr) -> bool {
+    closed_networks().any(|network| network.contains(&address))
+}
+
+fn closed_networks() -> impl Iterator<Item = Ipv4Net> {
+    CLOSED_NETWORKS
+        .into_iter()
+        .map(|(network, prefix)| Ipv4Net::new_assert(network, prefix))
+}
+
 fn closed() -> Vec<SetKey> {
-    intervals(&CLOSED_NETWORKS.map(|(network, prefix)| Ipv4Net::new_assert(network, prefix)))
+    intervals(&AddressRanges::of(&closed_networks().collect::<Vec<_>>()))
 }
 
 #[cfg(test)]
@@ -286,11 +333,6 @@ mod tests {
 
     #[test]
     fn public_addresses_are_open_and_special_ones_closed() {
-        let inside = |address: Ipv4Addr| {
-            CLOSED_NETWORKS
-                .iter()
-                .any(|(network, prefix)| Ipv4Net::new_assert(*network, *prefix).contains(&address))
-        };
         for open in [
             "1.1.1.1",
             "8.8.4.4",
@@ -298,7 +340,7 @@ mod tests {
             "100.128.0.0",
             "172.15.0.1",
         ] {
-            assert!(!inside(open.parse().unwrap()), "{open} is public");
+            assert!(!is_closed(open.parse().unwrap()), "{open} is public");
         }
         for closed in [
             "10.11.0.7",
@@ -313,7 +355,7 @@ mod tests {
             "255.255.255.255",
         ] {
             let closed: Ipv4Addr = closed.parse().unwrap();
-            assert!(inside(closed), "{closed} is not public");
+            assert!(is_closed(closed), "{closed} is not public");
         }
     }
 }

@@ -10,30 +10,20 @@
 //! | named namespace | its link is ours, or its inode is what the owner wrote down |
 //! | name without a namespace | there is no link of that name with another mark |
 
-use super::host::{Chain, Host};
+use super::host::Host;
 use super::lease::SlotLease;
 use super::link::{Links, Request};
 use super::namespace::{self, Pinned};
-use super::nftables::Firewall;
 use super::plan::SlotNumber;
 use super::slot::{CreateSlotError, RemoveSlotError};
 
-/// Hands back a slot that was just leased if it can be used: frees it of what a dead owner
-/// left, and passes it over if another root directory on this host uses its names.
+/// Hands back a slot that was just leased if its names are free. Another root directory on
+/// this host may use them, or a dead owner whose lease is lost.
 pub(super) fn usable(
-    host: &Host,
     links: &mut Links,
-    firewall: &mut Firewall,
-    mut lease: SlotLease,
+    lease: SlotLease,
 ) -> Result<Option<SlotLease>, CreateSlotError> {
     let slot = lease.slot();
-    if let Some(record) = lease.record()
-        && let Err(error) = remove_remains(host, links, firewall, slot, Some(record.namespace))
-    {
-        let error = Chain(&error).to_string();
-        tracing::warn!(%slot, error, "slot of a dead owner cannot be cleared");
-        return Ok(None);
-    }
     let free = links.find(&slot.name())?.is_none()
         && matches!(
             namespace::pinned(&namespace::path_of(slot)),
@@ -54,7 +44,6 @@ pub(super) fn usable(
 pub(super) fn remove_remains(
     host: &Host,
     links: &mut Links,
-    firewall: &mut Firewall,
     slot: SlotNumber,
     inode: Option<u64>,
 ) -> Result<(), RemoveSlotError> {
@@ -62,7 +51,7 @@ pub(super) fn remove_remains(
     let ours = link.as_ref().is_some_and(|link| host.owns(link));
     let foreign = link.is_some() && !ours;
     if !foreign {
-        host.close(firewall, slot)?;
+        host.close(slot)?;
     }
     if let Some(link) = link.filter(|_| ours)
         && let Err(error) = links.execute(vec![Request::delete_link(&link)])

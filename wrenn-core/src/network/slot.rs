@@ -1,54 +1,26 @@
-//! One slot: how it is made, what it offers, how it is given back.
-//!
-//! The order matters. Rules stand before there is an interface that they could apply to,
-//! and the host opens for a slot last and closes for it first:
-//!
-//! | making | giving back |
-//! |---|---|
-//! | lease a number, write down what follows | |
-//! | namespace, its settings, its table | close the host's table |
-//! | TAP, veth pair, addresses, routes | veth pair |
-//! | open the host's table | name of the namespace |
-//! | | number |
-//!
-//! On a two-core virtual machine a slot is made in 5 ms and removed in 32 ms, of which the
-//! kernel spends 20 ms waiting for its own readers to let go of the veth pair.
+//! One slot as its owner sees it.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use ipnet::Ipv4Net;
+use tokio::sync::oneshot;
 
 use super::config::{
-    GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, MacAddress, TAP_NAME,
+    GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, MacAddress, TAP_NAME,
 };
-use super::host::{Chain, Host, on_thread};
-use super::lease::{LeaseError, Record, SlotLease};
-use super::link::{LinkError, Links, Request, UPLINK_NAME, VethEnd};
+use super::counters::{CountError, SlotCounters};
+use super::egress::{self, EgressPolicy, SetEgressError};
+use super::host::{Chain, Host, on_thread, on_thread_then_drop};
+use super::lease::LeaseError;
+use super::link::{LinkError, Request};
 use super::namespace::{self, NamespaceError};
-use super::nftables::{Firewall, NftError};
+use super::nftables::NftError;
+use super::pieces::{Pieces, retire};
 use super::plan::SlotNumber;
-use super::policy;
-use super::remains::{remove_remains, usable};
 use super::sys::{self, TapOwner};
-
-/// Both ends of a veth pair share the address bits of a /31.
-const LINK_PREFIX: u8 = 31;
-const EVERYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
-
-/// How often the making of a slot starts over because another root directory on this host
-/// took the number in between.
-const ATTEMPTS: usize = 16;
-
-/// How long the reaper waits before each further attempt at what failed.
-const RETRY_AFTER: [Duration; 3] = [
-    Duration::from_millis(100),
-    Duration::from_secs(1),
-    Duration::from_secs(5),
-];
 
 /// Why a slot could not be made. Nothing of it is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +48,7 @@ pub enum CreateSlotError {
 
 impl CreateSlotError {
     /// Whether somebody else has a name that this slot needs.
-    fn is_taken(&self) -> bool {
+    pub(super) fn is_taken(&self) -> bool {
         match self {
             Self::Namespace(error) => error.already_there(),
             Self::Link(error) => error.already_there(),
@@ -129,6 +101,15 @@ pub enum GrantTapError {
     },
 }
 
+/// Why a slot could not be given to another owner.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RelabelError {
+    #[error("cannot write down the slot's owner")]
+    Lease(#[from] LeaseError),
+    #[error("a worker thread died")]
+    Thread,
+}
+
 /// A network identity, ready for a VM: start the VMM in [`namespace_path`] with the TAP
 /// [`tap_name`], and give the guest [`guest_address`] and [`gateway`].
 ///
@@ -143,15 +124,6 @@ pub struct NetworkSlot {
     number: SlotNumber,
     /// There until the slot is given back.
     pieces: Option<Pieces>,
-}
-
-/// What has to be given back. Plain data: whoever holds it decides when.
-#[derive(Debug)]
-pub(super) struct Pieces {
-    lease: SlotLease,
-    /// Keeps the namespace alive while the slot is, whatever happens to its name.
-    namespace: Arc<OwnedFd>,
-    inode: u64,
 }
 
 impl NetworkSlot {
@@ -169,13 +141,47 @@ impl NetworkSlot {
     fn build(host: Arc<Host>, owner: &str) -> Result<Self, CreateSlotError> {
         let begun = Instant::now();
         let pieces = Pieces::build(&host, owner)?;
-        let number = pieces.lease.slot();
+        let number = pieces.slot();
         tracing::debug!(slot = %number, owner, elapsed = ?begun.elapsed(), "network slot made");
-        Ok(Self {
+        Ok(Self::of(host, pieces))
+    }
+
+    /// The slot that consists of these pieces.
+    pub(super) const fn of(host: Arc<Host>, pieces: Pieces) -> Self {
+        Self {
             host,
-            number,
+            number: pieces.slot(),
             pieces: Some(pieces),
-        })
+        }
+    }
+
+    /// Gives the slot to another owner. If that fails, or nobody waits any more, it is
+    /// given back.
+    pub(super) async fn relabel(mut self, owner: &str) -> Result<Self, RelabelError> {
+        let (owner, number) = (owner.to_owned(), self.number);
+        let (host, busy) = (Arc::clone(&self.host), self.host.count_busy());
+        let (sender, receiver) = oneshot::channel();
+        let work = move || {
+            let _counted_until_done = busy;
+            let written = self
+                .pieces
+                .as_mut()
+                .map_or(Ok(()), |pieces| pieces.relabel(&owner));
+            // What nobody takes is dropped here, and gives itself back.
+            drop(sender.send(written.map(|()| self)));
+            // Only now, and in vain if it was given back: all changes of links wait for one
+            // lock of the kernel, and nobody but people who look at the host needs this one.
+            let change = Request::set_alias(&number.name(), &owner);
+            if let Err(error) = host.with_links(|links| links.execute(vec![change])) {
+                let error = Chain(&error).to_string();
+                tracing::debug!(slot = %number, error, "the link keeps its old alias");
+            }
+        };
+        drop(tokio::task::spawn_blocking(work));
+        match receiver.await {
+            Ok(relabelled) => Ok(relabelled?),
+            Err(_) => Err(RelabelError::Thread),
+        }
     }
 
     /// The slot's number.
@@ -223,7 +229,7 @@ impl NetworkSlot {
         let Some(pieces) = &self.pieces else {
             return Ok(());
         };
-        let namespace = Arc::clone(&pieces.namespace);
+        let namespace = pieces.namespace();
         on_thread("wrenn-tap", move || {
             namespace::enter(namespace.as_fd())?;
             sys::keep_tap(TAP_NAME, Some(TapOwner { user, group }))
@@ -231,6 +237,36 @@ impl NetworkSlot {
         })
         .await
         .map_err(|source| GrantTapError::Thread { source })?
+    }
+
+    /// Exchanges what the sandbox may connect to, at once and as a whole: also with a guest
+    /// in it, whose connections to what is refused from now on end. A new slot has the
+    /// default policy, and an adopted one keeps what it had.
+    ///
+    /// # Errors
+    /// When the kernel refuses; then the old policy stays.
+    ///
+    /// # Cancel safety
+    /// Once begun, the change goes on without the future.
+    pub async fn set_egress(&self, policy: &EgressPolicy) -> Result<(), SetEgressError> {
+        let Some(pieces) = &self.pieces else {
+            return Ok(());
+        };
+        let (namespace, policy) = (pieces.namespace(), policy.clone());
+        on_thread_then_drop("wrenn-egress", move || egress::set(&namespace, &policy))
+            .await
+            .map_err(|source| SetEgressError::Thread { source })?
+    }
+
+    /// What the sandbox has sent and received since its slot was made.
+    ///
+    /// # Errors
+    /// When the slot's link is gone.
+    pub async fn counters(&self) -> Result<SlotCounters, CountError> {
+        let (host, name) = (Arc::clone(&self.host), self.number.name());
+        tokio::task::spawn_blocking(move || SlotCounters::read(&host, &name))
+            .await
+            .map_err(|_| CountError::Thread)?
     }
 
     /// Gives the slot back. Processes that are still in its namespace lose their network.
@@ -262,176 +298,6 @@ impl Drop for NetworkSlot {
     fn drop(&mut self) {
         if let Some(pieces) = self.pieces.take() {
             retire(Arc::clone(&self.host), pieces);
-        }
-    }
-}
-
-/// Gives a slot back in the background: tries, logs, and in the end leaves it to a sweep.
-fn retire(host: Arc<Host>, pieces: Pieces) {
-    let busy = host.count_busy();
-    let slot = pieces.lease.slot();
-    let spawned = std::thread::Builder::new().name("wrenn-reaper".into()).spawn(move || {
-        let _counted_until_done = busy;
-        let mut pieces = pieces;
-        let mut pauses = RETRY_AFTER.into_iter();
-        loop {
-            let (kept, error) = match pieces.tear_down(&host) {
-                Ok(()) => return,
-                Err(failed) => failed,
-            };
-            let chain = Chain(&error);
-            let Some(pause) = pauses.next() else {
-                tracing::error!(%slot, error = %chain, "network slot is left to the next sweep");
-                return;
-            };
-            tracing::warn!(%slot, error = %chain, "network slot could not be removed; trying again");
-            pieces = kept;
-            std::thread::sleep(pause);
-        }
-    });
-    if let Err(error) = spawned {
-        // The pieces went with the closure: lock and descriptor are released, the rest
-        // is what a sweep finds.
-        tracing::error!(%slot, %error, "no thread to remove a network slot; left to the next sweep");
-    }
-}
-
-impl Pieces {
-    /// Makes a slot. Runs on a thread of its own, which ends up in the host's namespace.
-    fn build(host: &Host, owner: &str) -> Result<Self, CreateSlotError> {
-        let mut last = None;
-        for _ in 0..ATTEMPTS {
-            match Self::build_once(host, owner) {
-                Err(error) if error.is_taken() => last = Some(error),
-                result => return result,
-            }
-        }
-        Err(last.unwrap_or(
-            LeaseError::Full {
-                capacity: host.plan().capacity(),
-            }
-            .into(),
-        ))
-    }
-
-    fn build_once(host: &Host, owner: &str) -> Result<Self, CreateSlotError> {
-        namespace::enter(host.namespace())?;
-        let mut host_links = Links::open()?;
-        let mut host_firewall = Firewall::open()?;
-        let capacity = host.plan().capacity();
-        let mut lease = host.slots().lease_any(capacity, |lease| {
-            usable(host, &mut host_links, &mut host_firewall, lease)
-        })?;
-        let namespace = namespace::enter_new()?;
-        let inode = namespace::inode(&namespace)?;
-        lease.write(&Record::new(owner, inode))?;
-        let pieces = Self {
-            lease,
-            namespace: Arc::new(namespace),
-            inode,
-        };
-        match pieces.furnish(host, &mut host_links, &mut host_firewall, owner) {
-            Ok(()) => Ok(pieces),
-            Err(error) => {
-                let slot = pieces.lease.slot();
-                if let Err((_, undo)) = pieces.tear_down(host) {
-                    let chain = Chain(&undo);
-                    tracing::warn!(%slot, error = %chain, "half-made slot is left to the next sweep");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// Fills the namespace in which the calling thread is, and ties it to the host.
-    fn furnish(
-        &self,
-        host: &Host,
-        host_links: &mut Links,
-        host_firewall: &mut Firewall,
-        owner: &str,
-    ) -> Result<(), CreateSlotError> {
-        let plan = host.plan();
-        let slot = self.lease.slot();
-        let name = slot.name();
-        let [a, b, c] = host.slots().identity();
-        let [high, low] = slot.get().to_be_bytes();
-        let host_mac = MacAddress([0x02, a, b, c, high, low]);
-        let uplink_mac = MacAddress([0x06, a, b, c, high, low]);
-
-        // In the slot.
-        namespace::pin(&namespace::path_of(slot))?;
-        namespace::set("ipv6/conf/all/disable_ipv6", "1", true)?;
-        namespace::set("ipv6/conf/default/disable_ipv6", "1", true)?;
-        namespace::set("ipv4/ip_forward", "1", false)?;
-        // Errors go to the slot's own guest alone. Were they rationed, most of what it may
-        // not reach would seem to be silent.
-        namespace::set("ipv4/icmp_ratelimit", "0", true)?;
-        Firewall::open()?.commit(&policy::slot_table(plan.reachable(slot)))?;
-        sys::keep_tap(TAP_NAME, None).map_err(|source| CreateSlotError::Tap { source })?;
-        let mut slot_links = Links::open()?;
-
-        // On the host.
-        namespace::enter(host.namespace())?;
-        host_links.execute(vec![Request::add_veth(
-            &VethEnd {
-                name: &name,
-                mac: host_mac,
-            },
-            &VethEnd {
-                name: UPLINK_NAME,
-                mac: uplink_mac,
-            },
-            self.namespace.as_fd(),
-        )])?;
-        namespace::set(&format!("ipv6/conf/{name}/disable_ipv6"), "1", true)?;
-        let index = host_links.index_of(&name)?;
-        host_links.execute(vec![
-            Request::set_up(index, None, Some(owner)),
-            Request::add_address(index, plan.link_host(slot), LINK_PREFIX),
-            Request::add_neighbour(index, plan.link_slot(slot), uplink_mac),
-        ])?;
-
-        // In the slot again: a socket stays in the namespace where it was opened.
-        let uplink = slot_links.index_of(UPLINK_NAME)?;
-        let tap = slot_links.index_of(TAP_NAME)?;
-        slot_links.execute(vec![
-            Request::set_up(tap, Some(GATEWAY_MAC), None),
-            Request::add_address(tap, GATEWAY_ADDRESS, GUEST_PREFIX),
-            Request::add_neighbour(tap, GUEST_ADDRESS, GUEST_MAC),
-            Request::set_up(uplink, None, None),
-            Request::add_address(uplink, plan.link_slot(slot), LINK_PREFIX),
-            Request::add_neighbour(uplink, plan.link_host(slot), host_mac),
-            Request::add_route(EVERYWHERE, plan.link_host(slot), uplink),
-        ])?;
-        let guest = Ipv4Net::from(plan.reachable(slot));
-        host_links.execute(vec![Request::add_route(guest, plan.link_slot(slot), index)])?;
-        host_firewall.commit(&policy::open_slot(&plan, slot))?;
-        Ok(())
-    }
-
-    /// Removes everything. What could not be removed comes back with the reason.
-    fn tear_down(self, host: &Host) -> Result<(), (Self, RemoveSlotError)> {
-        let begun = Instant::now();
-        let slot = self.lease.slot();
-        let removed = namespace::enter(host.namespace())
-            .map_err(RemoveSlotError::from)
-            .and_then(|()| {
-                let mut links = Links::open()?;
-                let mut firewall = Firewall::open()?;
-                remove_remains(host, &mut links, &mut firewall, slot, Some(self.inode))
-            });
-        match removed {
-            Ok(()) => {
-                tracing::debug!(%slot, elapsed = ?begun.elapsed(), "network slot removed");
-                // A number that stays taken is a nuisance for later, not a failure of this.
-                if let Err(error) = self.lease.release() {
-                    let chain = Chain(&error);
-                    tracing::warn!(%slot, error = %chain, "slot file is left to the next sweep");
-                }
-                Ok(())
-            }
-            Err(error) => Err((self, error)),
         }
     }
 }

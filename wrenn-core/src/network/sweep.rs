@@ -5,12 +5,13 @@ use std::io;
 use std::path::PathBuf;
 
 use super::host::{Chain, Host};
-use super::lease::LeaseError;
+use super::lease::{LeaseError, Record};
 use super::link::{Link, LinkError, Links};
 use super::namespace::{self, NamespaceError};
-use super::nftables::{Firewall, NftError, SetKey};
+use super::nftables::{NftError, SetKey};
 use super::plan::{NAME_PREFIX, SlotNumber};
 use super::policy::{GUESTS, SOURCES, TABLE};
+use super::pool::POOL_OWNER;
 use super::remains::remove_remains;
 
 /// Why the host could not be searched.
@@ -59,10 +60,9 @@ impl Leftovers {
 
 /// Lists what there is. The calling thread must be in the host's namespace.
 pub(super) fn leftovers(host: &Host) -> Result<Leftovers, SweepError> {
-    let mut firewall = Firewall::open()?;
     let mut elements = Vec::new();
     for set in [SOURCES, GUESTS] {
-        for key in firewall.elements(TABLE, &set)? {
+        for key in host.with_firewall(|firewall| firewall.elements(TABLE, &set))? {
             elements.push(match key {
                 SetKey::Address(address) | SetKey::EndOfRange(address) => {
                     format!("{}: {address}", set.name)
@@ -86,15 +86,19 @@ pub(super) fn leftovers(host: &Host) -> Result<Leftovers, SweepError> {
 
 /// Removes what dead owners of this root directory left, and returns their slots. A slot
 /// whose owner lives is locked and stays untouched, and so does what another root
-/// directory made.
+/// directory made, or what belongs to an owner that is to be kept. Slots that a dead
+/// process had made ahead are nobody's.
 ///
 /// The calling thread must be in the host's namespace.
-pub(super) fn sweep(host: &Host) -> Result<Vec<SlotNumber>, SweepError> {
+pub(super) fn sweep(
+    host: &Host,
+    keep: &dyn Fn(&str) -> bool,
+) -> Result<Vec<SlotNumber>, SweepError> {
+    let kept = |record: &Option<Record>| matches!(record, Some(record) if record.owner != POOL_OWNER && keep(&record.owner));
     let mut links = Links::open()?;
-    let mut firewall = Firewall::open()?;
     // Elements first: a slot gets its link before its elements, so an element that has no
     // link in the later list is nobody's.
-    let elements = firewall.elements(TABLE, &SOURCES)?;
+    let elements = host.with_firewall(|firewall| firewall.elements(TABLE, &SOURCES))?;
     let present = our_links(&mut links)?;
     let linked: HashSet<&str> = present.iter().map(|link| link.name.as_str()).collect();
 
@@ -114,12 +118,19 @@ pub(super) fn sweep(host: &Host) -> Result<Vec<SlotNumber>, SweepError> {
 
     let mut swept = Vec::new();
     for slot in candidates {
+        // Before the lock, so that whoever adopts it meanwhile doesn't find it locked.
+        if kept(&host.slots().peek(slot)) {
+            continue;
+        }
         let Some(mut lease) = host.slots().lease(slot)? else {
             continue;
         };
         let record = lease.record();
+        if kept(&record) {
+            continue;
+        }
         let inode = record.as_ref().map(|record| record.namespace);
-        let removed = remove_remains(host, &mut links, &mut firewall, slot, inode)
+        let removed = remove_remains(host, &mut links, slot, inode)
             .map_err(|error| Chain(&error).to_string())
             .and_then(|()| lease.release().map_err(|error| Chain(&error).to_string()));
         let owner = record.map_or_else(|| "unknown".to_owned(), |record| record.owner);

@@ -98,7 +98,7 @@ impl Host {
         let vmm = VmmBinary::find(config.vmm.as_deref(), config.search_path.as_deref())?;
         let cgroups = Cgroups::open(&config.cgroup_root);
         sweep::sweep(&config.root, &cgroups).await?;
-        let network = Network::open(config.network, config.root.path()).await?;
+        let network = Network::open(config.network, config.root.path(), |_owner| false).await?;
         Ok(Self(Arc::new(Shared {
             root: config.root,
             vmm,

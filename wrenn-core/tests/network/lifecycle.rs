@@ -1,30 +1,17 @@
 //! That slots come, go, and leave nothing behind, however their owners end.
 
 use std::future::Future;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use wrenn_core::network::{Leftovers, Network, NetworkConfig, OpenNetworkError};
 
-use crate::world::{Greeter, Guest, Namespace, PATIENCE, copy_mount_table, ip, on_fresh_host};
-
-/// In the environment of a child: the root directory in which it takes slots and dies.
-const DOOMED_ROOT: &str = "WRENN_TEST_DOOMED_ROOT";
-
-async fn open(root: &Path) -> Network {
-    Network::open(NetworkConfig::default(), root).await.unwrap()
-}
-
-/// A small plan, so that numbers of different root directories are sure to meet.
-fn narrow() -> NetworkConfig {
-    NetworkConfig::new(
-        "10.11.0.0/29".parse().unwrap(),
-        "10.12.0.0/28".parse().unwrap(),
-    )
-    .unwrap()
-}
+use crate::doomed::{self, Doomed};
+use crate::world::{
+    Greeter, Guest, Namespace, PATIENCE, copy_mount_table, ip, keep_none, narrow, on_fresh_host,
+    open,
+};
 
 #[test]
 fn a_slot_is_all_there_and_then_all_gone() {
@@ -139,8 +126,15 @@ fn futures_that_are_dropped_leave_nothing() {
 #[test]
 fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
     const THIS: &str = "lifecycle::what_a_killed_process_left_is_swept_and_the_living_are_spared";
-    if let Some(root) = std::env::var_os(DOOMED_ROOT) {
-        return take_slots_and_wait_to_be_killed(Path::new(&root));
+    if let Some(root) = doomed::root() {
+        return doomed::live(async move {
+            let network = open(&root).await;
+            let mut slots = Vec::new();
+            for _ in 0..3 {
+                slots.push(network.create_slot("doomed").await.unwrap());
+            }
+            slots
+        });
     }
     on_fresh_host(|| async {
         let root = tempfile::tempdir().unwrap();
@@ -149,26 +143,19 @@ fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
         let guest = Guest::start(&living);
         let greeter = Greeter::start(&guest.namespace);
 
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", THIS, "--nocapture"])
-            .env(DOOMED_ROOT, root.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let begun = Instant::now();
-        while network.leftovers().await.unwrap().slots.len() < 4 {
-            assert!(begun.elapsed() < PATIENCE, "the child takes no slots");
-            assert_eq!(child.try_wait().unwrap(), None, "the child ended early");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        assert_eq!(network.sweep().await.unwrap(), [], "the child still lives");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let mut child = Doomed::start(THIS, root.path());
+        let slots = async || network.leftovers().await.unwrap().slots.len();
+        child.until(async || slots().await == 4).await;
+        assert_eq!(
+            network.sweep(keep_none).await.unwrap(),
+            [],
+            "the child still lives"
+        );
+        child.kill();
 
         // The next to open sweeps, and a second sweep has nothing to do.
         let next = open(root.path()).await;
-        assert_eq!(next.sweep().await.unwrap(), []);
+        assert_eq!(next.sweep(keep_none).await.unwrap(), []);
         let left = next.leftovers().await.unwrap();
         assert_eq!(left.slots, [living.number()]);
         assert_eq!(left.links, [living.number().name()]);
@@ -184,38 +171,21 @@ fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
     });
 }
 
-/// What the child of the test above does.
-fn take_slots_and_wait_to_be_killed(root: &Path) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let network = open(root).await;
-        let mut slots = Vec::new();
-        for _ in 0..3 {
-            slots.push(network.create_slot("doomed").await.unwrap());
-        }
-        // The other end of standard input closes at the latest when the test ends.
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line).unwrap();
-        for slot in slots {
-            slot.remove().await.unwrap();
-        }
-    });
-}
-
 #[test]
 fn root_directories_on_one_host_leave_each_other_alone() {
     on_fresh_host(|| async {
         let (root, other_root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let network = Network::open(narrow(), root.path()).await.unwrap();
+        let network = Network::open(narrow(), root.path(), keep_none)
+            .await
+            .unwrap();
         let mut slots = Vec::new();
         for _ in 0..3 {
             slots.push(network.create_slot("first root").await.unwrap());
         }
         // The other root finds names taken that it knows nothing of, and goes round them.
-        let other = Network::open(narrow(), other_root.path()).await.unwrap();
+        let other = Network::open(narrow(), other_root.path(), keep_none)
+            .await
+            .unwrap();
         for _ in 0..3 {
             slots.push(other.create_slot("other root").await.unwrap());
         }
@@ -223,8 +193,8 @@ fn root_directories_on_one_host_leave_each_other_alone() {
         let cause = std::error::Error::source(&full).unwrap().to_string();
         assert_eq!(cause, "all 6 slots of this host are in use");
 
-        assert_eq!(network.sweep().await.unwrap(), []);
-        assert_eq!(other.sweep().await.unwrap(), []);
+        assert_eq!(network.sweep(keep_none).await.unwrap(), []);
+        assert_eq!(other.sweep(keep_none).await.unwrap(), []);
         assert_eq!(other.leftovers().await.unwrap().links.len(), 6);
         // A number that one root gave back is for the other to take.
         slots.remove(0).remove().await.unwrap();
@@ -293,7 +263,7 @@ fn networks_that_the_host_uses_are_refused() {
         ip("link add office type veth peer name desk");
         ip("address add 10.12.200.1/24 dev office");
         ip("link set office up");
-        let error = Network::open(NetworkConfig::default(), root.path())
+        let error = Network::open(NetworkConfig::default(), root.path(), keep_none)
             .await
             .unwrap_err();
         assert!(matches!(error, OpenNetworkError::Overlap { .. }), "{error}");
@@ -307,7 +277,7 @@ fn networks_that_the_host_uses_are_refused() {
             "10.11.0.0/16".parse().unwrap(),
             "172.20.0.0/16".parse().unwrap(),
         );
-        Network::open(elsewhere.unwrap(), root.path())
+        Network::open(elsewhere.unwrap(), root.path(), keep_none)
             .await
             .unwrap();
     });

@@ -6,7 +6,13 @@
     reason = "a test says by panicking what went wrong"
 )]
 
+mod adopt;
+mod counters;
+mod doomed;
+mod egress;
+mod firewall;
 mod lifecycle;
 mod policy;
+mod pool;
 mod sys;
 mod world;

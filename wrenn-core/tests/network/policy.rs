@@ -2,20 +2,15 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::timeout;
-use wrenn_core::network::{GATEWAY_ADDRESS, GUEST_ADDRESS, Network, NetworkConfig};
+use wrenn_core::network::{GATEWAY_ADDRESS, GUEST_ADDRESS};
 
 use crate::world::{
     CLOSED, Greeter, Guest, HOST_PRIVATE, HOST_PUBLIC, Namespace, Outside, PATIENCE, PORT, PUBLIC,
-    SILENCE, ip, on_fresh_host,
+    SILENCE, ip, on_fresh_host, open,
 };
-
-async fn open(root: &Path) -> Network {
-    Network::open(NetworkConfig::default(), root).await.unwrap()
-}
 
 /// Waits for a datagram.
 async fn received(socket: &UdpSocket) -> (String, SocketAddr) {

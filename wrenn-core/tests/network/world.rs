@@ -16,6 +16,7 @@ use std::future::Future;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +28,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::task::JoinHandle;
-use wrenn_core::network::{GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, NetworkSlot, TAP_NAME};
+use wrenn_core::network::{
+    GATEWAY_ADDRESS, GUEST_ADDRESS, GUEST_MAC, Network, NetworkConfig, NetworkSlot, TAP_NAME,
+};
 
 use crate::sys::{open_tap, watched};
 
@@ -35,6 +38,8 @@ use crate::sys::{open_tap, watched};
 pub(crate) const PORT: u16 = 49983;
 /// An address that counts as public for the policy. Nothing but "outside" has it here.
 pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(8, 8, 4, 4);
+/// Another one, which "outside" gets where a test wants it.
+pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(8, 8, 4, 5);
 /// The host's own addresses, private and public.
 pub(crate) const HOST_PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 pub(crate) const HOST_PUBLIC: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 1);
@@ -83,6 +88,27 @@ pub(crate) fn on_fresh_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + S
     }
 }
 
+/// Opens the network of the "host" with the default addresses, and sweeps all dead owners.
+pub(crate) async fn open(root: &Path) -> Network {
+    Network::open(NetworkConfig::default(), root, keep_none)
+        .await
+        .unwrap()
+}
+
+/// Keeps no dead owner's slots.
+pub(crate) fn keep_none(_owner: &str) -> bool {
+    false
+}
+
+/// A small plan, so that numbers of different root directories are sure to meet.
+pub(crate) fn narrow() -> NetworkConfig {
+    NetworkConfig::new(
+        "10.11.0.0/29".parse().unwrap(),
+        "10.12.0.0/28".parse().unwrap(),
+    )
+    .unwrap()
+}
+
 /// Gives the calling thread a mount table of its own, as a VMM has one.
 pub(crate) fn copy_mount_table() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
@@ -121,8 +147,12 @@ impl Namespace {
     }
 
     pub(crate) fn of_slot(slot: &NetworkSlot) -> Self {
+        Self::named(&slot.namespace_path())
+    }
+
+    pub(crate) fn named(path: &Path) -> Self {
         Self {
-            descriptor: File::open(slot.namespace_path()).unwrap().into(),
+            descriptor: File::open(path).unwrap().into(),
         }
     }
 
@@ -255,8 +285,13 @@ pub(crate) struct Guest {
 impl Guest {
     pub(crate) fn start(slot: &NetworkSlot) -> Self {
         assert_eq!(slot.tap_name(), TAP_NAME);
+        Self::start_in(&Namespace::of_slot(slot))
+    }
+
+    /// Starts a guest in a slot that another process made.
+    pub(crate) fn start_in(slot: &Namespace) -> Self {
         let namespace = Namespace::new();
-        let slot_side = Namespace::of_slot(slot).within(|| open_tap(TAP_NAME));
+        let slot_side = slot.within(|| open_tap(TAP_NAME));
         let guest_side = namespace.within(|| {
             let tap = open_tap("eth0");
             ip("link set lo up");

@@ -196,6 +196,14 @@ impl Batch {
         );
     }
 
+    /// Removes all elements. Together with new ones in the same transaction they are
+    /// exchanged, and no packet finds the set empty.
+    pub(in crate::network) fn flush_set(&mut self, set: &Set) {
+        let attributes = Attributes::new().string(1, self.table).string(2, set.name);
+        let what = format!("remove the elements of set {}", set.name);
+        self.push(message::DELETE_ELEMENT, 0, attributes, what);
+    }
+
     fn elements(&mut self, kind: u16, flags: u16, set: &Set, keys: &[SetKey], verb: &str) {
         // An attribute's length is 16 bits, so long lists are split.
         const PER_MESSAGE: usize = 512;

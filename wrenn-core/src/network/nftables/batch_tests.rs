@@ -116,6 +116,45 @@ fn a_rule_is_its_expressions_in_order() {
 }
 
 #[test]
+fn elements_are_exchanged_by_a_removal_that_names_none() {
+    let mut batch = Batch::new("w");
+    batch.flush_set(&GUESTS);
+    batch.add_elements(&GUESTS, &[]);
+    let bytes = batch.encode(1);
+    let messages = messages(&bytes);
+    let all = [
+        1, 0, 0, 0, // inet
+        6, 0, 1, 0, b'w', 0, 0, 0, // table
+        6, 0, 2, 0, b'g', 0, 0, 0, // set
+    ];
+    assert_eq!(messages[1], (0xa0e, 0x5, 2, &all[..]));
+    assert_eq!(messages.len(), 3, "nothing to add is no message");
+}
+
+#[test]
+fn a_connection_is_reset_if_it_is_one_of_tcp() {
+    let mut batch = Batch::new("w");
+    batch.add_rule(&FORWARD, &Rule::new().tcp().reset());
+    let bytes = batch.encode(1);
+    let rule = [
+        1, 0, 0, 0, // inet
+        6, 0, 1, 0, b'w', 0, 0, 0, // table
+        6, 0, 2, 0, b'f', 0, 0, 0, // chain
+        132, 0, 4, 0x80, // expressions
+        36, 0, 1, 0x80, 9, 0, 1, 0, b'm', b'e', b't', b'a', 0, 0, 0, 0, // meta
+        20, 0, 2, 0x80, 8, 0, 1, 0, 0, 0, 0, 1, 8, 0, 2, 0, 0, 0, 0, 16, // l4proto → 1
+        44, 0, 1, 0x80, 8, 0, 1, 0, b'c', b'm', b'p', 0, // cmp
+        32, 0, 2, 0x80, 8, 0, 1, 0, 0, 0, 0, 1, 8, 0, 2, 0, 0, 0, 0, 0, // 1 ==
+        12, 0, 3, 0x80, 5, 0, 1, 0, 6, 0, 0, 0, // tcp
+        20, 0, 1, 0x80, 12, 0, 1, 0, b'c', b'o', b'u', b'n', b't', b'e', b'r', 0, // counter
+        4, 0, 2, 0x80, //
+        28, 0, 1, 0x80, 11, 0, 1, 0, b'r', b'e', b'j', b'e', b'c', b't', 0, 0, // reject
+        12, 0, 2, 0x80, 8, 0, 1, 0, 0, 0, 0, 1, // with tcp reset
+    ];
+    assert_eq!(messages(&bytes)[1].3, rule);
+}
+
+#[test]
 fn long_lists_of_elements_are_split() {
     let keys: Vec<SetKey> = (0..3_000)
         .map(|bits| SetKey::Address(Ipv4Addr::from_bits(bits)))

@@ -39,6 +39,8 @@ pub(in crate::network) enum MetaKey {
     OutputName,
     /// `NFPROTO_IPV4` or `NFPROTO_IPV6`, one byte.
     Protocol,
+    /// `IPPROTO_*` of what the packet carries, one byte.
+    Transport,
 }
 
 /// `NFT_CT_*`.
@@ -60,6 +62,15 @@ pub(in crate::network) enum Comparison {
 pub(in crate::network) enum Translation {
     Source,
     Destination,
+}
+
+/// What the sender of a rejected packet hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::network) enum Answer {
+    /// ICMP "administratively prohibited".
+    Prohibited,
+    /// The end of its connection. For TCP only.
+    Reset,
 }
 
 /// One step of a rule.
@@ -95,8 +106,8 @@ pub(in crate::network) enum Expression {
     Counter,
     /// Ends the rule.
     Verdict(Verdict),
-    /// Answers with ICMP "administratively prohibited" and drops.
-    Reject,
+    /// Answers and drops.
+    Reject(Answer),
     /// Gives the connection another address, an IPv4 one in a register.
     Translate {
         what: Translation,
@@ -117,7 +128,7 @@ impl Expression {
             Self::Lookup { .. } => "lookup",
             Self::Load { .. } | Self::Verdict(_) => "immediate",
             Self::Counter => "counter",
-            Self::Reject => "reject",
+            Self::Reject(_) => "reject",
             Self::Translate { .. } => "nat",
             Self::Masquerade => "masq",
         }
@@ -131,6 +142,7 @@ impl Expression {
                     MetaKey::InputName => 6,
                     MetaKey::OutputName => 7,
                     MetaKey::Protocol => 15,
+                    MetaKey::Transport => 16,
                 };
                 // NFTA_META_DREG, NFTA_META_KEY
                 Attributes::new().number(1, into.0).number(2, key)
@@ -195,7 +207,9 @@ impl Expression {
                     .nest(2, &Attributes::new().nest(2, &code))
             }
             // NFT_REJECT_ICMPX_UNREACH with NFT_REJECT_ICMPX_ADMIN_PROHIBITED
-            Self::Reject => Attributes::new().number(1, 2).byte(2, 3),
+            Self::Reject(Answer::Prohibited) => Attributes::new().number(1, 2).byte(2, 3),
+            // NFT_REJECT_TCP_RST
+            Self::Reject(Answer::Reset) => Attributes::new().number(1, 1),
             Self::Translate { what, address } => {
                 let kind = match what {
                     Translation::Source => 0,

@@ -72,6 +72,7 @@ pub enum NftError {
 }
 
 /// A connection to the firewall of one network namespace.
+#[derive(Debug)]
 pub(super) struct Firewall {
     socket: NetlinkSocket,
 }

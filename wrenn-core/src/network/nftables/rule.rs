@@ -4,12 +4,15 @@ use std::net::Ipv4Addr;
 
 use super::attributes::Attributes;
 use super::expression::{
-    Comparison, ConnectionKey, Expression, MetaKey, Register, Translation, Verdict,
+    Answer, Comparison, ConnectionKey, Expression, MetaKey, Register, Translation, Verdict,
 };
 use super::set::padded_name;
 
 /// `NFPROTO_IPV4`.
 pub(super) const PROTOCOL_IPV4: u8 = 2;
+
+/// `IPPROTO_TCP`.
+const TRANSPORT_TCP: u8 = 6;
 
 /// Where the addresses lie in an IPv4 header, and how long they are.
 const SOURCE_OFFSET: u32 = 12;
@@ -17,7 +20,8 @@ const DESTINATION_OFFSET: u32 = 16;
 const ADDRESS_LENGTH: u32 = 4;
 
 /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)` and `NF_CT_STATE_BIT(IP_CT_RELATED)`.
-const ESTABLISHED_OR_RELATED: u32 = 0x2 | 0x4;
+const ESTABLISHED: u32 = 0x2;
+const RELATED: u32 = 0x4;
 /// `IPS_DST_NAT`.
 const DESTINATION_TRANSLATED: u32 = 1 << 5;
 
@@ -125,6 +129,19 @@ impl Rule {
             })
     }
 
+    /// The packet carries TCP.
+    pub(in crate::network) fn tcp(self) -> Self {
+        self.push(Expression::Meta {
+            key: MetaKey::Transport,
+            into: Register::FIRST,
+        })
+        .push(Expression::Compare {
+            register: Register::FIRST,
+            comparison: Comparison::Equal,
+            with: vec![TRANSPORT_TCP],
+        })
+    }
+
     /// The packet is IPv4 and comes from this address.
     pub(in crate::network) fn source_is(self, address: Ipv4Addr) -> Self {
         self.address_is(SOURCE_OFFSET, address)
@@ -172,7 +189,17 @@ impl Rule {
     /// The packet belongs to a connection that was let through before, or is an error
     /// message about one.
     pub(in crate::network) fn established(self) -> Self {
-        self.connection_has(ConnectionKey::State, ESTABLISHED_OR_RELATED)
+        self.connection_has(ConnectionKey::State, ESTABLISHED | RELATED)
+    }
+
+    /// The packet belongs to a connection that was let through before.
+    pub(in crate::network) fn ongoing(self) -> Self {
+        self.connection_has(ConnectionKey::State, ESTABLISHED)
+    }
+
+    /// The packet is an error message about a connection that was let through before.
+    pub(in crate::network) fn related(self) -> Self {
+        self.connection_has(ConnectionKey::State, RELATED)
     }
 
     /// The destination of the packet's connection has been translated.
@@ -209,7 +236,15 @@ impl Rule {
 
     /// The packet is counted, and its sender is told that it may not.
     pub(in crate::network) fn reject(self) -> Self {
-        self.push(Expression::Counter).push(Expression::Reject)
+        self.push(Expression::Counter)
+            .push(Expression::Reject(Answer::Prohibited))
+    }
+
+    /// The packet is counted, and its sender is told that its connection is over. The rule
+    /// must match [`tcp`](Self::tcp) only.
+    pub(in crate::network) fn reset(self) -> Self {
+        self.push(Expression::Counter)
+            .push(Expression::Reject(Answer::Reset))
     }
 
     /// The connection goes to this address instead.

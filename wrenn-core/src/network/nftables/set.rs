@@ -2,9 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
-
 use super::attributes::Attributes;
+use crate::network::ranges::AddressRanges;
 
 /// `IFNAMSIZ`: the length of an interface name in a key, zero-padded.
 pub(super) const INTERFACE_NAME_LENGTH: usize = 16;
@@ -100,24 +99,11 @@ pub(super) fn padded_name(name: &str) -> [u8; INTERFACE_NAME_LENGTH] {
     padded
 }
 
-/// The elements of an interval set that holds these networks: for each range its first
-/// address and the first behind it. Networks that touch or overlap become one range,
-/// since the kernel refuses ranges that share an end.
-pub(in crate::network) fn intervals(networks: &[Ipv4Net]) -> Vec<SetKey> {
-    let mut ranges: Vec<(u32, u32)> = networks
-        .iter()
-        .map(|network| (network.network().to_bits(), network.broadcast().to_bits()))
-        .collect();
-    ranges.sort_unstable();
-    let mut merged: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
-    for (first, last) in ranges {
-        match merged.last_mut() {
-            Some((_, end)) if first <= end.saturating_add(1) => *end = last.max(*end),
-            _ => merged.push((first, last)),
-        }
-    }
-    let mut keys = Vec::with_capacity(2 * merged.len());
-    for (first, last) in merged {
+/// The elements of an interval set that holds these ranges: of each its first address and
+/// the first behind it. The kernel refuses ranges that share an end, and these do not.
+pub(in crate::network) fn intervals(ranges: &AddressRanges) -> Vec<SetKey> {
+    let mut keys = Vec::new();
+    for (first, last) in ranges.iter() {
         keys.push(SetKey::Address(Ipv4Addr::from_bits(first)));
         // A range up to the very last address is left open.
         if let Some(behind) = last.checked_add(1) {
@@ -129,6 +115,7 @@ pub(in crate::network) fn intervals(networks: &[Ipv4Net]) -> Vec<SetKey> {
 
 #[cfg(test)]
 mod tests {
+    use ipnet::Ipv4Net;
     use proptest::prelude::*;
 
     use super::*;
@@ -151,7 +138,7 @@ mod tests {
     fn neighbours_become_one_range() {
         let networks = ["224.0.0.0/4", "240.0.0.0/4", "10.0.0.0/8"].map(|net| net.parse().unwrap());
         assert_eq!(
-            intervals(&networks),
+            intervals(&AddressRanges::of(&networks)),
             [
                 SetKey::Address(Ipv4Addr::new(10, 0, 0, 0)),
                 SetKey::EndOfRange(Ipv4Addr::new(11, 0, 0, 0)),
@@ -193,7 +180,7 @@ mod tests {
                     Ipv4Net::new_assert(Ipv4Addr::from_bits(bits), prefix).trunc()
                 })
                 .collect();
-            let keys = intervals(&networks);
+            let keys = intervals(&AddressRanges::of(&networks));
             let edges = networks.iter().flat_map(|network| {
                 let (first, last) = (network.network().to_bits(), network.broadcast().to_bits());
                 [first, first.wrapping_sub(1), last, last.wrapping_add(1)]

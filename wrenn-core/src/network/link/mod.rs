@@ -3,24 +3,19 @@
 //! The messages are those of `netlink-packet-route`; a [`Request`] list goes to the
 //! kernel in one datagram.
 
+mod request;
+
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage, Stats64};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
+
+pub(super) use request::{Request, VethEnd};
 
 use super::config::MacAddress;
 use super::netlink::{NetlinkSocket, errno_of, flags};
@@ -30,9 +25,6 @@ pub(super) const UPLINK_NAME: &str = "uplink";
 
 /// `NETLINK_ROUTE` of `linux/netlink.h`.
 const NETLINK_ROUTE: isize = 0;
-
-/// The kernel keeps this much of a link's alias (`IFALIASZ`, with the zero byte).
-const ALIAS_LENGTH: usize = 255;
 
 /// Why links could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +52,6 @@ impl LinkError {
     }
 }
 
-/// One change, with the words for the case that it is refused.
-pub(super) struct Request {
-    what: String,
-    flags: u16,
-    message: RouteNetlinkMessage,
-}
-
 /// What a link is, as far as we care.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
@@ -83,13 +68,8 @@ pub(super) struct Route {
     pub(super) output: Option<u32>,
 }
 
-/// One end of a veth pair.
-pub(super) struct VethEnd<'a> {
-    pub(super) name: &'a str,
-    pub(super) mac: MacAddress,
-}
-
 /// A connection to the links of one network namespace.
+#[derive(Debug)]
 pub(super) struct Links {
     socket: NetlinkSocket,
 }
@@ -130,29 +110,83 @@ impl Links {
 
     /// The link of this name, if there is one.
     pub(super) fn find(&mut self, name: &str) -> Result<Option<Link>, LinkError> {
+        Ok(self.look_up(name)?.as_ref().and_then(link_of))
+    }
+
+    /// What a link that must be there has carried, from its own point of view.
+    pub(super) fn statistics_of(&mut self, name: &str) -> Result<Stats64, LinkError> {
+        self.look_up(name)?
+            .into_iter()
+            .flat_map(|message| message.attributes)
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Stats64(statistics) => Some(statistics),
+                _ => None,
+            })
+            .ok_or_else(|| LinkError::Missing {
+                name: name.to_owned(),
+            })
+    }
+
+    fn look_up(&mut self, name: &str) -> Result<Option<LinkMessage>, LinkError> {
         let mut message = LinkMessage::default();
         message
             .attributes
             .push(LinkAttribute::IfName(name.to_owned()));
         let message = RouteNetlinkMessage::GetLink(message);
-        let answers = self
-            .socket
-            .ask(|sequence| encode(message.clone(), flags::ACK, sequence));
-        match answers {
-            Ok(answers) => {
-                Ok(answers
-                    .iter()
-                    .find_map(|answer| match decode(answer.kind, &answer.payload)? {
-                        RouteNetlinkMessage::NewLink(message) => link_of(&message),
-                        _ => None,
-                    }))
-            }
+        match self.get(message) {
+            Ok(mut answers) => Ok(answers.find_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(message) => Some(message),
+                _ => None,
+            })),
             Err(error) if errno_of(&error) == Some(Errno::ENODEV) => Ok(None),
             Err(source) => Err(LinkError::Refused {
                 what: format!("look up link {name}"),
                 source,
             }),
         }
+    }
+
+    /// The link by which packets to this address leave, if they do.
+    pub(super) fn output_to(&mut self, address: Ipv4Addr) -> Result<Option<u32>, LinkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = 32;
+        message
+            .attributes
+            .push(RouteAttribute::Destination(RouteAddress::Inet(address)));
+        match self.get(RouteNetlinkMessage::GetRoute(message)) {
+            Ok(mut answers) => Ok(answers
+                .find_map(|answer| match answer {
+                    RouteNetlinkMessage::NewRoute(message) => route_of(&message),
+                    _ => None,
+                })
+                .and_then(|route| route.output)),
+            Err(error)
+                if matches!(
+                    errno_of(&error),
+                    Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EACCES)
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(source) => Err(LinkError::Refused {
+                what: format!("look up the way to {address}"),
+                source,
+            }),
+        }
+    }
+
+    /// Asks for one object.
+    fn get(
+        &mut self,
+        message: RouteNetlinkMessage,
+    ) -> io::Result<impl Iterator<Item = RouteNetlinkMessage>> {
+        let answers = self
+            .socket
+            .ask(|sequence| encode(message.clone(), flags::ACK, sequence))?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| decode(answer.kind, &answer.payload)))
     }
 
     /// The index of a link that must be there.
@@ -209,141 +243,6 @@ impl Links {
             .filter_map(|answer| decode(answer.kind, &answer.payload))
             .collect())
     }
-}
-
-impl Request {
-    /// Makes a veth pair whose second end lies in another namespace.
-    pub(super) fn add_veth(here: &VethEnd<'_>, there: &VethEnd<'_>, other: BorrowedFd<'_>) -> Self {
-        let mut peer = named(there);
-        peer.attributes
-            .push(LinkAttribute::NetNsFd(other.as_raw_fd()));
-        let mut message = named(here);
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-        ]));
-        Self {
-            what: format!("make the veth pair {} - {}", here.name, there.name),
-            flags: flags::CREATE | flags::EXCLUSIVE,
-            message: RouteNetlinkMessage::NewLink(message),
-        }
-    }
-
-    /// Takes a link up, and gives it a hardware address and an alias where wanted.
-    pub(super) fn set_up(index: u32, mac: Option<MacAddress>, alias: Option<&str>) -> Self {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-        if let Some(MacAddress(bytes)) = mac {
-            message
-                .attributes
-                .push(LinkAttribute::Address(bytes.to_vec()));
-        }
-        if let Some(alias) = alias {
-            let alias: String = alias
-                .chars()
-                .take(ALIAS_LENGTH / char::MAX.len_utf8())
-                .collect();
-            message.attributes.push(LinkAttribute::IfAlias(alias));
-        }
-        Self {
-            what: format!("take link number {index} up"),
-            flags: 0,
-            message: RouteNetlinkMessage::SetLink(message),
-        }
-    }
-
-    /// Removes a link, and with a veth its other end.
-    pub(super) fn delete_link(link: &Link) -> Self {
-        let mut message = LinkMessage::default();
-        message.header.index = link.index;
-        Self {
-            what: format!("remove link {}", link.name),
-            flags: 0,
-            message: RouteNetlinkMessage::DelLink(message),
-        }
-    }
-
-    /// Gives a link an address.
-    pub(super) fn add_address(index: u32, address: Ipv4Addr, prefix: u8) -> Self {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = prefix;
-        message.header.scope = AddressScope::Universe;
-        message.header.index = index;
-        message
-            .attributes
-            .push(AddressAttribute::Local(IpAddr::V4(address)));
-        message
-            .attributes
-            .push(AddressAttribute::Address(IpAddr::V4(address)));
-        Self {
-            what: format!("add address {address}/{prefix}"),
-            flags: flags::CREATE | flags::EXCLUSIVE,
-            message: RouteNetlinkMessage::NewAddress(message),
-        }
-    }
-
-    /// Says which hardware address a neighbour has, for good, so that nobody needs to
-    /// ask (or may answer otherwise).
-    pub(super) fn add_neighbour(index: u32, address: Ipv4Addr, mac: MacAddress) -> Self {
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.ifindex = index;
-        message.header.state = NeighbourState::Permanent;
-        message.header.kind = RouteType::Unicast;
-        message
-            .attributes
-            .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(
-                address,
-            )));
-        message
-            .attributes
-            .push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
-        Self {
-            what: format!("add neighbour {address}"),
-            flags: flags::CREATE,
-            message: RouteNetlinkMessage::NewNeighbour(message),
-        }
-    }
-
-    /// Adds a route by way of a gateway.
-    pub(super) fn add_route(destination: Ipv4Net, gateway: Ipv4Addr, index: u32) -> Self {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.destination_prefix_length = destination.prefix_len();
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = RouteProtocol::Static;
-        message.header.scope = RouteScope::Universe;
-        message.header.kind = RouteType::Unicast;
-        if destination.prefix_len() > 0 {
-            let network = RouteAddress::Inet(destination.network());
-            message
-                .attributes
-                .push(RouteAttribute::Destination(network));
-        }
-        message
-            .attributes
-            .push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
-        message.attributes.push(RouteAttribute::Oif(index));
-        Self {
-            what: format!("add a route to {destination} by way of {gateway}"),
-            flags: flags::CREATE | flags::EXCLUSIVE,
-            message: RouteNetlinkMessage::NewRoute(message),
-        }
-    }
-}
-
-fn named(end: &VethEnd<'_>) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message
-        .attributes
-        .push(LinkAttribute::IfName(end.name.to_owned()));
-    message
-        .attributes
-        .push(LinkAttribute::Address(end.mac.0.to_vec()));
-    message
 }
 
 fn encode(message: RouteNetlinkMessage, flags: u16, sequence: u32) -> Vec<u8> {
