@@ -29,7 +29,7 @@ use crate::client::{MachineClient, USER};
 use crate::command_line::{CommandLine, NETWORK, QEMU};
 use crate::config::{MachineConfig, MachineName, Programs};
 use crate::error::{AtPath, MachineError};
-use crate::process::{LiveProcess, ProcessIdentity};
+use wrenn_core::process::{LiveProcess, ProcessIdentity};
 use crate::qmp::Qmp;
 use crate::state::{self, Locked, Record, StateDirectory};
 

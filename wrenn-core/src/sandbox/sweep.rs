@@ -10,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tracing::{info, warn};
 
 use super::directory::{DirectoryError, SandboxDirectory};
+use super::record::SandboxRecord;
 use crate::network::{self, Network};
 use crate::{RootDirectory, SandboxId};
 
@@ -69,6 +70,9 @@ pub(super) async fn sweep(root: &RootDirectory) -> Result<(), SweepError> {
 
 fn sweep_now(root: &RootDirectory) -> Result<(), SweepError> {
     for id in sandbox_ids(root)? {
+        if outlives_its_owner(root, &id) {
+            continue;
+        }
         let Some(directory) = SandboxDirectory::take_over(root, id.clone())? else {
             continue;
         };
@@ -80,6 +84,29 @@ fn sweep_now(root: &RootDirectory) -> Result<(), SweepError> {
         info!(sandbox_id = %id, "swept");
     }
     Ok(())
+}
+
+/// Whether a sandbox is to be left alone whoever owned it.
+pub(super) fn outlives_its_owner(root: &RootDirectory, id: &SandboxId) -> bool {
+    match SandboxRecord::read(&root.sandbox(id)) {
+        Ok(record) => record.is_some_and(|record| record.outlives_its_owner()),
+        Err(error) => {
+            // What cannot be understood may be somebody's data.
+            warn!(sandbox_id = %id, %error, "a sandbox is left as it is");
+            true
+        }
+    }
+}
+
+pub(super) async fn orphans(root: &RootDirectory) -> Result<Vec<SandboxId>, SweepError> {
+    let root = root.clone();
+    tokio::task::spawn_blocking(move || {
+        let mut ids = sandbox_ids(&root)?;
+        ids.retain(|id| outlives_its_owner(&root, id));
+        Ok(ids)
+    })
+    .await
+    .map_err(|_| SweepError::Thread)?
 }
 
 pub(super) async fn leftovers(

@@ -24,10 +24,13 @@ pub use config::{
 };
 pub use process::{ExitReason, LaunchError, LaunchSpec, VmmProcess};
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tracing::debug;
+
+use crate::process::ProcessIdentity;
 
 /// A running virtual machine.
 #[derive(Debug)]
@@ -209,6 +212,30 @@ impl Vm {
     /// Ends when the VMM ends, however that happens.
     pub async fn exited(&self) -> ExitReason {
         self.process.exited().await
+    }
+
+    /// Takes over a VM that another program started: `socket` is that of its API and
+    /// `console` the file of its console. `None` where its process has ended.
+    #[must_use]
+    pub fn adopt(process: &ProcessIdentity, socket: &Path, console: &Path) -> Option<Self> {
+        Some(Self {
+            process: VmmProcess::adopt(process)?,
+            api: ApiClient::new(socket),
+            console: console.to_owned(),
+        })
+    }
+
+    /// The process, by a name that a later program finds it by.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn identity(&self) -> io::Result<ProcessIdentity> {
+        ProcessIdentity::of(self.process.pid().cast_signed())
+    }
+
+    /// Goes away without it: it keeps running.
+    pub fn leave(self) {
+        self.process.leave();
     }
 
     /// Ends the VM without asking the guest, and waits until the process is gone.

@@ -18,11 +18,13 @@ use std::sync::Arc;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
 use super::VmmBinary;
 use crate::SandboxId;
+use crate::process::ProcessIdentity;
 
 /// Directory that every VMM sees its files in, whichever host and sandbox it is. A
 /// snapshot names its disk by path, so this path is part of what makes one portable.
@@ -137,6 +139,8 @@ pub struct VmmProcess {
     pid: u32,
     pidfd: Arc<OwnedFd>,
     exit: watch::Receiver<Option<ExitReason>>,
+    /// Whether it goes on without us.
+    left: bool,
 }
 
 impl VmmProcess {
@@ -165,25 +169,49 @@ impl VmmProcess {
         Self::watch(child)
     }
 
+    /// Takes over a process that another program started; `None` where it has ended.
+    pub fn adopt(identity: &ProcessIdentity) -> Option<Self> {
+        let pid = identity.pid.cast_unsigned();
+        let pidfd = Arc::new(OwnedFd::from(identity.open()?));
+        let readable = super::sys::await_pidfd(Arc::clone(&pidfd)).ok()?;
+        // Only a parent learns how its child ended.
+        Some(Self::await_end(pid, pidfd, readable, || ExitReason::Unknown))
+    }
+
+    /// Goes away without it: it keeps running, and [`VmmProcess::adopt`] finds it again.
+    pub fn leave(mut self) {
+        self.left = true;
+    }
+
     fn watch(mut child: Child) -> Result<Self, LaunchError> {
         let pid = child.id();
         let watched = open_pidfd(pid).and_then(|fd| {
             let fd = Arc::new(fd);
             super::sys::await_pidfd(Arc::clone(&fd)).map(|watched| (fd, watched))
         });
-        let (pidfd, readable) = match watched {
-            Ok(both) => both,
+        match watched {
+            Ok((pidfd, readable)) => Ok(Self::await_end(pid, pidfd, readable, move || {
+                child.wait().map_or(ExitReason::Unknown, ExitReason::from)
+            })),
             Err(source) => {
                 if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
                     warn!(%error, pid, "cannot kill a VMM that cannot be watched");
                 }
-                return Err(LaunchError::Watch { pid, source });
+                Err(LaunchError::Watch { pid, source })
             }
-        };
+        }
+    }
+
+    fn await_end(
+        pid: u32,
+        pidfd: Arc<OwnedFd>,
+        readable: AsyncFd<Arc<OwnedFd>>,
+        reason: impl FnOnce() -> ExitReason + Send + 'static,
+    ) -> Self {
         let (sender, exit) = watch::channel(None);
         tokio::spawn(async move {
             let reason = match readable.readable().await {
-                Ok(_) => child.wait().map_or(ExitReason::Unknown, ExitReason::from),
+                Ok(_) => reason(),
                 Err(error) => {
                     warn!(%error, pid, "lost sight of a VMM");
                     ExitReason::Unknown
@@ -192,7 +220,12 @@ impl VmmProcess {
             debug!(pid, %reason, "the VMM ended");
             sender.send_replace(Some(reason));
         });
-        Ok(Self { pid, pidfd, exit })
+        Self {
+            pid,
+            pidfd,
+            exit,
+            left: false,
+        }
     }
 
     /// The process id, as this host sees it.
@@ -229,7 +262,9 @@ impl VmmProcess {
 
 impl Drop for VmmProcess {
     fn drop(&mut self) {
-        self.send_kill();
+        if !self.left {
+            self.send_kill();
+        }
     }
 }
 
