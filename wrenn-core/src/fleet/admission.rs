@@ -253,15 +253,26 @@ mod tests {
         let first = admit(&admission, 3, 128).unwrap();
         assert_eq!(
             admit(&admission, 2, 128).unwrap_err(),
-            Refusal::Vcpus { asked: 2, free: 1, limit: 4 }
+            Refusal::Vcpus {
+                asked: 2,
+                free: 1,
+                limit: 4
+            }
         );
         assert_eq!(
             admit(&admission, 1, 1000).unwrap_err(),
-            Refusal::Memory { asked_mib: 1008, free_mib: 888, limit_mib: 1024 }
+            Refusal::Memory {
+                asked_mib: 1008,
+                free_mib: 888,
+                limit_mib: 1024
+            }
         );
         drop(first);
         let all: Vec<_> = (0..3).map(|_| admit(&admission, 1, 128).unwrap()).collect();
-        assert_eq!(admit(&admission, 1, 128).unwrap_err(), Refusal::Sandboxes(3));
+        assert_eq!(
+            admit(&admission, 1, 128).unwrap_err(),
+            Refusal::Sandboxes(3)
+        );
         drop(all);
         assert_eq!(admission.reserved().0, Reserved::default());
     }

@@ -76,10 +76,7 @@ fn because(reason: &Option<String>) -> String {
 }
 
 impl SandboxHandle {
-    pub(super) fn new(
-        asked: SandboxConfig,
-        created_at: String,
-    ) -> (Self, mpsc::Receiver<Request>) {
+    pub(super) fn new(asked: SandboxConfig, created_at: String) -> (Self, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(QUEUE);
         let status = watch::Sender::new(Status::pending(asked.timeout));
         let inner = Inner {
@@ -186,10 +183,13 @@ impl SandboxHandle {
     pub async fn destroy(&self) -> Result<(), DestroyRefused> {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Destroy(reply)).await;
-        answer.await.unwrap_or(Ok(())).map_err(|source| DestroyRefused {
-            id: self.id().clone(),
-            source,
-        })
+        answer
+            .await
+            .unwrap_or(Ok(()))
+            .map_err(|source| DestroyRefused {
+                id: self.id().clone(),
+                source,
+            })
     }
 
     pub(super) async fn leave(&self) {

@@ -34,7 +34,7 @@ use tracing::{info, warn};
 
 use crate::SandboxId;
 use crate::sandbox::{
-    Adopted, AdoptError, CreateSandboxError, Host, Keep, SandboxConfig, SweepError,
+    AdoptError, Adopted, CreateSandboxError, Host, Keep, SandboxConfig, SweepError,
 };
 use admission::Admission;
 
@@ -150,9 +150,11 @@ impl Fleet {
                 Err(CreateError::Exists(config.id))
             };
         }
-        let reserved = self.0.admission.admit(config.resources, self.0.host.root())?;
-        let created_at =
-            humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
+        let reserved = self
+            .0
+            .admission
+            .admit(config.resources, self.0.host.root())?;
+        let created_at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
         let (handle, requests) = SandboxHandle::new(config.clone(), created_at);
         sandboxes.insert(config.id.clone(), handle.clone());
         drop(sandboxes);

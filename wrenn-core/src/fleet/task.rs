@@ -27,7 +27,7 @@ enum Creation {
 /// What a task owns.
 enum Body {
     Running(Box<Sandbox>),
-    Broken(Remains),
+    Broken(Box<Remains>),
 }
 
 struct Owner {
@@ -169,7 +169,7 @@ impl Owner {
         self.handle
             .publish(status.without_vm(state, Some(reason.clone())));
         self.body = match self.body {
-            Body::Running(sandbox) => Body::Broken(sandbox.fail(reason).await),
+            Body::Running(sandbox) => Body::Broken(Box::new(sandbox.fail(reason).await)),
             broken => broken,
         };
         self.reserved = None;

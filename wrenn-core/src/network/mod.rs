@@ -38,6 +38,7 @@
 //! of the `rtnetlink` crate is left out for the messages below it: a slot is made on a
 //! thread that changes its namespace, and whole lists of changes go in one datagram.
 
+mod adopt;
 mod config;
 mod host;
 mod lease;
@@ -58,6 +59,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
+pub use adopt::AdoptSlotError;
 pub use config::{
     ConfigError, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, MacAddress,
     NetworkConfig, TAP_NAME,

@@ -233,6 +233,12 @@ impl NetworkSlot {
         .map_err(|source| GrantTapError::Thread { source })?
     }
 
+    /// Goes away without it: it stays as it is, and a later program takes it over.
+    pub fn leave(mut self) {
+        // The lease's lock goes with its file, the slot stays.
+        drop(self.pieces.take());
+    }
+
     /// Gives the slot back. Processes that are still in its namespace lose their network.
     ///
     /// # Errors

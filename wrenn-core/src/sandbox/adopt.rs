@@ -32,7 +32,7 @@ pub enum Adopted {
     /// It runs as if nothing had happened.
     Running(Box<Sandbox>),
     /// It broke, now or earlier.
-    Broken(Remains),
+    Broken(Box<Remains>),
 }
 
 /// Why a sandbox was not taken over. Nothing was changed.
@@ -81,11 +81,15 @@ pub(super) async fn adopt(host: &Shared, id: SandboxId) -> Result<Adopted, Adopt
         State::Running => Ok(take_over(host, directory, record).await),
         State::Error => {
             let reason = record.reason.clone().unwrap_or_default();
-            Ok(Adopted::Broken(Remains::write(directory, record, reason)))
+            Ok(Adopted::Broken(Box::new(Remains::write(
+                directory, record, reason,
+            ))))
         }
         other => {
             let reason = format!("its owner died while it was {other}");
-            Ok(Adopted::Broken(Remains::write(directory, record, reason)))
+            Ok(Adopted::Broken(Box::new(Remains::write(
+                directory, record, reason,
+            ))))
         }
     }
 }
@@ -93,14 +97,17 @@ pub(super) async fn adopt(host: &Shared, id: SandboxId) -> Result<Adopted, Adopt
 async fn take_over(host: &Shared, directory: SandboxDirectory, record: SandboxRecord) -> Adopted {
     let broken = |directory, record, reason: String| {
         warn!(reason, "a sandbox cannot be taken over");
-        Adopted::Broken(Remains::write(directory, record, reason))
+        Adopted::Broken(Box::new(Remains::write(directory, record, reason)))
     };
     let id = directory.id().clone();
     let number = record.slot.and_then(SlotNumber::new);
-    let vm = record
-        .vmm
-        .as_ref()
-        .and_then(|vmm| Vm::adopt(vmm, &directory.file("vmm.sock"), &directory.file("console.log")));
+    let vm = record.vmm.as_ref().and_then(|vmm| {
+        Vm::adopt(
+            vmm,
+            &directory.file("vmm.sock"),
+            &directory.file("console.log"),
+        )
+    });
     let slot = match number {
         Some(number) => match host.network.adopt_slot(number, id.as_str()).await {
             Ok(slot) => Some(slot),
@@ -114,7 +121,11 @@ async fn take_over(host: &Shared, directory: SandboxDirectory, record: SandboxRe
     let (vm, slot) = match (vm, slot) {
         (Some(vm), Some(slot)) => (vm, slot),
         (vm, slot) => {
-            let lost = if vm.is_none() { "VM ended" } else { "network was removed" };
+            let lost = if vm.is_none() {
+                "VM ended"
+            } else {
+                "network was removed"
+            };
             if let Some(vm) = vm {
                 vm.kill().await;
             }
@@ -124,7 +135,11 @@ async fn take_over(host: &Shared, directory: SandboxDirectory, record: SandboxRe
             } {
                 warn!(sandbox_id = %id, %error, "the slot of a broken sandbox");
             }
-            return broken(directory, record, format!("its {lost} while nobody owned it"));
+            return broken(
+                directory,
+                record,
+                format!("its {lost} while nobody owned it"),
+            );
         }
     };
     let address = (slot.reachable_address(), ENVD_PORT).into();

@@ -127,7 +127,11 @@ impl Sandbox {
             }
             let mut timings = Timings::default();
             let slot = prepare(host, &template, &directory, &mut timings).await?;
-            let made = Made { directory, slot, record };
+            let made = Made {
+                directory,
+                slot,
+                record,
+            };
             let mut sandbox = boot(host, &config, &template, made, timings).await?;
             sandbox.timings.total = begun.elapsed();
             info!(timings = ?sandbox.timings, "the sandbox runs");

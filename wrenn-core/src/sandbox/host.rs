@@ -9,9 +9,9 @@ use std::time::Duration;
 use super::adopt::{self, AdoptError, Adopted};
 use super::sweep::{self, Leftovers, SweepError};
 use super::{CreateSandboxError, Sandbox, SandboxConfig};
-use crate::{RootDirectory, SandboxId};
 use crate::network::{Network, NetworkConfig, OpenNetworkError};
 use crate::vm::{FindVmmError, VmmBinary};
+use crate::{RootDirectory, SandboxId};
 
 const KVM: &str = "/dev/kvm";
 

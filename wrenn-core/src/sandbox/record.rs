@@ -188,10 +188,7 @@ mod tests {
         record.state = State::Running;
         record.token = Some("secret".to_owned());
         record.write(directory.path()).unwrap();
-        assert_eq!(
-            SandboxRecord::read(directory.path()).unwrap(),
-            Some(record)
-        );
+        assert_eq!(SandboxRecord::read(directory.path()).unwrap(), Some(record));
         let mode = std::fs::metadata(directory.path().join(NAME))
             .unwrap()
             .permissions()
@@ -208,6 +205,9 @@ mod tests {
         assert!(matches!(error, RecordError::Parse { .. }), "{error}");
         std::fs::write(&path, "{\"version\": 99, \"novelty\": true}").unwrap();
         let error = SandboxRecord::read(directory.path()).unwrap_err();
-        assert!(matches!(error, RecordError::Version { found: 99, .. }), "{error}");
+        assert!(
+            matches!(error, RecordError::Version { found: 99, .. }),
+            "{error}"
+        );
     }
 }

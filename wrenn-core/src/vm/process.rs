@@ -175,7 +175,9 @@ impl VmmProcess {
         let pidfd = Arc::new(OwnedFd::from(identity.open()?));
         let readable = super::sys::await_pidfd(Arc::clone(&pidfd)).ok()?;
         // Only a parent learns how its child ended.
-        Some(Self::await_end(pid, pidfd, readable, || ExitReason::Unknown))
+        Some(Self::await_end(pid, pidfd, readable, || {
+            ExitReason::Unknown
+        }))
     }
 
     /// Goes away without it: it keeps running, and [`VmmProcess::adopt`] finds it again.
