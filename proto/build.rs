@@ -6,7 +6,11 @@ use std::path::PathBuf;
 
 use buffa_codegen::{BytesRepr, CodeGenConfig};
 
-const FILES: [&str; 2] = ["envd/process.proto", "envd/filesystem.proto"];
+const FILES: [&str; 3] = [
+    "envd/process.proto",
+    "envd/filesystem.proto",
+    "hostagent/hostagent.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
@@ -20,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .open_files(FILES)?
         .encode_file_descriptor_set();
     // Only a set that changed is written: the generator asks cargo to watch it.
-    let set = out_dir.join("envd.descriptors.bin");
+    let set = out_dir.join("descriptors.bin");
     if std::fs::read(&set).ok().as_deref() != Some(descriptors.as_slice()) {
         std::fs::write(&set, descriptors)?;
     }

@@ -1,12 +1,15 @@
-//! The envd protocol: what a client and the daemon in the guest say to each other.
+//! Two protocols: what a client and the daemon in the guest say to each other, and what the
+//! control plane and the agent on a host do.
 //!
 //! ```text
 //!  client ── POST /process.Process/…        Connect RPC ──▶ [`process`]
 //!         ── POST /filesystem.Filesystem/…  Connect RPC ──▶ [`filesystem`]
 //!         ── GET|POST /files, /init, …      plain HTTP  ──▶ [`http`]
+//!
+//!  control plane ── POST /hostagent.v1.HostAgent/… ──▶ [`hostagent`]
 //! ```
 //!
-//! The RPC modules are generated at build time from `envd/*.proto`; each holds the
+//! The RPC modules are generated at build time from `*/*.proto`; each holds the
 //! messages, a trait for the server and, with the feature `client`, a client. The
 //! JSON bodies of the plain routes are written by hand in [`http`].
 
@@ -29,4 +32,5 @@ pub mod http;
 pub use buffa;
 pub use buffa_types;
 pub use connectrpc;
+pub use generated::hostagent::v1 as hostagent;
 pub use generated::{filesystem, process};

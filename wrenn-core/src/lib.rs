@@ -3,7 +3,7 @@
 //! In reading order: a [`SandboxId`] names a sandbox; a [`RootDirectory`] says where its
 //! files lie; a [`template`] is what it is made from; [`vm`] runs the virtual machine,
 //! [`network`] gives it a slot, [`guest`] talks to the daemon inside; [`sandbox`]
-//! composes them all.
+//! composes them all; a [`fleet`] holds every sandbox of a host.
 //!
 //! ```no_run
 //! use wrenn_core::guest::Command;
@@ -21,14 +21,18 @@
 
 #![warn(missing_docs)]
 
+mod chain;
 mod id;
 mod root;
 
+pub mod fleet;
 pub mod guest;
 pub mod network;
+pub mod process;
 pub mod sandbox;
 pub mod template;
 pub mod vm;
 
+pub use chain::Chain;
 pub use id::{InvalidSandboxId, SandboxId};
 pub use root::RootDirectory;

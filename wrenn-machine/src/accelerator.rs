@@ -17,7 +17,7 @@ use wrenn_images::{Cache, Progress};
 use crate::artifacts;
 use crate::command_line::QEMU;
 use crate::error::{AtPath, MachineError};
-use crate::process::boot_id;
+use wrenn_core::process::boot_id;
 
 /// What the probe's program says; `wrenn-machine-init` has the other end.
 const MARKER: &str = "wrenn-machine: probe: kernel runs";

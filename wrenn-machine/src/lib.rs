@@ -28,7 +28,6 @@ pub mod config;
 pub mod error;
 pub mod host;
 mod machine;
-mod process;
 mod qmp;
 mod state;
 

@@ -29,9 +29,9 @@ use crate::client::{MachineClient, USER};
 use crate::command_line::{CommandLine, NETWORK, QEMU};
 use crate::config::{MachineConfig, MachineName, Programs};
 use crate::error::{AtPath, MachineError};
-use crate::process::{LiveProcess, ProcessIdentity};
 use crate::qmp::Qmp;
 use crate::state::{self, Locked, Record, StateDirectory};
+use wrenn_core::process::{LiveProcess, ProcessIdentity};
 
 /// On hardware; emulation is given more by its slowness.
 const BOOT_LIMIT: Duration = Duration::from_secs(20);

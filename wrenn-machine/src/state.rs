@@ -25,7 +25,7 @@ use wrenn_core::guest::AccessToken;
 use crate::accelerator::Accelerator;
 use crate::config::MachineName;
 use crate::error::{AtPath, MachineError};
-use crate::process::{LiveProcess, ProcessIdentity, has_argument};
+use wrenn_core::process::{LiveProcess, ProcessIdentity, has_argument};
 
 /// A console's last words in an error.
 const TAIL_BYTES: usize = 4000;

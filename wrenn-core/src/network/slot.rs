@@ -269,6 +269,12 @@ impl NetworkSlot {
             .map_err(|_| CountError::Thread)?
     }
 
+    /// Goes away without it: it stays as it is, and a later program adopts it.
+    pub fn leave(mut self) {
+        // The lease's lock goes with its file, the slot stays.
+        drop(self.pieces.take());
+    }
+
     /// Gives the slot back. Processes that are still in its namespace lose their network.
     ///
     /// # Errors

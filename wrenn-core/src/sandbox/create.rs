@@ -1,6 +1,5 @@
 //! Creating a sandbox, step by step.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
@@ -9,7 +8,8 @@ use tracing::{Instrument, info, info_span};
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{self, CopyDiskError};
 use super::host::Shared;
-use super::{DestroyError, Sandbox};
+use super::record::{RecordError, SandboxRecord};
+use super::{DestroyError, GuestAccess, Keep, Sandbox, SandboxConfig, State};
 use crate::SandboxId;
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError};
 use crate::network::{CreateSlotError, GrantTapError, NetworkSlot};
@@ -27,45 +27,6 @@ use crate::vm::{
 const KERNEL_ARGS: &str = "console=ttyS0 quiet loglevel=3 8250.nr_uarts=1 reboot=k panic=-1 \
     pci=off i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on cryptomgr.notests \
     audit=0 root=/dev/vda rw init=/usr/local/bin/wrenn-envd";
-
-/// What a sandbox is to be.
-#[derive(Clone, Debug)]
-pub struct SandboxConfig {
-    /// Its id; a new one unless set.
-    pub id: SandboxId,
-    /// The template that it is made from.
-    pub template: String,
-    /// Its size.
-    pub resources: Resources,
-    /// Environment of every command, on top of the template's.
-    pub env: BTreeMap<String, String>,
-    /// Who may use the daemon in its guest.
-    pub access: GuestAccess,
-}
-
-/// Who may use the daemon in a guest, root's rights included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum GuestAccess {
-    /// Who has the token that was made for this sandbox.
-    #[default]
-    Token,
-    /// Everybody who can reach it: this host, and what runs in the guest itself.
-    Open,
-}
-
-impl SandboxConfig {
-    /// A sandbox of the default size from the template of this name.
-    #[must_use]
-    pub fn from_template(name: impl Into<String>) -> Self {
-        Self {
-            id: SandboxId::random(),
-            template: name.into(),
-            resources: Resources::default(),
-            env: BTreeMap::new(),
-            access: GuestAccess::default(),
-        }
-    }
-}
 
 /// Why a sandbox was not created.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +47,9 @@ pub enum CreateSandboxError {
     /// Its directory could not be made.
     #[error("cannot make the sandbox's directory")]
     Directory(#[from] DirectoryError),
+    /// What a later owner must know could not be written down.
+    #[error("cannot write down what the sandbox is")]
+    Record(#[from] RecordError),
     /// Its disk could not be made.
     #[error("cannot make the sandbox's disk")]
     Disk(#[from] CopyDiskError),
@@ -162,12 +126,21 @@ impl Sandbox {
             let template = Template::open(&host.root, &config.template)?;
             check_memory(config.resources)?;
             let directory = SandboxDirectory::create(&host.root, config.id.clone())?;
+            let created_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+            let record = SandboxRecord::begin(&config, created_at);
+            if config.keep == Keep::UntilDestroyed {
+                record.write(directory.path())?;
+            }
             let mut timings = Timings::default();
             let (slot, cgroup) =
                 prepare(host, &config, &template, &directory, &mut timings).await?;
             let launch = launch_spec(host, &template, &directory, &slot, cgroup);
-            let mut sandbox =
-                boot(host, &config, &template, directory, slot, launch, timings).await?;
+            let made = Made {
+                directory,
+                slot,
+                record,
+            };
+            let mut sandbox = boot(host, &config, &template, made, launch, timings).await?;
             sandbox.timings.total = begun.elapsed();
             info!(timings = ?sandbox.timings, "the sandbox runs");
             Ok(sandbox)
@@ -245,15 +218,26 @@ async fn give_back(slot: NetworkSlot, id: &SandboxId) {
     }
 }
 
+/// What a sandbox has before it has a VM.
+struct Made {
+    directory: SandboxDirectory,
+    slot: NetworkSlot,
+    record: SandboxRecord,
+}
+
 async fn boot(
     host: &Shared,
     config: &SandboxConfig,
     template: &Template,
-    directory: SandboxDirectory,
-    slot: NetworkSlot,
+    made: Made,
     launch: LaunchSpec,
     mut timings: Timings,
 ) -> Result<Sandbox, CreateSandboxError> {
+    let Made {
+        directory,
+        slot,
+        mut record,
+    } = made;
     let begun = Instant::now();
     let machine = describe(config, template, &slot);
     let vm = match Vm::boot(launch, &machine).await {
@@ -264,6 +248,8 @@ async fn boot(
         }
     };
     timings.vmm = begun.elapsed();
+    record.slot = Some(slot.number().get());
+    record.vmm = vm.identity().ok();
 
     let address = (slot.reachable_address(), ENVD_PORT).into();
     let guest = GuestClient::new(address, None)?;
@@ -272,6 +258,7 @@ async fn boot(
         slot,
         directory,
         guest,
+        record,
         timings,
     };
     match greet(host, config, template, &mut sandbox, begun).await {
@@ -306,6 +293,7 @@ async fn greet(
 
     let init = Instant::now();
     let request = first_words(config, template);
+    sandbox.record.token.clone_from(&request.access_token);
     tokio::select! {
         told = sandbox.guest.init(&request) => told?,
         reason = sandbox.vm.exited() => {
@@ -313,6 +301,8 @@ async fn greet(
         }
     }
     sandbox.timings.init = init.elapsed();
+    sandbox.record.state = State::Running;
+    sandbox.write_record()?;
     Ok(())
 }
 

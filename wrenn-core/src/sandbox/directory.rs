@@ -100,6 +100,12 @@ impl SandboxDirectory {
         self.path.join(name)
     }
 
+    /// Lets go of it without removing anything.
+    pub(super) fn leave(mut self) {
+        // Closing the file gives the lock back.
+        drop(self.lock.take());
+    }
+
     /// Removes it with all that is in it.
     pub(super) async fn remove(mut self) -> Result<(), DirectoryError> {
         let Some(lock) = self.lock.take() else {

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::adopt::{self, AdoptError, Adopted};
 use super::sweep::{self, Leftovers, SweepError};
 use super::{CreateSandboxError, Sandbox, SandboxConfig};
-use crate::RootDirectory;
 use crate::network::{Network, NetworkConfig, OpenNetworkError};
 use crate::vm::{Cgroups, Enforced, FindVmmError, VmUsers, VmmBinary};
+use crate::{RootDirectory, SandboxId};
 
 const KVM: &str = "/dev/kvm";
 
@@ -98,7 +99,11 @@ impl Host {
         let vmm = VmmBinary::find(config.vmm.as_deref(), config.search_path.as_deref())?;
         let cgroups = Cgroups::open(&config.cgroup_root);
         sweep::sweep(&config.root, &cgroups).await?;
-        let network = Network::open(config.network, config.root.path(), |_owner| false).await?;
+        let kept = sweep::orphans(&config.root).await?;
+        let network = Network::open(config.network, config.root.path(), move |owner| {
+            kept.iter().any(|id| id.as_str() == owner)
+        })
+        .await?;
         Ok(Self(Arc::new(Shared {
             root: config.root,
             vmm,
@@ -118,6 +123,22 @@ impl Host {
     /// Dropping the future gives back what was made so far.
     pub async fn create(&self, config: SandboxConfig) -> Result<Sandbox, CreateSandboxError> {
         Sandbox::create(&self.0, config).await
+    }
+
+    /// Ids of the sandboxes that outlived their owner and can be [adopted](Self::adopt).
+    ///
+    /// # Errors
+    /// When the sandboxes' directory cannot be listed.
+    pub async fn orphans(&self) -> Result<Vec<SandboxId>, SweepError> {
+        sweep::orphans(&self.0.root).await
+    }
+
+    /// Takes over a sandbox that outlived its owner.
+    ///
+    /// # Errors
+    /// When there is none of this id, or its owner lives.
+    pub async fn adopt(&self, id: SandboxId) -> Result<Adopted, AdoptError> {
+        adopt::adopt(&self.0, id).await
     }
 
     /// Where everything lies.

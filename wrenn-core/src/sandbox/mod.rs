@@ -10,31 +10,52 @@
 //!   └─ GuestClient        healthy, then told its time, entropy, token and name
 //! ```
 //!
-//! Teardown is one ordered sequence: VM with its cgroup, slot, directory. Whatever a step fails on, and
-//! whenever the creating future is dropped, what was made so far is given back; what a
-//! killed process leaves is recognised by its sandbox id and swept by the next
-//! [`Host::open`].
+//! Teardown is one ordered sequence: VM with its cgroup, slot, directory. Whatever a step
+//! fails on, and whenever the creating future is dropped, what was made so far is given
+//! back.
+//!
+//! What a process leaves that died is recognised by its sandbox id. [`Keep`] says what
+//! becomes of it: a sandbox that was only to last while its owner did is swept by the next
+//! [`Host::open`]; one that was to last until it is destroyed goes on running, and
+//! [`Host::adopt`] takes it over.
+//!
+//! A [`Sandbox`] has one owner and no opinion about requests that cross each other; a
+//! [`Fleet`](crate::fleet::Fleet) gives each sandbox a task and everybody else a handle.
 
+mod activity;
+mod adopt;
+mod config;
 mod create;
 mod directory;
 mod disk;
 mod host;
+mod record;
+mod remains;
+mod state;
 mod sweep;
 
-pub use create::{CreateSandboxError, GuestAccess, SandboxConfig, Timings};
+pub use activity::{Activity, InUse};
+pub use adopt::{AdoptError, Adopted};
+pub use config::{GuestAccess, Keep, SandboxConfig};
+pub use create::{CreateSandboxError, Timings};
 pub use directory::DirectoryError;
 pub use disk::CopyDiskError;
 pub use host::{Host, HostConfig, OpenHostError};
+pub use record::RecordError;
+pub use remains::Remains;
+pub use state::{Event, State};
 pub use sweep::{Leftovers, SweepError};
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::SandboxId;
 use crate::guest::{Command, CommandOutput, GuestClient, GuestError};
-use crate::network::{NetworkSlot, RemoveSlotError};
+use crate::network::{NetworkSlot, RemoveSlotError, SlotNumber};
 use crate::vm::{ExitReason, Vm};
 use directory::SandboxDirectory;
+use record::SandboxRecord;
 
 /// A running sandbox.
 #[must_use = "dropping a sandbox destroys it in the background"]
@@ -45,6 +66,7 @@ pub struct Sandbox {
     slot: NetworkSlot,
     directory: SandboxDirectory,
     guest: GuestClient,
+    record: SandboxRecord,
     timings: Timings,
 }
 
@@ -84,6 +106,12 @@ impl Sandbox {
         &self.guest
     }
 
+    /// The number of its network slot.
+    #[must_use]
+    pub fn slot(&self) -> SlotNumber {
+        self.slot.number()
+    }
+
     /// Where a port of the guest is reached from this host.
     #[must_use]
     pub fn address(&self, port: u16) -> SocketAddr {
@@ -108,6 +136,37 @@ impl Sandbox {
         &self.timings
     }
 
+    /// What it was made from and to be.
+    #[must_use]
+    pub fn config(&self) -> SandboxConfig {
+        self.record.config()
+    }
+
+    /// When its creation began, in RFC 3339.
+    #[must_use]
+    pub fn created_at(&self) -> &str {
+        &self.record.created_at
+    }
+
+    /// Changes how long it may be idle, zero for any length.
+    ///
+    /// # Errors
+    /// When that cannot be written down; the old length holds then.
+    pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), RecordError> {
+        let before = self.record.timeout_sec;
+        self.record.timeout_sec = timeout.as_secs();
+        self.write_record()
+            .inspect_err(|_| self.record.timeout_sec = before)
+    }
+
+    /// Writes down what a later owner must know, for a sandbox that may have one.
+    fn write_record(&self) -> Result<(), RecordError> {
+        match self.record.keep {
+            Keep::WhileOwned => Ok(()),
+            Keep::UntilDestroyed => self.record.write(self.directory.path()),
+        }
+    }
+
     /// Runs a command to its end.
     ///
     /// # Errors
@@ -121,6 +180,20 @@ impl Sandbox {
         self.vm.exited().await
     }
 
+    /// Goes away without it: it keeps running, and [`Host::adopt`] finds it again. Only for
+    /// one that is kept [until it is destroyed](Keep::UntilDestroyed); any other is ended by
+    /// the next [`Host::open`].
+    pub fn leave(self) {
+        self.vm.leave();
+        self.slot.leave();
+        self.directory.leave();
+    }
+
+    /// Its VM is gone or must go: gives back what only a VM needs and keeps the data.
+    pub async fn fail(self, reason: String) -> Remains {
+        Remains::of(self, reason).await
+    }
+
     /// Ends the sandbox and gives back all that it had, data included.
     ///
     /// # Errors
@@ -128,7 +201,12 @@ impl Sandbox {
     ///
     /// # Cancel safety
     /// Once begun, the rest is given back in the background.
-    pub async fn destroy(self) -> Result<(), DestroyError> {
+    pub async fn destroy(mut self) -> Result<(), DestroyError> {
+        // If we die from here on, the next owner goes on with it.
+        self.record.state = State::Stopped;
+        if let Err(error) = self.write_record() {
+            tracing::warn!(sandbox_id = %self.id(), %error, "a sandbox that is being destroyed");
+        }
         let Self {
             vm,
             slot,

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::host::Shared;
+use super::record::SandboxRecord;
 use crate::network;
 use crate::vm::Cgroups;
 use crate::{RootDirectory, SandboxId};
@@ -78,6 +79,9 @@ pub(super) async fn sweep(root: &RootDirectory, cgroups: &Cgroups) -> Result<(),
 
 fn sweep_now(root: &RootDirectory, cgroups: &Cgroups) -> Result<(), SweepError> {
     for id in sandbox_ids(root)? {
+        if outlives_its_owner(root, &id) {
+            continue;
+        }
         let Some(directory) = SandboxDirectory::take_over(root, id.clone())? else {
             continue;
         };
@@ -90,6 +94,30 @@ fn sweep_now(root: &RootDirectory, cgroups: &Cgroups) -> Result<(), SweepError> 
         info!(sandbox_id = %id, "swept");
     }
     Ok(())
+}
+
+/// Whether a sandbox is to be left alone whoever owned it.
+fn outlives_its_owner(root: &RootDirectory, id: &SandboxId) -> bool {
+    match SandboxRecord::read(&root.sandbox(id)) {
+        Ok(record) => record.is_some_and(|record| record.outlives_its_owner()),
+        Err(error) => {
+            // What cannot be understood may be somebody's data.
+            warn!(sandbox_id = %id, %error, "a sandbox is left as it is");
+            true
+        }
+    }
+}
+
+/// Ids of the sandboxes that outlive their owner, in use or not.
+pub(super) async fn orphans(root: &RootDirectory) -> Result<Vec<SandboxId>, SweepError> {
+    let root = root.clone();
+    tokio::task::spawn_blocking(move || {
+        let mut ids = sandbox_ids(&root)?;
+        ids.retain(|id| outlives_its_owner(&root, id));
+        Ok(ids)
+    })
+    .await
+    .map_err(|_| SweepError::Thread)?
 }
 
 pub(super) async fn leftovers(host: &Shared) -> Result<Leftovers, SweepError> {

@@ -219,16 +219,20 @@ impl Cgroups {
         Ok(paths?.into_iter().filter(is_ours).collect())
     }
 
+    /// Takes over the group of a VM that outlived its owner; `None` where there is none.
+    #[must_use]
+    pub fn adopt(&self, id: &SandboxId) -> Option<VmCgroup> {
+        let path = self.home.as_ref()?.join(id.as_str());
+        path.is_dir().then_some(VmCgroup {
+            path,
+            removed: false,
+        })
+    }
+
     /// Ends what is in the group of a dead owner's VM, and removes it. Blocks the thread.
     pub(crate) fn sweep(&self, id: &SandboxId) {
-        let Some(home) = &self.home else { return };
-        let path = home.join(id.as_str());
-        if path.exists() {
-            VmCgroup {
-                path,
-                removed: false,
-            }
-            .remove();
+        if let Some(group) = self.adopt(id) {
+            group.remove();
         }
     }
 }
@@ -252,6 +256,11 @@ impl VmCgroup {
             value,
             source,
         })
+    }
+
+    /// Goes away without it, for a process that stays in it.
+    pub(super) fn leave(mut self) {
+        self.removed = true;
     }
 
     /// Ends what is in it, and removes it. Blocks the thread: the kernel lets go of a

@@ -12,7 +12,7 @@ const MIN_MEMORY_MIB: u32 = 96;
 const MAX_MEMORY_MIB: u32 = 1 << 20;
 
 /// The size of a machine, checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     vcpus: u8,
     memory_mib: u32,

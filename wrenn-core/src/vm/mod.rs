@@ -28,10 +28,13 @@ pub use config::{
 pub use jail::{Device, InvalidVmUsers, JailError, JailFile, JailSpec, VmUser, VmUsers};
 pub use process::{ExitReason, LaunchError, LaunchSpec, VmmProcess};
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tracing::debug;
+
+use crate::process::ProcessIdentity;
 
 /// A running virtual machine.
 #[derive(Debug)]
@@ -213,6 +216,34 @@ impl Vm {
     /// Ends when the VMM ends, however that happens.
     pub async fn exited(&self) -> ExitReason {
         self.process.exited().await
+    }
+
+    /// Takes over a VM that another program started for the sandbox of this directory.
+    /// `None` where its process has ended.
+    #[must_use]
+    pub fn adopt(
+        process: &ProcessIdentity,
+        cgroup: Option<VmCgroup>,
+        directory: &Path,
+    ) -> Option<Self> {
+        Some(Self {
+            process: VmmProcess::adopt(process, cgroup)?,
+            api: ApiClient::new(&LaunchSpec::api_socket_in(directory)),
+            console: LaunchSpec::console_in(directory),
+        })
+    }
+
+    /// The process, by a name that a later program finds it by.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn identity(&self) -> io::Result<ProcessIdentity> {
+        ProcessIdentity::of(self.process.pid().cast_signed())
+    }
+
+    /// Goes away without it: it keeps running.
+    pub fn leave(self) {
+        self.process.leave();
     }
 
     /// Ends the VM without asking the guest, and waits until the process is gone.

@@ -29,7 +29,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sched::CloneFlags;
 use nix::sys::signal::SigSet;
@@ -37,6 +37,7 @@ use nix::sys::stat::{Mode, umask};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
@@ -45,6 +46,7 @@ use super::cgroup::VmCgroup;
 use super::jail::{self, JailError, JailFile, JailSpec};
 use super::sys::{self, BirthError, BirthStep};
 use crate::SandboxId;
+use crate::process::ProcessIdentity;
 
 /// Most descriptors of a VMM: what Firecracker's own launcher allows.
 const MAX_DESCRIPTORS: u64 = 2048;
@@ -83,13 +85,21 @@ impl LaunchSpec {
     /// Where the guest's console goes, and what the VMM prints.
     #[must_use]
     pub fn console(&self) -> PathBuf {
-        self.directory.join("console.log")
+        Self::console_in(&self.directory)
     }
 
     /// The API socket, as the host sees it.
     #[must_use]
     pub fn api_socket(&self) -> PathBuf {
-        self.directory.join(SHARED).join(SOCKET)
+        Self::api_socket_in(&self.directory)
+    }
+
+    pub(super) fn console_in(directory: &Path) -> PathBuf {
+        directory.join("console.log")
+    }
+
+    pub(super) fn api_socket_in(directory: &Path) -> PathBuf {
+        directory.join(SHARED).join(SOCKET)
     }
 
     /// The program's arguments. As its own name, which no VMM reads, it is told a path
@@ -201,6 +211,10 @@ pub struct VmmProcess {
     pid: u32,
     pidfd: Arc<OwnedFd>,
     exit: watch::Receiver<Option<ExitReason>>,
+    /// There until its process has ended, or is left.
+    cgroup: Arc<Mutex<Option<VmCgroup>>>,
+    /// Whether it goes on without us.
+    left: bool,
 }
 
 impl VmmProcess {
@@ -239,16 +253,43 @@ impl VmmProcess {
         Self::watch(pid, pidfd, cgroup)
     }
 
+    /// Takes over a process that another program started, and its cgroup; `None` where it
+    /// has ended. How it ends one day, only a parent would learn.
+    pub fn adopt(identity: &ProcessIdentity, cgroup: Option<VmCgroup>) -> Option<Self> {
+        let pidfd = Arc::new(OwnedFd::from(identity.open()?));
+        let readable = sys::await_pidfd(Arc::clone(&pidfd)).ok()?;
+        let pid = identity.pid.cast_unsigned();
+        Some(Self::await_end(pid, pidfd, readable, cgroup))
+    }
+
+    /// Goes away without it: it keeps running, and [`VmmProcess::adopt`] finds it again.
+    pub fn leave(mut self) {
+        self.left = true;
+        if let Some(cgroup) = lock(&self.cgroup).take() {
+            cgroup.leave();
+        }
+    }
+
     fn watch(pid: u32, pidfd: OwnedFd, cgroup: Option<VmCgroup>) -> Result<Self, LaunchError> {
         let pidfd = Arc::new(pidfd);
-        let readable = match sys::await_pidfd(Arc::clone(&pidfd)) {
-            Ok(readable) => readable,
+        match sys::await_pidfd(Arc::clone(&pidfd)) {
+            Ok(readable) => Ok(Self::await_end(pid, pidfd, readable, cgroup)),
             Err(source) => {
                 end(pid, &pidfd, cgroup);
-                return Err(LaunchError::Watch { pid, source });
+                Err(LaunchError::Watch { pid, source })
             }
-        };
+        }
+    }
+
+    fn await_end(
+        pid: u32,
+        pidfd: Arc<OwnedFd>,
+        readable: AsyncFd<Arc<OwnedFd>>,
+        cgroup: Option<VmCgroup>,
+    ) -> Self {
         let (sender, exit) = watch::channel(None);
+        let cgroup = Arc::new(Mutex::new(cgroup));
+        let left_behind = Arc::clone(&cgroup);
         tokio::spawn(async move {
             let reason = match readable.readable().await {
                 Ok(_) => ExitReason::reap(readable.get_ref()),
@@ -259,6 +300,7 @@ impl VmmProcess {
             };
             debug!(pid, %reason, "the VMM ended");
             // Before anybody is told, so that who waits for the end finds nothing left.
+            let cgroup = lock(&left_behind).take();
             if let Some(cgroup) = cgroup
                 && let Err(error) = tokio::task::spawn_blocking(move || cgroup.remove()).await
             {
@@ -266,7 +308,13 @@ impl VmmProcess {
             }
             sender.send_replace(Some(reason));
         });
-        Ok(Self { pid, pidfd, exit })
+        Self {
+            pid,
+            pidfd,
+            exit,
+            cgroup,
+            left: false,
+        }
     }
 
     /// The process id, as this host sees it.
@@ -303,8 +351,14 @@ impl VmmProcess {
 
 impl Drop for VmmProcess {
     fn drop(&mut self) {
-        self.send_kill();
+        if !self.left {
+            self.send_kill();
+        }
     }
+}
+
+fn lock(cgroup: &Mutex<Option<VmCgroup>>) -> MutexGuard<'_, Option<VmCgroup>> {
+    cgroup.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Ends a process that nobody wants, and waits for its end.

@@ -1,4 +1,5 @@
-//! The QEMU process: found again after we were gone, told apart from whoever got its number.
+//! Processes that outlive the program that started them: found again by a later one, and
+//! told apart from whoever got their number since.
 
 use std::fs;
 use std::io;
@@ -12,8 +13,9 @@ use serde::{Deserialize, Serialize};
 /// Names one process for ever: numbers are used again, but not with the same start time in
 /// the same boot of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProcessIdentity {
-    pub(crate) pid: i32,
+pub struct ProcessIdentity {
+    /// Its number.
+    pub pid: i32,
     /// Clock ticks from the host's boot to the process's start, from /proc/PID/stat.
     start_ticks: u64,
     boot_id: String,
@@ -21,13 +23,16 @@ pub(crate) struct ProcessIdentity {
 
 /// A process that was alive, and was the right one, when this was made.
 #[derive(Debug)]
-pub(crate) struct LiveProcess {
+pub struct LiveProcess {
     descriptor: OwnedFd,
 }
 
 impl ProcessIdentity {
     /// The identity of the process that has this number now.
-    pub(crate) fn of(pid: i32) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// When there is none, or /proc cannot be read.
+    pub fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let start_ticks = start_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self {
@@ -38,8 +43,9 @@ impl ProcessIdentity {
     }
 
     /// Opens the process, if it is still alive.
-    pub(crate) fn open(&self) -> Option<LiveProcess> {
-        let descriptor = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+    #[must_use]
+    pub fn open(&self) -> Option<LiveProcess> {
+        let descriptor = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::NONBLOCK).ok()?;
         // Compared after opening: from here on the descriptor means one process only.
         let process = LiveProcess { descriptor };
         let same = Self::of(self.pid).ok()? == *self;
@@ -49,8 +55,11 @@ impl ProcessIdentity {
 }
 
 impl LiveProcess {
-    /// Whether it ends within `limit`.
-    pub(crate) fn ends_within(&self, limit: Duration) -> io::Result<bool> {
+    /// Whether it ends within `limit`. Blocks the thread for as long.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn ends_within(&self, limit: Duration) -> io::Result<bool> {
         let mut polled = [PollFd::new(&self.descriptor, PollFlags::IN)];
         let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
         match poll(&mut polled, Some(&limit)) {
@@ -61,7 +70,10 @@ impl LiveProcess {
     }
 
     /// Ends it at once.
-    pub(crate) fn kill(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When the kernel refuses; not when it has ended already.
+    pub fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(&self.descriptor, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -69,15 +81,25 @@ impl LiveProcess {
     }
 }
 
+impl From<LiveProcess> for OwnedFd {
+    fn from(process: LiveProcess) -> Self {
+        process.descriptor
+    }
+}
+
 /// The identifier of this boot of the host.
-pub(crate) fn boot_id() -> io::Result<String> {
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()
         .to_owned())
 }
 
 /// Whether one of the process's arguments is exactly `argument`.
-pub(crate) fn has_argument(pid: i32, argument: &str) -> bool {
+#[must_use]
+pub fn has_argument(pid: i32, argument: &str) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
         line.split(|byte| *byte == 0)
             .any(|one| one == argument.as_bytes())

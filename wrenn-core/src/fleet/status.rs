@@ -1,0 +1,52 @@
+//! What a sandbox is at this moment.
+
+use std::time::Duration;
+
+use crate::guest::GuestClient;
+use crate::network::SlotNumber;
+use crate::sandbox::{State, Timings};
+
+/// A sandbox at one moment.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Where it is in its life.
+    pub state: State,
+    /// Why it is in [`State::Error`].
+    pub reason: Option<String>,
+    /// How long it may be idle before it is paused; zero for any length.
+    pub timeout: Duration,
+    /// The client of its guest's daemon, while it runs.
+    pub guest: Option<GuestClient>,
+    /// Its network slot, while it runs.
+    pub slot: Option<SlotNumber>,
+    /// The process id of its VMM, while it runs.
+    pub vmm_pid: Option<u32>,
+    /// How long each step of its creation took, where it was created by this program.
+    pub timings: Option<Timings>,
+}
+
+impl Status {
+    pub(super) fn pending(timeout: Duration) -> Self {
+        Self {
+            state: State::Pending,
+            reason: None,
+            timeout,
+            guest: None,
+            slot: None,
+            vmm_pid: None,
+            timings: None,
+        }
+    }
+
+    /// The same without what only a running sandbox has.
+    pub(super) fn without_vm(&self, state: State, reason: Option<String>) -> Self {
+        Self {
+            state,
+            reason,
+            guest: None,
+            slot: None,
+            vmm_pid: None,
+            ..self.clone()
+        }
+    }
+}

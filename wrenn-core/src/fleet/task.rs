@@ -1,0 +1,250 @@
+//! The task that owns one sandbox from its first moment to its last.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument, error, info, info_span, warn};
+
+use super::admission::Reservation;
+use super::handle::Request;
+use super::{CreateError, SandboxHandle, Status};
+use crate::SandboxId;
+use crate::chain::Chain;
+use crate::sandbox::{
+    Adopted, CreateSandboxError, DestroyError, Event, RecordError, Remains, Sandbox, State,
+};
+use crate::vm::ExitReason;
+
+/// What is left to do about a sandbox that is being created.
+enum Creation {
+    Done(Box<Result<Sandbox, CreateSandboxError>>),
+    Abandoned(oneshot::Sender<Result<(), Arc<DestroyError>>>),
+}
+
+/// What a task owns.
+enum Body {
+    Running(Box<Sandbox>),
+    Broken(Box<Remains>),
+}
+
+struct Owner {
+    handle: SandboxHandle,
+    body: Body,
+    /// The sandbox's share of the host, while it has a VM.
+    reserved: Option<Reservation>,
+    requests: mpsc::Receiver<Request>,
+    /// Requests that came while it was created.
+    early: Vec<Request>,
+}
+
+/// The life of a sandbox that is created now.
+pub(super) async fn created(
+    handle: SandboxHandle,
+    creation: impl Future<Output = Result<Sandbox, CreateSandboxError>> + Send,
+    reserved: Reservation,
+    mut requests: mpsc::Receiver<Request>,
+    forget: impl FnOnce(&SandboxId) + Send,
+) {
+    let span = info_span!("sandbox", sandbox_id = %handle.id());
+    let life = async {
+        let mut early = Vec::new();
+        match create(creation, &mut requests, &mut early).await {
+            Creation::Done(outcome) => match *outcome {
+                Ok(sandbox) => {
+                    let owner = Owner {
+                        handle: handle.clone(),
+                        body: Body::Running(Box::new(sandbox)),
+                        reserved: Some(reserved),
+                        requests,
+                        early,
+                    };
+                    owner.live(forget).await;
+                }
+                Err(error) => {
+                    warn!(error = %Chain(&error), "not created");
+                    drop(reserved);
+                    forget(handle.id());
+                    handle.publish_failure(CreateError::Failed(Arc::new(error)));
+                }
+            },
+            Creation::Abandoned(reply) => {
+                info!("destroyed while it was created");
+                drop(reserved);
+                forget(handle.id());
+                handle.publish_failure(CreateError::Destroyed(handle.id().clone()));
+                answer(reply, Ok(()));
+            }
+        }
+    };
+    life.instrument(span).await;
+}
+
+/// The life of a sandbox that was taken over.
+pub(super) async fn adopted(
+    handle: SandboxHandle,
+    adopted: Adopted,
+    reserved: Option<Reservation>,
+    requests: mpsc::Receiver<Request>,
+    forget: impl FnOnce(&SandboxId) + Send,
+) {
+    let span = info_span!("sandbox", sandbox_id = %handle.id());
+    let owner = Owner {
+        handle,
+        body: match adopted {
+            Adopted::Running(sandbox) => Body::Running(sandbox),
+            Adopted::Broken(remains) => Body::Broken(remains),
+        },
+        reserved,
+        requests,
+        early: Vec::new(),
+    };
+    owner.live(forget).instrument(span).await;
+}
+
+/// Waits for a creation. Whoever destroys the sandbox meanwhile ends it; other requests
+/// wait until it is there.
+async fn create(
+    creation: impl Future<Output = Result<Sandbox, CreateSandboxError>> + Send,
+    requests: &mut mpsc::Receiver<Request>,
+    early: &mut Vec<Request>,
+) -> Creation {
+    let mut creation = pin!(creation);
+    loop {
+        tokio::select! {
+            outcome = &mut creation => return Creation::Done(Box::new(outcome)),
+            Some(request) = requests.recv() => match request {
+                // Dropping a creation gives back what it has made.
+                Request::Destroy(reply) => return Creation::Abandoned(reply),
+                other => early.push(other),
+            },
+        }
+    }
+}
+
+impl Owner {
+    async fn live(mut self, forget: impl FnOnce(&SandboxId) + Send) {
+        self.publish(Event::Booted);
+        loop {
+            let request;
+            (request, self) = self.next().await;
+            match request {
+                Request::SetTimeout(timeout, reply) => {
+                    let done = self.set_timeout(timeout);
+                    answer(reply, done);
+                }
+                Request::Leave => return self.leave(),
+                Request::Destroy(reply) => {
+                    let done = self.destroy(forget).await;
+                    answer(reply, done);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next request. A VM that ends meanwhile makes the sandbox a broken one.
+    async fn next(mut self) -> (Request, Self) {
+        if !self.early.is_empty() {
+            return (self.early.remove(0), self);
+        }
+        // Handles that are all gone can ask for nothing: the sandbox is left.
+        if let Body::Running(sandbox) = &self.body {
+            let reason = tokio::select! {
+                request = self.requests.recv() => return (request.unwrap_or(Request::Leave), self),
+                reason = sandbox.exited() => ended(sandbox, reason),
+            };
+            warn!(reason, "broken");
+            self = self.fail(reason).await;
+        }
+        (self.requests.recv().await.unwrap_or(Request::Leave), self)
+    }
+
+    async fn fail(mut self, reason: String) -> Self {
+        // The state is told first: nobody shall begin anything with it.
+        let status = self.handle.status();
+        let state = status.state.after(Event::Failed).unwrap_or(State::Error);
+        self.handle
+            .publish(status.without_vm(state, Some(reason.clone())));
+        self.body = match self.body {
+            Body::Running(sandbox) => Body::Broken(Box::new(sandbox.fail(reason).await)),
+            broken => broken,
+        };
+        self.reserved = None;
+        self
+    }
+
+    fn set_timeout(&mut self, timeout: Duration) -> Result<(), RecordError> {
+        if let Body::Running(sandbox) = &mut self.body {
+            sandbox.set_timeout(timeout)?;
+        }
+        let status = self.handle.status();
+        self.handle.publish(Status { timeout, ..status });
+        Ok(())
+    }
+
+    fn leave(self) {
+        match self.body {
+            Body::Running(sandbox) => sandbox.leave(),
+            Body::Broken(remains) => remains.leave(),
+        }
+    }
+
+    async fn destroy(
+        self,
+        forget: impl FnOnce(&SandboxId) + Send,
+    ) -> Result<(), Arc<DestroyError>> {
+        let done = match self.body {
+            Body::Running(sandbox) => sandbox.destroy().await,
+            Body::Broken(remains) => remains.destroy().await,
+        };
+        match &done {
+            Ok(()) => info!("destroyed"),
+            Err(error) => error!(error = %Chain(error), "destroyed in part"),
+        }
+        drop(self.reserved);
+        forget(self.handle.id());
+        let status = self.handle.status();
+        let state = status
+            .state
+            .after(Event::Destroyed)
+            .unwrap_or(State::Stopped);
+        self.handle.publish(status.without_vm(state, None));
+        done.map_err(Arc::new)
+    }
+
+    fn publish(&self, event: Event) {
+        let status = self.handle.status();
+        self.handle.publish(match &self.body {
+            Body::Running(sandbox) => Status {
+                state: status.state.after(event).unwrap_or(State::Running),
+                reason: None,
+                timeout: sandbox.config().timeout,
+                guest: Some(sandbox.guest().clone()),
+                slot: Some(sandbox.slot()),
+                vmm_pid: Some(sandbox.vm().pid()),
+                timings: Some(*sandbox.timings()),
+            },
+            Body::Broken(remains) => Status {
+                timeout: remains.config().timeout,
+                ..status.without_vm(State::Error, Some(remains.reason().to_owned()))
+            },
+        });
+    }
+}
+
+fn ended(sandbox: &Sandbox, reason: ExitReason) -> String {
+    let console = sandbox.vm().console_tail();
+    if console.is_empty() {
+        format!("its VM ended ({reason})")
+    } else {
+        format!("its VM ended ({reason}); its console says: {console}")
+    }
+}
+
+/// Answers whoever still listens.
+fn answer<T>(reply: oneshot::Sender<T>, result: T) {
+    drop(reply.send(result));
+}

@@ -1,0 +1,213 @@
+//! `sandbox.json`: what a later program must know to take a sandbox over.
+//!
+//! Written aside and renamed at every change of state, before the change is told to
+//! anybody. It holds the access token, so only root may read it. It is not synced: after a
+//! loss of power the VM that it describes is gone as well.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{GuestAccess, Keep, SandboxConfig, State};
+use crate::SandboxId;
+use crate::process::ProcessIdentity;
+use crate::vm::Resources;
+
+/// Layout version of the file.
+const VERSION: u32 = 1;
+const NAME: &str = "sandbox.json";
+
+/// One sandbox, as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SandboxRecord {
+    version: u32,
+    pub(super) id: SandboxId,
+    pub(super) template: String,
+    pub(super) resources: Resources,
+    pub(super) keep: Keep,
+    pub(super) access: GuestAccess,
+    pub(super) state: State,
+    /// Why it is in [`State::Error`].
+    pub(super) reason: Option<String>,
+    /// RFC 3339.
+    pub(super) created_at: String,
+    pub(super) timeout_sec: u64,
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) token: Option<String>,
+    /// Number of its network slot.
+    pub(super) slot: Option<u16>,
+    pub(super) vmm: Option<ProcessIdentity>,
+}
+
+/// Why a record cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It cannot be written.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It makes no sense.
+    #[error("{path} is damaged")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where it goes wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A later version of this program wrote it.
+    #[error("{path} has layout {found}, this program knows {VERSION}; use a newer wrenn")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The layout that it names.
+        found: u32,
+    },
+}
+
+impl SandboxRecord {
+    /// The record of a sandbox whose creation begins now.
+    pub(super) fn begin(config: &SandboxConfig, created_at: String) -> Self {
+        Self {
+            version: VERSION,
+            id: config.id.clone(),
+            template: config.template.clone(),
+            resources: config.resources,
+            keep: config.keep,
+            access: config.access,
+            state: State::Pending,
+            reason: None,
+            created_at,
+            timeout_sec: config.timeout.as_secs(),
+            env: config.env.clone(),
+            metadata: config.metadata.clone(),
+            token: None,
+            slot: None,
+            vmm: None,
+        }
+    }
+
+    /// What was asked for when it was created, or since.
+    pub(super) fn config(&self) -> SandboxConfig {
+        SandboxConfig {
+            id: self.id.clone(),
+            template: self.template.clone(),
+            resources: self.resources,
+            env: self.env.clone(),
+            access: self.access,
+            keep: self.keep,
+            timeout: Duration::from_secs(self.timeout_sec),
+            metadata: self.metadata.clone(),
+        }
+    }
+
+    /// Whether a sandbox's files and VM outlive the program that owned it.
+    pub(super) fn outlives_its_owner(&self) -> bool {
+        // One that was never finished was promised to nobody, and one that is being
+        // destroyed is to go.
+        self.keep == Keep::UntilDestroyed && !matches!(self.state, State::Pending | State::Stopped)
+    }
+
+    /// Writes it into the sandbox's directory.
+    pub(super) fn write(&self, directory: &Path) -> Result<(), RecordError> {
+        let path = directory.join(NAME);
+        let aside = directory.join("sandbox.json.new");
+        let written = serde_json::to_vec_pretty(self)
+            .map_err(io::Error::from)
+            .and_then(|bytes| {
+                let mut file: File = File::options()
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .mode(0o600)
+                    .open(&aside)?;
+                file.write_all(&bytes)?;
+                std::fs::rename(&aside, &path)
+            });
+        written.map_err(|source| RecordError::Write { path, source })
+    }
+
+    /// Reads that of the sandbox's directory; `None` where there is none.
+    pub(super) fn read(directory: &Path) -> Result<Option<Self>, RecordError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let path = directory.join(NAME);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RecordError::Read { path, source }),
+        };
+        let parsed = serde_json::from_slice::<Versioned>(&bytes);
+        match parsed {
+            Ok(Versioned { version: VERSION }) => {}
+            Ok(Versioned { version: found }) => return Err(RecordError::Version { path, found }),
+            Err(source) => return Err(RecordError::Parse { path, source }),
+        }
+        match serde_json::from_slice(&bytes) {
+            Ok(record) => Ok(Some(record)),
+            Err(source) => Err(RecordError::Parse { path, source }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_and_is_secret() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(SandboxRecord::read(directory.path()).unwrap(), None);
+        let config = SandboxConfig::from_template("minimal");
+        let mut record = SandboxRecord::begin(&config, "2026-01-02T03:04:05Z".to_owned());
+        record.write(directory.path()).unwrap();
+        record.state = State::Running;
+        record.token = Some("secret".to_owned());
+        record.write(directory.path()).unwrap();
+        assert_eq!(SandboxRecord::read(directory.path()).unwrap(), Some(record));
+        let mode = std::fs::metadata(directory.path().join(NAME))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn damage_and_a_later_layout_are_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(NAME);
+        std::fs::write(&path, "{\"version\": 1, \"id\"").unwrap();
+        let error = SandboxRecord::read(directory.path()).unwrap_err();
+        assert!(matches!(error, RecordError::Parse { .. }), "{error}");
+        std::fs::write(&path, "{\"version\": 99, \"novelty\": true}").unwrap();
+        let error = SandboxRecord::read(directory.path()).unwrap_err();
+        assert!(
+            matches!(error, RecordError::Version { found: 99, .. }),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,96 @@
+//! What is kept of a sandbox that broke: its directory, with the disk and the logs in it.
+
+use tracing::warn;
+
+use super::directory::SandboxDirectory;
+use super::record::SandboxRecord;
+use super::{DestroyError, Sandbox, SandboxConfig, State};
+use crate::SandboxId;
+
+/// A broken sandbox. It uses nothing but the room of its files, and nothing runs in it.
+#[must_use = "dropping remains leaves the files until somebody asks for them"]
+#[derive(Debug)]
+pub struct Remains {
+    directory: SandboxDirectory,
+    record: SandboxRecord,
+}
+
+impl Remains {
+    /// Ends what still runs, gives the slot back, and writes down why.
+    pub(super) async fn of(sandbox: Sandbox, reason: String) -> Self {
+        let Sandbox {
+            vm,
+            slot,
+            directory,
+            record,
+            ..
+        } = sandbox;
+        vm.kill().await;
+        if let Err(error) = slot.remove().await {
+            // A reaper goes on trying.
+            warn!(sandbox_id = %directory.id(), %error, "the slot of a broken sandbox");
+        }
+        Self::write(directory, record, reason)
+    }
+
+    /// Of a sandbox that has no VM and no slot any more.
+    pub(super) fn write(
+        directory: SandboxDirectory,
+        mut record: SandboxRecord,
+        reason: String,
+    ) -> Self {
+        record.state = State::Error;
+        record.reason = Some(reason);
+        record.vmm = None;
+        record.slot = None;
+        if let Err(error) = record.write(directory.path()) {
+            warn!(sandbox_id = %directory.id(), %error, "a broken sandbox");
+        }
+        Self { directory, record }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &SandboxId {
+        self.directory.id()
+    }
+
+    /// What it was made from and to be.
+    #[must_use]
+    pub fn config(&self) -> SandboxConfig {
+        self.record.config()
+    }
+
+    /// When its creation began, in RFC 3339.
+    #[must_use]
+    pub fn created_at(&self) -> &str {
+        &self.record.created_at
+    }
+
+    /// What broke it.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.record.reason.as_deref().unwrap_or("nobody knows why")
+    }
+
+    /// Goes away without it; [`Host::adopt`](super::Host::adopt) finds it again.
+    pub fn leave(self) {
+        self.directory.leave();
+    }
+
+    /// Removes its data.
+    ///
+    /// # Errors
+    /// When the files cannot be removed.
+    pub async fn destroy(mut self) -> Result<(), DestroyError> {
+        self.record.state = State::Stopped;
+        if let Err(error) = self.record.write(self.directory.path()) {
+            warn!(sandbox_id = %self.id(), %error, "a broken sandbox that is being destroyed");
+        }
+        let id = self.id().clone();
+        self.directory
+            .remove()
+            .await
+            .map_err(|source| DestroyError::Directory { id, source })
+    }
+}
