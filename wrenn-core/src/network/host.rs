@@ -1,7 +1,5 @@
 //! What all slots of a host share, and the threads on which they are made.
 
-use std::error::Error;
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -171,19 +169,4 @@ pub(super) async fn on_thread_then_drop<T: Send + 'static, R>(
     receiver
         .await
         .map_err(|_| io::Error::other("the thread panicked"))
-}
-
-/// Prints an error with all of its causes.
-pub(super) struct Chain<'a>(pub(super) &'a (dyn Error + 'static));
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(formatter, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }

@@ -25,7 +25,7 @@ use super::config::{
     GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, MacAddress, TAP_NAME,
 };
 use super::egress::EgressPolicy;
-use super::host::{Chain, Host};
+use super::host::Host;
 use super::lease::{LeaseError, Record, SlotLease};
 use super::link::{Links, Request, UPLINK_NAME, VethEnd};
 use super::namespace;
@@ -35,6 +35,7 @@ use super::policy;
 use super::remains::{remove_remains, usable};
 use super::slot::{CreateSlotError, RemoveSlotError};
 use super::sys;
+use crate::Chain;
 
 /// Both ends of a veth pair share the address bits of a /31.
 const LINK_PREFIX: u8 = 31;

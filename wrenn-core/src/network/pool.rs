@@ -23,8 +23,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::Network;
-use super::host::Chain;
 use super::slot::{CreateSlotError, NetworkSlot, RemoveSlotError};
+use crate::Chain;
 
 /// Whose a slot is until somebody takes it.
 pub const POOL_OWNER: &str = "pool";

@@ -13,7 +13,7 @@ use super::config::{
 };
 use super::counters::{CountError, SlotCounters};
 use super::egress::{self, EgressPolicy, SetEgressError};
-use super::host::{Chain, Host, on_thread, on_thread_then_drop};
+use super::host::{Host, on_thread, on_thread_then_drop};
 use super::lease::LeaseError;
 use super::link::{LinkError, Request};
 use super::namespace::{self, NamespaceError};
@@ -21,6 +21,7 @@ use super::nftables::NftError;
 use super::pieces::{Pieces, retire};
 use super::plan::SlotNumber;
 use super::sys::{self, TapOwner};
+use crate::Chain;
 
 /// Why a slot could not be made. Nothing of it is left behind.
 #[derive(Debug, thiserror::Error)]

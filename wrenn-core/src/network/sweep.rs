@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::PathBuf;
 
-use super::host::{Chain, Host};
+use super::host::Host;
 use super::lease::{LeaseError, Record};
 use super::link::{Link, LinkError, Links};
 use super::namespace::{self, NamespaceError};
@@ -13,6 +13,7 @@ use super::plan::{NAME_PREFIX, SlotNumber};
 use super::policy::{GUESTS, SOURCES, TABLE};
 use super::pool::POOL_OWNER;
 use super::remains::remove_remains;
+use crate::Chain;
 
 /// Why the host could not be searched.
 #[derive(Debug, thiserror::Error)]
