@@ -14,6 +14,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 
 use super::namespace::{self, NamespaceError};
 use super::nftables::{Batch, Firewall, NftError};
@@ -24,7 +25,8 @@ use super::ranges::AddressRanges;
 pub const MAX_EGRESS_ENTRIES: usize = 1_000;
 
 /// What becomes of destinations that are in neither list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum EgressDefault {
     /// The public internet is open.
     #[default]
@@ -57,7 +59,7 @@ pub enum EgressDefault {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressPolicy {
     default: EgressDefault,
     allow: Vec<Ipv4Net>,

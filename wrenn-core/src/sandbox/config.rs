@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::SandboxId;
+use crate::network::EgressPolicy;
 use crate::vm::Resources;
 
 /// What a sandbox is to be.
@@ -21,6 +22,8 @@ pub struct SandboxConfig {
     pub env: BTreeMap<String, String>,
     /// Who may use the daemon in its guest.
     pub access: GuestAccess,
+    /// What its guest may connect to.
+    pub egress: EgressPolicy,
     /// How long it lasts.
     pub keep: Keep,
     /// How long it may be idle before it is paused; zero for any length. Whole seconds.
@@ -61,6 +64,7 @@ impl SandboxConfig {
             resources: Resources::default(),
             env: BTreeMap::new(),
             access: GuestAccess::default(),
+            egress: EgressPolicy::default(),
             keep: Keep::default(),
             timeout: Duration::ZERO,
             metadata: BTreeMap::new(),

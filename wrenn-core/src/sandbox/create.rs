@@ -12,7 +12,7 @@ use super::record::{RecordError, SandboxRecord};
 use super::{DestroyError, GuestAccess, Keep, Sandbox, SandboxConfig, State};
 use crate::SandboxId;
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError};
-use crate::network::{CreateSlotError, GrantTapError, NetworkSlot};
+use crate::network::{CreateSlotError, EgressPolicy, GrantTapError, NetworkSlot, SetEgressError};
 use crate::template::{OpenTemplateError, Template};
 use crate::vm::{
     BootSource, CgroupError, Device, Drive, ExitReason, JailFile, JailSpec, LaunchSpec, Limits,
@@ -59,6 +59,9 @@ pub enum CreateSandboxError {
     /// Its VMM could not be given the network.
     #[error("cannot give the sandbox's TAP to its VMM")]
     Tap(#[from] GrantTapError),
+    /// Its egress policy could not be set.
+    #[error("cannot set what the sandbox may connect to")]
+    Egress(#[from] SetEgressError),
     /// What it may take of the host could not be limited.
     #[error("cannot limit what the sandbox takes of the host")]
     Cgroup(#[from] CgroupError),
@@ -168,13 +171,12 @@ async fn prepare(
     };
     let slot = async {
         let begun = Instant::now();
-        let slot = host.network.create_slot(directory.id().as_str()).await?;
-        let user = vm_user(host, &slot).get();
-        match slot.grant_tap(user, user).await {
+        let slot = host.slots.take(directory.id().as_str()).await?;
+        match fit(host, config, &slot).await {
             Ok(()) => Ok((slot, begun.elapsed())),
             Err(error) => {
                 give_back(slot, directory.id()).await;
-                Err(CreateSandboxError::from(error))
+                Err(error)
             }
         }
     };
@@ -200,6 +202,20 @@ async fn prepare(
             Err(error)
         }
     }
+}
+
+/// Makes a slot that of one sandbox.
+async fn fit(
+    host: &Shared,
+    config: &SandboxConfig,
+    slot: &NetworkSlot,
+) -> Result<(), CreateSandboxError> {
+    let user = vm_user(host, slot).get();
+    slot.grant_tap(user, user).await?;
+    if config.egress != EgressPolicy::default() {
+        slot.set_egress(&config.egress).await?;
+    }
+    Ok(())
 }
 
 /// The user that a sandbox's VMM runs as: the slot's, since no two sandboxes have one slot

@@ -9,9 +9,9 @@ use std::time::Duration;
 use super::adopt::{self, AdoptError, Adopted};
 use super::sweep::{self, Leftovers, SweepError};
 use super::{CreateSandboxError, Sandbox, SandboxConfig};
-use crate::network::{Network, NetworkConfig, OpenNetworkError};
+use crate::network::{Network, NetworkConfig, OpenNetworkError, PoolConfig, SlotPool};
 use crate::vm::{Cgroups, Enforced, FindVmmError, VmUsers, VmmBinary};
-use crate::{RootDirectory, SandboxId};
+use crate::{Chain, RootDirectory, SandboxId};
 
 const KVM: &str = "/dev/kvm";
 
@@ -26,6 +26,8 @@ pub struct HostConfig {
     pub search_path: Option<OsString>,
     /// Addresses that slots are made of.
     pub network: NetworkConfig,
+    /// Slots that are made before somebody needs them; none unless set.
+    pub pool: PoolConfig,
     /// Whom the VMMs run as.
     pub vm_users: VmUsers,
     /// Where the hierarchy of cgroups is mounted, or the part of it that was given to us.
@@ -41,6 +43,11 @@ impl Default for HostConfig {
             vmm: None,
             search_path: std::env::var_os("PATH"),
             network: NetworkConfig::default(),
+            // Worth it only for who makes many sandboxes.
+            pool: PoolConfig {
+                size: 0,
+                ..PoolConfig::default()
+            },
             vm_users: VmUsers::default(),
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             // Ten times what a boot takes where one VM emulates another, the slowest case.
@@ -80,6 +87,7 @@ pub(super) struct Shared {
     pub(super) root: RootDirectory,
     pub(super) vmm: VmmBinary,
     pub(super) network: Network,
+    pub(super) slots: SlotPool,
     pub(super) vm_users: VmUsers,
     pub(super) cgroups: Cgroups,
     pub(super) boot_deadline: Duration,
@@ -104,10 +112,12 @@ impl Host {
             kept.iter().any(|id| id.as_str() == owner)
         })
         .await?;
+        let slots = SlotPool::start(network.clone(), config.pool);
         Ok(Self(Arc::new(Shared {
             root: config.root,
             vmm,
             network,
+            slots,
             vm_users: config.vm_users,
             cgroups,
             boot_deadline: config.boot_deadline,
@@ -159,8 +169,12 @@ impl Host {
         self.0.cgroups.enforced()
     }
 
-    /// Waits until what was dropped is given back. To be called before the process ends.
+    /// Gives back what was made ahead, and waits until what was dropped is given back. To
+    /// be called before the process ends; a host does its work afterwards too.
     pub async fn settled(&self) {
+        if let Err(error) = self.0.slots.drain().await {
+            tracing::warn!(error = %Chain(&error), "a slot that was made ahead");
+        }
         self.0.network.settled().await;
     }
 

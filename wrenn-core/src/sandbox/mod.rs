@@ -52,7 +52,10 @@ use std::time::Duration;
 
 use crate::SandboxId;
 use crate::guest::{Command, CommandOutput, GuestClient, GuestError};
-use crate::network::{NetworkSlot, RemoveSlotError, SlotNumber};
+use crate::network::{
+    CountError, EgressPolicy, NetworkSlot, RemoveSlotError, SetEgressError, SlotCounters,
+    SlotNumber,
+};
 use crate::vm::{ExitReason, Vm};
 use directory::SandboxDirectory;
 use record::SandboxRecord;
@@ -91,6 +94,17 @@ pub enum DestroyError {
         #[source]
         source: DirectoryError,
     },
+}
+
+/// Why it could not be changed what a guest may connect to.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeEgressError {
+    /// The rules could not be exchanged.
+    #[error("cannot change what the sandbox may connect to")]
+    Rules(#[from] SetEgressError),
+    /// It could not be written down.
+    #[error("cannot write down what the sandbox may connect to")]
+    Record(#[from] RecordError),
 }
 
 impl Sandbox {
@@ -157,6 +171,30 @@ impl Sandbox {
         self.record.timeout_sec = timeout.as_secs();
         self.write_record()
             .inspect_err(|_| self.record.timeout_sec = before)
+    }
+
+    /// Changes what its guest may connect to, at once and as a whole. Connections to what
+    /// is refused from now on end.
+    ///
+    /// # Errors
+    /// When that cannot be done, or not be written down; the old policy holds then.
+    pub async fn set_egress(&mut self, policy: EgressPolicy) -> Result<(), ChangeEgressError> {
+        self.slot.set_egress(&policy).await?;
+        let before = std::mem::replace(&mut self.record.egress, policy);
+        let Err(error) = self.write_record() else {
+            return Ok(());
+        };
+        self.record.egress = before;
+        self.slot.set_egress(&self.record.egress).await?;
+        Err(error.into())
+    }
+
+    /// What its guest has sent and received.
+    ///
+    /// # Errors
+    /// When its network is gone.
+    pub async fn traffic(&self) -> Result<SlotCounters, CountError> {
+        self.slot.counters().await
     }
 
     /// Writes down what a later owner must know, for a sandbox that may have one.

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{GuestAccess, Keep, SandboxConfig, State};
 use crate::SandboxId;
+use crate::network::EgressPolicy;
 use crate::process::ProcessIdentity;
 use crate::vm::Resources;
 
@@ -31,6 +32,7 @@ pub(super) struct SandboxRecord {
     pub(super) resources: Resources,
     pub(super) keep: Keep,
     pub(super) access: GuestAccess,
+    pub(super) egress: EgressPolicy,
     pub(super) state: State,
     /// Why it is in [`State::Error`].
     pub(super) reason: Option<String>,
@@ -95,6 +97,7 @@ impl SandboxRecord {
             resources: config.resources,
             keep: config.keep,
             access: config.access,
+            egress: config.egress.clone(),
             state: State::Pending,
             reason: None,
             created_at,
@@ -115,6 +118,7 @@ impl SandboxRecord {
             resources: self.resources,
             env: self.env.clone(),
             access: self.access,
+            egress: self.egress.clone(),
             keep: self.keep,
             timeout: Duration::from_secs(self.timeout_sec),
             metadata: self.metadata.clone(),
