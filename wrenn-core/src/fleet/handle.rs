@@ -145,6 +145,21 @@ impl SandboxHandle {
         }
     }
 
+    /// Waits until it no longer runs, and says what became of it. What waits for an answer
+    /// of its guest waits for this as well: a VM that ends closes no connection.
+    pub async fn not_running(&self) -> NotRunning {
+        let mut changes = self.watch();
+        let status = match changes.wait_for(|status| status.guest.is_none()).await {
+            Ok(status) => status.clone(),
+            Err(_) => self.status(),
+        };
+        NotRunning {
+            id: self.id().clone(),
+            state: status.state,
+            reason: status.reason,
+        }
+    }
+
     /// Waits until it is no longer being created.
     ///
     /// # Errors

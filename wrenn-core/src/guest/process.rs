@@ -306,6 +306,18 @@ impl GuestClient {
     /// # Errors
     /// When there is none with this id.
     pub async fn connect(&self, pid: u32) -> Result<GuestProcess, GuestError> {
+        self.join(pid, false).await
+    }
+
+    /// Joins a process that has a terminal: its input goes there.
+    ///
+    /// # Errors
+    /// When there is none with this id.
+    pub async fn connect_terminal(&self, pid: u32) -> Result<GuestProcess, GuestError> {
+        self.join(pid, true).await
+    }
+
+    async fn join(&self, pid: u32, pty: bool) -> Result<GuestProcess, GuestError> {
         const WHAT: &str = "joining a command";
         let options = keep_alive(WHAT, CallOptions::default())?;
         let request = ConnectRequest {
@@ -316,7 +328,7 @@ impl GuestClient {
             .connect_with_options(request, options)
             .await
             .map_err(GuestError::rpc(WHAT))?;
-        self.attach(WHAT, events_of!(WHAT, stream), false).await
+        self.attach(WHAT, events_of!(WHAT, stream), pty).await
     }
 
     async fn attach(
@@ -481,7 +493,10 @@ impl GuestProcess {
     }
 }
 
-fn keep_alive(what: &'static str, options: CallOptions) -> Result<CallOptions, GuestError> {
+pub(super) fn keep_alive(
+    what: &'static str,
+    options: CallOptions,
+) -> Result<CallOptions, GuestError> {
     options
         .try_with_header(KEEPALIVE_PING_HEADER, KEEPALIVE_SECONDS)
         .map_err(GuestError::rpc(what))
