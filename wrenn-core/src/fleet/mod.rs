@@ -34,14 +34,16 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 use tracing::{info, warn};
 
-use crate::SandboxId;
 use crate::sandbox::{AdoptError, CreateSandboxError, Host, Keep, SandboxConfig, SweepError};
+use crate::template::Template;
+use crate::{RootDirectory, SandboxId};
 use roster::Roster;
 
 /// The sandboxes of one host. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Fleet {
-    host: Host,
+    host: Option<Host>,
+    root: RootDirectory,
     roster: Roster,
 }
 
@@ -92,7 +94,22 @@ impl Fleet {
                 Err(error) => warn!(sandbox_id = %id, %error, "left as it is"),
             }
         }
-        Ok(Self { host, roster })
+        Ok(Self {
+            root: host.root().clone(),
+            host: Some(host),
+            roster,
+        })
+    }
+
+    /// A fleet that has no host and cannot create, for tests of what lies above: it needs
+    /// neither root nor KVM, and knows the templates of `root`.
+    #[must_use]
+    pub fn without_host(root: RootDirectory, limits: Limits) -> Self {
+        Self {
+            host: None,
+            root,
+            roster: Roster::new(limits),
+        }
     }
 
     /// Creates a sandbox that lasts until it is destroyed, and waits until commands can run
@@ -109,9 +126,17 @@ impl Fleet {
             keep: Keep::UntilDestroyed,
             ..config
         };
-        let host = self.host.clone();
-        let create = |config| async move { host.create(config).await };
-        let handle = self.roster.begin(config, self.host.root(), create)?;
+        let (host, root) = (self.host.clone(), self.root.clone());
+        let create = |config: SandboxConfig| async move {
+            match host {
+                Some(host) => host.create(config).await,
+                None => {
+                    Template::open(&root, &config.template)?;
+                    Err(CreateSandboxError::NoHost)
+                }
+            }
+        };
+        let handle = self.roster.begin(config, &self.root, create)?;
         handle.created().await
     }
 
@@ -133,10 +158,10 @@ impl Fleet {
         self.roster.events()
     }
 
-    /// The host that they are on.
+    /// Where everything lies.
     #[must_use]
-    pub fn host(&self) -> &Host {
-        &self.host
+    pub fn root(&self) -> &RootDirectory {
+        &self.root
     }
 
     /// What is taken of the host, and what there is.
@@ -149,6 +174,8 @@ impl Fleet {
     /// have begun are finished first.
     pub async fn leave(self) {
         self.roster.leave().await;
-        self.host.settled().await;
+        if let Some(host) = &self.host {
+            host.settled().await;
+        }
     }
 }

@@ -410,6 +410,13 @@ impl GuestClient {
         Ok(summaries.collect())
     }
 
+    /// A writer for the standard input of a command, or its terminal if it has one. One at
+    /// a time.
+    #[must_use]
+    pub fn input(&self, pid: u32, pty: bool) -> ProcessInput {
+        ProcessInput::open(self.clone(), pid, pty)
+    }
+
     /// Sends a signal to a command's whole process group.
     ///
     /// # Errors
@@ -448,7 +455,7 @@ impl GuestProcess {
     /// A writer for its standard input or terminal. One at a time.
     #[must_use]
     pub fn input(&self) -> ProcessInput {
-        ProcessInput::open(self.client.clone(), self.pid, self.pty)
+        self.client.input(self.pid, self.pty)
     }
 
     /// The next event. After [`ProcessEvent::Exit`] there is none, and asking is an error.

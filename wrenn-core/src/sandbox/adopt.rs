@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::host::Shared;
 use super::record::{RecordError, SandboxRecord};
-use super::{Remains, Sandbox, State, Timings};
+use super::{CONSOLE, Remains, Sandbox, State, Timings};
 use crate::SandboxId;
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient};
 use crate::network::SlotNumber;
@@ -101,13 +101,10 @@ async fn take_over(host: &Shared, directory: SandboxDirectory, record: SandboxRe
     };
     let id = directory.id().clone();
     let number = record.slot.and_then(SlotNumber::new);
-    let vm = record.vmm.as_ref().and_then(|vmm| {
-        Vm::adopt(
-            vmm,
-            &directory.file("vmm.sock"),
-            &directory.file("console.log"),
-        )
-    });
+    let vm = record
+        .vmm
+        .as_ref()
+        .and_then(|vmm| Vm::adopt(vmm, &directory.file("vmm.sock"), &directory.file(CONSOLE)));
     let slot = match number {
         Some(number) => match host.network.adopt_slot(number, id.as_str()).await {
             Ok(slot) => Some(slot),

@@ -9,7 +9,7 @@ use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{self, CopyDiskError};
 use super::host::Shared;
 use super::record::{RecordError, SandboxRecord};
-use super::{DestroyError, GuestAccess, Keep, Sandbox, SandboxConfig, State};
+use super::{CONSOLE, DestroyError, GuestAccess, Keep, Sandbox, SandboxConfig, State};
 use crate::SandboxId;
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError};
 use crate::network::{CreateSlotError, NetworkSlot};
@@ -82,6 +82,9 @@ pub enum CreateSandboxError {
     /// A worker thread was lost.
     #[error("a worker thread died")]
     Thread,
+    /// There is no host to create it on.
+    #[error("this program runs no sandboxes")]
+    NoHost,
 }
 
 fn quoted(console: &str) -> String {
@@ -284,7 +287,7 @@ fn launch_spec(host: &Shared, directory: &SandboxDirectory, slot: &NetworkSlot) 
         binary: host.vmm.clone(),
         id: directory.id().clone(),
         api_socket: directory.file("vmm.sock"),
-        console: directory.file("console.log"),
+        console: directory.file(CONSOLE),
         log: directory.file("vmm.log"),
         disk: directory.file("rootfs.ext4"),
         network_namespace: Some(slot.namespace_path()),

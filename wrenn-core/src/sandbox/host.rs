@@ -132,12 +132,6 @@ impl Host {
         &self.0.root
     }
 
-    /// The log of a sandbox's console, which its guest writes.
-    #[must_use]
-    pub fn console(&self, id: &SandboxId) -> PathBuf {
-        self.0.root.sandbox(id).join("console.log")
-    }
-
     /// The program that runs VMs.
     #[must_use]
     pub fn vmm(&self) -> &Path {

@@ -45,15 +45,18 @@ pub use state::{Event, State};
 pub use sweep::{Leftovers, SweepError};
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::SandboxId;
 use crate::guest::{Command, CommandOutput, GuestClient, GuestError};
 use crate::network::{NetworkSlot, RemoveSlotError, SlotNumber};
 use crate::vm::{ExitReason, Vm};
+use crate::{RootDirectory, SandboxId};
 use directory::SandboxDirectory;
 use record::SandboxRecord;
+
+/// Name of the console's log in a sandbox's directory.
+const CONSOLE: &str = "console.log";
 
 /// A running sandbox.
 #[must_use = "dropping a sandbox destroys it in the background"]
@@ -89,6 +92,12 @@ pub enum DestroyError {
         #[source]
         source: DirectoryError,
     },
+}
+
+/// The log of a sandbox's console, which its guest writes.
+#[must_use]
+pub fn console_log(root: &RootDirectory, id: &SandboxId) -> PathBuf {
+    root.sandbox(id).join(CONSOLE)
 }
 
 impl Sandbox {
