@@ -11,6 +11,7 @@ use crate::process;
 #[derive(Debug)]
 pub(crate) struct Programs {
     pub(crate) wrenn: PathBuf,
+    pub(crate) agent: PathBuf,
     pub(crate) vmm: PathBuf,
     pub(crate) provision: PathBuf,
 }
@@ -23,6 +24,7 @@ impl Programs {
         cargo.args(["build", "--release", "--bins"]);
         for package in [
             "wrenn-cli",
+            "wrenn-agent",
             "wrenn-vmm",
             "wrenn-envd",
             "wrenn-machine",
@@ -33,6 +35,7 @@ impl Programs {
         let made = executables(&mut cargo)?;
         Ok(Self {
             wrenn: find(&made, "wrenn")?,
+            agent: find(&made, "wrenn-agent")?,
             vmm: find(&made, "wrenn-vmm")?,
             provision: find(&made, "xtask-provision")?,
         })

@@ -1,7 +1,7 @@
 //! `cargo xtask e2e`: the end-to-end suite, where virtual machines can run.
 //!
 //! The suite is an ordinary test program. It goes into the machine as it is, since all
-//! our programs are static, and finds `wrenn` and the VMM by two environment variables.
+//! our programs are static, and finds `wrenn`, the agent and the VMM by environment variables.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -49,6 +49,7 @@ pub(crate) fn suite(
     step("End-to-end tests", || {
         let mut run = Run::new(program)
             .file("WRENN_E2E_WRENN", &programs.wrenn)
+            .file("WRENN_E2E_AGENT", &programs.agent)
             .file("WRENN_VMM", vmm.unwrap_or(&programs.vmm));
         if let Some(filter) = filter {
             run = run.argument(filter);

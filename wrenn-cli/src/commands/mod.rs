@@ -1,5 +1,6 @@
 //! One file per sub-command.
 
+pub mod agent;
 pub mod completions;
 pub mod doctor;
 pub mod machine;
@@ -16,6 +17,8 @@ pub enum Command {
     Run(run::Args),
     /// Say what this host can run, and how to mend what it can't.
     Doctor(doctor::Args),
+    /// Talk to the agent of a host: for a look inside, and for debugging.
+    Agent(agent::Args),
     /// The QEMU machine that stands in for a host without usable KVM or device mapper.
     Machine(machine::Args),
     /// Print the completion script of a shell.
@@ -42,6 +45,7 @@ pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<Ex
     match command {
         Command::Run(args) => run::run(&global, args).await,
         Command::Doctor(args) => doctor::run(&global, args).await,
+        Command::Agent(args) => agent::run(args).await,
         Command::Completions(args) => Ok(completions::run(&args)),
         Command::Machine(args) => machine::run(&global, args).await,
     }

@@ -1,14 +1,16 @@
 //! Joins this program's standard streams, signals and terminal to a command elsewhere:
-//! in a sandbox, or in the machine.
+//! in a sandbox, in the machine, or behind an agent. [`Remote`] is what it needs of it.
 //!
 //! ```text
-//!  stdin ──▶ ProcessInput ──▶ command          (waits while the command does not read)
+//!  stdin ──▶ RemoteInput ──▶ command           (waits while the command does not read)
 //!  stdout, stderr ◀── ProcessEvent ── command  (the command waits while we cannot write)
 //!  SIGINT, SIGTERM, SIGHUP, SIGQUIT ─────▶ its process group
 //!  SIGWINCH ─────▶ size of its terminal
 //! ```
 
+mod guest;
 mod raw;
+mod remote;
 
 use std::io;
 use std::process::ExitCode;
@@ -18,13 +20,12 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tracing::debug;
-use wrenn_core::guest::{
-    Command, ExitStatus, GuestClient, GuestError, GuestProcess, ProcessEvent, ProcessInput,
-    RpcCode, Signal,
-};
+use wrenn_core::guest::{Command, ExitStatus, GuestClient, ProcessEvent, Signal};
 
+use guest::GuestCommand;
 use raw::RawMode;
 pub use raw::{is_terminal, terminal_size};
+pub use remote::{Remote, RemoteInput};
 
 /// Exit code of a command that its time-out ended, as `timeout` of coreutils has it.
 const TIMED_OUT: u8 = 124;
@@ -63,16 +64,35 @@ pub async fn run(
         command = command.timeout(timeout);
     }
     // Listening starts before the command does, so that no early signal is missed.
-    let mut signals = Signals::listen()?;
-    let mut process = client.start(&command).await?;
+    let signals = Signals::listen()?;
+    let process = client.start(&command).await?;
+    stay(GuestCommand::new(client.clone(), process), signals, attach).await
+}
 
+/// Starts a command by `start` and stays with it to its end. Returns its exit code.
+///
+/// # Errors
+/// When it cannot be started, or the connection to it breaks.
+pub async fn run_remote<R: Remote>(
+    start: impl Future<Output = anyhow::Result<R>>,
+    attach: Attach,
+) -> anyhow::Result<ExitCode> {
+    let signals = Signals::listen()?;
+    stay(start.await?, signals, attach).await
+}
+
+async fn stay<R: Remote>(
+    mut remote: R,
+    mut signals: Signals,
+    attach: Attach,
+) -> anyhow::Result<ExitCode> {
     let raw = if attach.tty && is_terminal() {
         Some(RawMode::enter()?)
     } else {
         None
     };
-    let input = (attach.stdin || attach.tty).then(|| tokio::spawn(pump(process.input())));
-    let outcome = converse(client, &mut process, &mut signals, attach).await;
+    let input = (attach.stdin || attach.tty).then(|| tokio::spawn(pump(remote.input())));
+    let outcome = converse(&mut remote, &mut signals, attach).await;
     if let Some(input) = input {
         input.abort();
     }
@@ -81,38 +101,31 @@ pub async fn run(
 }
 
 async fn converse(
-    client: &GuestClient,
-    process: &mut GuestProcess,
+    remote: &mut impl Remote,
     signals: &mut Signals,
     attach: Attach,
 ) -> anyhow::Result<ExitCode> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-    let pid = process.pid();
     loop {
         let event = tokio::select! {
-            event = process.next() => event,
+            event = remote.next() => event?,
             received = signals.next() => {
-                deliver(client, pid, received, attach.tty).await;
+                deliver(remote, received, attach.tty).await;
                 continue;
             }
         };
         let written = match event {
-            Ok(ProcessEvent::Stdout(bytes) | ProcessEvent::Pty(bytes)) => {
+            ProcessEvent::Stdout(bytes) | ProcessEvent::Pty(bytes) => {
                 show(&mut stdout, &bytes).await
             }
-            Ok(ProcessEvent::Stderr(bytes)) => show(&mut stderr, &bytes).await,
-            Ok(ProcessEvent::Exit(status)) => return Ok(exit_code(&status, attach)),
-            Err(error) if error.code() == Some(RpcCode::DeadlineExceeded) => {
-                eprintln!("wrenn: {}", timed_out(attach));
-                return Ok(ExitCode::from(TIMED_OUT));
-            }
-            Err(error) => return Err(error.into()),
+            ProcessEvent::Stderr(bytes) => show(&mut stderr, &bytes).await,
+            ProcessEvent::Exit(status) => return Ok(exit_code(&status, attach)),
         };
         match written {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 // Whoever read has left, as `head` does: the command has no more to say.
-                if let Err(error) = client.signal(pid, Signal::SIGNAL_SIGKILL).await {
+                if let Err(error) = remote.signal(Signal::SIGNAL_SIGKILL).await {
                     debug!(%error, "the command ended by itself");
                 }
                 return Ok(ExitCode::from(BROKEN_PIPE));
@@ -152,10 +165,10 @@ async fn show(stream: &mut (impl AsyncWrite + Unpin), bytes: &Bytes) -> io::Resu
 }
 
 /// Copies standard input to the command until either ends.
-async fn pump(mut input: ProcessInput) {
+async fn pump(mut input: impl RemoteInput) {
     let mut stdin = tokio::io::stdin();
     let mut buffer = BytesMut::with_capacity(CHUNK_BYTES);
-    let outcome: Result<(), GuestError> = loop {
+    let outcome = loop {
         buffer.reserve(CHUNK_BYTES);
         match stdin.read_buf(&mut buffer).await {
             Ok(0) => break input.close().await,
@@ -213,10 +226,10 @@ impl Signals {
     }
 }
 
-async fn deliver(client: &GuestClient, pid: u32, received: Received, tty: bool) {
+async fn deliver(remote: &impl Remote, received: Received, tty: bool) {
     let delivered = match received {
-        Received::Forward(signal) => client.signal(pid, signal).await,
-        Received::Resized if tty => client.resize(pid, terminal_size()).await,
+        Received::Forward(signal) => remote.signal(signal).await,
+        Received::Resized if tty => remote.resize(terminal_size()).await,
         Received::Resized => return,
     };
     if let Err(error) = delivered {

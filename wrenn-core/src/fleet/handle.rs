@@ -8,7 +8,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{CreateError, Status};
 use crate::SandboxId;
 use crate::guest::GuestClient;
-use crate::sandbox::{Activity, DestroyError, InUse, RecordError, SandboxConfig, State};
+use crate::network::{EgressPolicy, SlotCounters};
+use crate::sandbox::{
+    Activity, ChangeEgressError, DestroyError, InUse, RecordError, SandboxConfig, State,
+};
 
 /// Requests that may wait for a sandbox's task. More only wait longer to be sent.
 const QUEUE: usize = 16;
@@ -18,6 +21,8 @@ const QUEUE: usize = 16;
 pub(super) enum Request {
     Destroy(oneshot::Sender<Result<(), Arc<DestroyError>>>),
     SetTimeout(Duration, oneshot::Sender<Result<(), RecordError>>),
+    SetEgress(EgressPolicy, oneshot::Sender<Result<(), ChangeEgressError>>),
+    Traffic(oneshot::Sender<Option<SlotCounters>>),
     Leave,
 }
 
@@ -145,6 +150,21 @@ impl SandboxHandle {
         }
     }
 
+    /// Waits until it no longer runs, and says what became of it. What waits for an answer
+    /// of its guest waits for this as well: a VM that ends closes no connection.
+    pub async fn not_running(&self) -> NotRunning {
+        let mut changes = self.watch();
+        let status = match changes.wait_for(|status| status.guest.is_none()).await {
+            Ok(status) => status.clone(),
+            Err(_) => self.status(),
+        };
+        NotRunning {
+            id: self.id().clone(),
+            state: status.state,
+            reason: status.reason,
+        }
+    }
+
     /// Waits until it is no longer being created.
     ///
     /// # Errors
@@ -171,6 +191,23 @@ impl SandboxHandle {
         self.ask(Request::SetTimeout(timeout, reply)).await;
         // A sandbox that has ended meanwhile needs no time-out.
         answer.await.unwrap_or(Ok(()))
+    }
+
+    /// Changes what its guest may connect to, at once and as a whole.
+    ///
+    /// # Errors
+    /// When that cannot be done or written down; the old policy holds then.
+    pub async fn set_egress(&self, policy: EgressPolicy) -> Result<(), ChangeEgressError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::SetEgress(policy, reply)).await;
+        answer.await.unwrap_or(Ok(()))
+    }
+
+    /// What its guest has sent and received; `None` where it does not run.
+    pub async fn traffic(&self) -> Option<SlotCounters> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Traffic(reply)).await;
+        answer.await.ok().flatten()
     }
 
     /// Ends it, data included. One that has ended already is no error.

@@ -18,36 +18,33 @@
 //! running; the next [`Fleet::open`] takes them over.
 
 mod admission;
+mod event;
 mod handle;
+mod roster;
 mod status;
 mod task;
 
 pub use admission::{Limits, Refusal, Reserved};
+pub use event::FleetEvent;
 pub use handle::{DestroyRefused, GuestLease, NotRunning, SandboxHandle};
 pub use status::Status;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use tokio_util::task::TaskTracker;
+use tokio::sync::broadcast;
 use tracing::{info, warn};
 
-use crate::SandboxId;
-use crate::sandbox::{
-    AdoptError, Adopted, CreateSandboxError, Host, Keep, SandboxConfig, SweepError,
-};
-use admission::Admission;
+use crate::sandbox::{AdoptError, CreateSandboxError, Host, Keep, SandboxConfig, SweepError};
+use crate::template::Template;
+use crate::{RootDirectory, SandboxId};
+use roster::Roster;
 
 /// The sandboxes of one host. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Fleet(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    host: Host,
-    admission: Admission,
-    sandboxes: Mutex<BTreeMap<SandboxId, SandboxHandle>>,
-    tasks: TaskTracker,
+pub struct Fleet {
+    host: Option<Host>,
+    root: RootDirectory,
+    roster: Roster,
 }
 
 /// Why a host's sandboxes could not be taken over.
@@ -83,43 +80,36 @@ impl Fleet {
     /// said in the log.
     pub async fn open(host: Host, limits: Limits) -> Result<Self, OpenFleetError> {
         let orphans = host.orphans().await?;
-        let fleet = Self(Arc::new(Shared {
-            host,
-            admission: Admission::new(limits),
-            sandboxes: Mutex::new(BTreeMap::new()),
-            tasks: TaskTracker::new(),
-        }));
+        let roster = Roster::new(limits);
         let found = orphans.into_iter().map(|id| {
-            let host = fleet.0.host.clone();
+            let host = host.clone();
             async move { (host.adopt(id.clone()).await, id) }
         });
         for (adopted, id) in futures::future::join_all(found).await {
             match adopted {
-                Ok(adopted) => fleet.take_in(adopted),
+                Ok(adopted) => roster.take_in(adopted).await,
                 Err(AdoptError::Owned(id)) => {
                     info!(sandbox_id = %id, "belongs to another program on this host");
                 }
                 Err(error) => warn!(sandbox_id = %id, %error, "left as it is"),
             }
         }
-        Ok(fleet)
+        Ok(Self {
+            root: host.root().clone(),
+            host: Some(host),
+            roster,
+        })
     }
 
-    fn take_in(&self, adopted: Adopted) {
-        let (config, created_at) = match &adopted {
-            Adopted::Running(sandbox) => (sandbox.config(), sandbox.created_at().to_owned()),
-            Adopted::Broken(remains) => (remains.config(), remains.created_at().to_owned()),
-        };
-        // What runs already is counted, whatever the limits say today.
-        let reserved = match &adopted {
-            Adopted::Running(_) => Some(self.0.admission.count(config.resources)),
-            Adopted::Broken(_) => None,
-        };
-        let id = config.id.clone();
-        let (handle, requests) = SandboxHandle::new(config, created_at);
-        self.lock().insert(id, handle.clone());
-        let task = task::adopted(handle, adopted, reserved, requests, self.forget());
-        self.0.tasks.spawn(task);
+    /// A fleet that has no host and cannot create, for tests of what lies above: it needs
+    /// neither root nor KVM, and knows the templates of `root`.
+    #[must_use]
+    pub fn without_host(root: RootDirectory, limits: Limits) -> Self {
+        Self {
+            host: None,
+            root,
+            roster: Roster::new(limits),
+        }
     }
 
     /// Creates a sandbox that lasts until it is destroyed, and waits until commands can run
@@ -136,82 +126,56 @@ impl Fleet {
             keep: Keep::UntilDestroyed,
             ..config
         };
-        let handle = self.begin(config)?;
+        let (host, root) = (self.host.clone(), self.root.clone());
+        let create = |config: SandboxConfig| async move {
+            match host {
+                Some(host) => host.create(config).await,
+                None => {
+                    Template::open(&root, &config.template)?;
+                    Err(CreateSandboxError::NoHost)
+                }
+            }
+        };
+        let handle = self.roster.begin(config, &self.root, create)?;
         handle.created().await
-    }
-
-    /// Finds the sandbox of this id, or begins to make it.
-    fn begin(&self, config: SandboxConfig) -> Result<SandboxHandle, CreateError> {
-        let mut sandboxes = self.lock();
-        if let Some(present) = sandboxes.get(&config.id) {
-            return if present.asked() == &config {
-                Ok(present.clone())
-            } else {
-                Err(CreateError::Exists(config.id))
-            };
-        }
-        let reserved = self
-            .0
-            .admission
-            .admit(config.resources, self.0.host.root())?;
-        let created_at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
-        let (handle, requests) = SandboxHandle::new(config.clone(), created_at);
-        sandboxes.insert(config.id.clone(), handle.clone());
-        drop(sandboxes);
-        let host = self.0.host.clone();
-        let creation = async move { host.create(config).await };
-        let task = task::created(handle.clone(), creation, reserved, requests, self.forget());
-        self.0.tasks.spawn(task);
-        Ok(handle)
     }
 
     /// The sandbox of this id.
     #[must_use]
     pub fn get(&self, id: &SandboxId) -> Option<SandboxHandle> {
-        self.lock().get(id).cloned()
+        self.roster.get(id)
     }
 
     /// All sandboxes, by id.
     #[must_use]
     pub fn list(&self) -> Vec<SandboxHandle> {
-        self.lock().values().cloned().collect()
+        self.roster.list()
     }
 
-    /// The host that they are on.
+    /// What happens to its sandboxes from now on. Who reads too slowly misses the oldest.
     #[must_use]
-    pub fn host(&self) -> &Host {
-        &self.0.host
+    pub fn events(&self) -> broadcast::Receiver<FleetEvent> {
+        self.roster.events()
+    }
+
+    /// Where everything lies.
+    #[must_use]
+    pub fn root(&self) -> &RootDirectory {
+        &self.root
     }
 
     /// What is taken of the host, and what there is.
     #[must_use]
     pub fn reserved(&self) -> (Reserved, Limits) {
-        self.0.admission.reserved()
+        self.roster.reserved()
     }
 
     /// Goes away and leaves every sandbox as it is, for the next to take over. Steps that
     /// have begun are finished first.
     pub async fn leave(self) {
-        for handle in self.list() {
-            handle.leave().await;
-        }
-        self.0.tasks.close();
-        self.0.tasks.wait().await;
-        self.0.host.settled().await;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SandboxId, SandboxHandle>> {
-        self.0
-            .sandboxes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a sandbox that is no more out of the map.
-    fn forget(&self) -> impl FnOnce(&SandboxId) + Send + 'static {
-        let fleet = self.clone();
-        move |id| {
-            fleet.lock().remove(id);
+        self.roster.leave().await;
+        if let Some(host) = &self.host {
+            host.settled().await;
         }
     }
 }

@@ -10,9 +10,10 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use super::admission::Reservation;
 use super::handle::Request;
-use super::{CreateError, SandboxHandle, Status};
-use crate::SandboxId;
+use super::roster::Roster;
+use super::{CreateError, FleetEvent, SandboxHandle, Status};
 use crate::chain::Chain;
+use crate::network::SlotCounters;
 use crate::sandbox::{
     Adopted, CreateSandboxError, DestroyError, Event, RecordError, Remains, Sandbox, State,
 };
@@ -46,7 +47,7 @@ pub(super) async fn created(
     creation: impl Future<Output = Result<Sandbox, CreateSandboxError>> + Send,
     reserved: Reservation,
     mut requests: mpsc::Receiver<Request>,
-    forget: impl FnOnce(&SandboxId) + Send,
+    roster: Roster,
 ) {
     let span = info_span!("sandbox", sandbox_id = %handle.id());
     let life = async {
@@ -54,6 +55,8 @@ pub(super) async fn created(
         match create(creation, &mut requests, &mut early).await {
             Creation::Done(outcome) => match *outcome {
                 Ok(sandbox) => {
+                    let created = FleetEvent::Created(handle.id().clone(), *sandbox.timings());
+                    roster.tell(created);
                     let owner = Owner {
                         handle: handle.clone(),
                         body: Body::Running(Box::new(sandbox)),
@@ -61,19 +64,21 @@ pub(super) async fn created(
                         requests,
                         early,
                     };
-                    owner.live(forget).await;
+                    owner.live(&roster).await;
                 }
                 Err(error) => {
                     warn!(error = %Chain(&error), "not created");
                     drop(reserved);
-                    forget(handle.id());
+                    roster.forget(handle.id());
+                    roster.tell(FleetEvent::NotCreated(handle.id().clone()));
                     handle.publish_failure(CreateError::Failed(Arc::new(error)));
                 }
             },
             Creation::Abandoned(reply) => {
                 info!("destroyed while it was created");
                 drop(reserved);
-                forget(handle.id());
+                roster.forget(handle.id());
+                roster.tell(FleetEvent::Abandoned(handle.id().clone()));
                 handle.publish_failure(CreateError::Destroyed(handle.id().clone()));
                 answer(reply, Ok(()));
             }
@@ -88,7 +93,7 @@ pub(super) async fn adopted(
     adopted: Adopted,
     reserved: Option<Reservation>,
     requests: mpsc::Receiver<Request>,
-    forget: impl FnOnce(&SandboxId) + Send,
+    roster: Roster,
 ) {
     let span = info_span!("sandbox", sandbox_id = %handle.id());
     let owner = Owner {
@@ -101,7 +106,7 @@ pub(super) async fn adopted(
         requests,
         early: Vec::new(),
     };
-    owner.live(forget).instrument(span).await;
+    owner.live(&roster).instrument(span).await;
 }
 
 /// Waits for a creation. Whoever destroys the sandbox meanwhile ends it; other requests
@@ -125,19 +130,28 @@ async fn create(
 }
 
 impl Owner {
-    async fn live(mut self, forget: impl FnOnce(&SandboxId) + Send) {
+    async fn live(mut self, roster: &Roster) {
         self.publish(Event::Booted);
         loop {
             let request;
-            (request, self) = self.next().await;
+            (request, self) = self.next(roster).await;
             match request {
                 Request::SetTimeout(timeout, reply) => {
                     let done = self.set_timeout(timeout);
                     answer(reply, done);
                 }
+                Request::SetEgress(policy, reply) => {
+                    let done = match &mut self.body {
+                        Body::Running(sandbox) => sandbox.set_egress(policy).await,
+                        // It connects to nothing.
+                        Body::Broken(_) => Ok(()),
+                    };
+                    answer(reply, done);
+                }
+                Request::Traffic(reply) => answer(reply, self.traffic().await),
                 Request::Leave => return self.leave(),
                 Request::Destroy(reply) => {
-                    let done = self.destroy(forget).await;
+                    let done = self.destroy(roster).await;
                     answer(reply, done);
                     return;
                 }
@@ -146,7 +160,7 @@ impl Owner {
     }
 
     /// The next request. A VM that ends meanwhile makes the sandbox a broken one.
-    async fn next(mut self) -> (Request, Self) {
+    async fn next(mut self, roster: &Roster) -> (Request, Self) {
         if !self.early.is_empty() {
             return (self.early.remove(0), self);
         }
@@ -157,6 +171,7 @@ impl Owner {
                 reason = sandbox.exited() => ended(sandbox, reason),
             };
             warn!(reason, "broken");
+            roster.tell(FleetEvent::Broke(self.handle.id().clone()));
             self = self.fail(reason).await;
         }
         (self.requests.recv().await.unwrap_or(Request::Leave), self)
@@ -185,6 +200,16 @@ impl Owner {
         Ok(())
     }
 
+    async fn traffic(&self) -> Option<SlotCounters> {
+        let Body::Running(sandbox) = &self.body else {
+            return None;
+        };
+        let counted = sandbox.traffic().await;
+        counted
+            .inspect_err(|error| warn!(error = %Chain(error), "cannot count its traffic"))
+            .ok()
+    }
+
     fn leave(self) {
         match self.body {
             Body::Running(sandbox) => sandbox.leave(),
@@ -192,10 +217,7 @@ impl Owner {
         }
     }
 
-    async fn destroy(
-        self,
-        forget: impl FnOnce(&SandboxId) + Send,
-    ) -> Result<(), Arc<DestroyError>> {
+    async fn destroy(self, roster: &Roster) -> Result<(), Arc<DestroyError>> {
         let done = match self.body {
             Body::Running(sandbox) => sandbox.destroy().await,
             Body::Broken(remains) => remains.destroy().await,
@@ -205,7 +227,8 @@ impl Owner {
             Err(error) => error!(error = %Chain(error), "destroyed in part"),
         }
         drop(self.reserved);
-        forget(self.handle.id());
+        roster.forget(self.handle.id());
+        roster.tell(FleetEvent::Destroyed(self.handle.id().clone()));
         let status = self.handle.status();
         let state = status
             .state

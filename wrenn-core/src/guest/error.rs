@@ -13,6 +13,8 @@ pub enum RpcCode {
     NotFound,
     /// It is there already.
     AlreadyExists,
+    /// What it is about is in no state for it, as a command whose input is closed.
+    FailedPrecondition,
     /// The guest's user may not.
     PermissionDenied,
     /// The token is missing or wrong, or the user is unknown.
@@ -33,6 +35,7 @@ impl From<ErrorCode> for RpcCode {
             ErrorCode::InvalidArgument | ErrorCode::OutOfRange => Self::InvalidArgument,
             ErrorCode::NotFound => Self::NotFound,
             ErrorCode::AlreadyExists => Self::AlreadyExists,
+            ErrorCode::FailedPrecondition => Self::FailedPrecondition,
             ErrorCode::PermissionDenied => Self::PermissionDenied,
             ErrorCode::Unauthenticated => Self::Unauthenticated,
             ErrorCode::DeadlineExceeded => Self::DeadlineExceeded,

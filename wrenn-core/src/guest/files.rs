@@ -1,7 +1,9 @@
 //! Files in the guest.
 
+use std::io;
+
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{Stream, StreamExt, TryStreamExt};
 use http::{Method, header};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use hyper::body::Frame;
@@ -78,6 +80,35 @@ impl From<EntryInfo> for Entry {
 }
 
 impl GuestClient {
+    /// Opens the guest's file at `path` and gives its bytes as they come. They come no
+    /// faster than they are taken.
+    ///
+    /// # Errors
+    /// When the file cannot be read; the stream itself fails when the connection breaks.
+    pub async fn read_stream(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = Result<Bytes, GuestError>> + Send + 'static, GuestError> {
+        let response = self
+            .http
+            .send(
+                READ,
+                self.token.as_ref(),
+                Method::GET,
+                &self.target(path, None),
+                &[],
+                full(Bytes::new()),
+            )
+            .await?;
+        let frames = BodyStream::new(response.into_body());
+        Ok(frames.filter_map(|frame| async {
+            match frame {
+                Ok(frame) => frame.into_data().ok().map(Ok),
+                Err(error) => Some(Err(GuestError::transport(READ, error))),
+            }
+        }))
+    }
+
     /// Copies the guest's file at `path` into `sink`, in constant memory. Returns how many
     /// bytes it was.
     ///
@@ -88,35 +119,17 @@ impl GuestClient {
         path: &str,
         sink: &mut (impl AsyncWrite + Unpin + Send),
     ) -> Result<u64, GuestError> {
-        let response = self
-            .http
-            .send(
-                READ,
-                self.token.as_ref(),
-                Method::GET,
-                &files(path),
-                &[],
-                full(Bytes::new()),
-            )
-            .await?;
-        let mut body = response.into_body();
-        let mut length = 0;
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| GuestError::transport(READ, error))?;
-            if let Ok(bytes) = frame.into_data() {
-                length += bytes.len() as u64;
-                let written = sink.write_all(&bytes).await;
-                written.map_err(|source| GuestError::Local {
-                    what: "write the copy",
-                    source,
-                })?;
-            }
-        }
-        let flushed = sink.flush().await;
-        flushed.map_err(|source| GuestError::Local {
+        let local = |source| GuestError::Local {
             what: "write the copy",
             source,
-        })?;
+        };
+        let mut chunks = std::pin::pin!(self.read_stream(path).await?);
+        let mut length = 0;
+        while let Some(bytes) = chunks.try_next().await? {
+            length += bytes.len() as u64;
+            sink.write_all(&bytes).await.map_err(local)?;
+        }
+        sink.flush().await.map_err(local)?;
         Ok(length)
     }
 
@@ -132,9 +145,26 @@ impl GuestClient {
         user: Option<&str>,
         source: impl AsyncRead + Send + 'static,
     ) -> Result<(), GuestError> {
-        let chunks = ReaderStream::with_capacity(source, CHUNK_BYTES).map_ok(Frame::data);
-        self.put(path, user, BodyExt::boxed_unsync(StreamBody::new(chunks)))
-            .await
+        let chunks = ReaderStream::with_capacity(source, CHUNK_BYTES);
+        self.write_stream(path, user, chunks).await
+    }
+
+    /// Writes `chunks` into the guest's file at `path`, as [`upload`](Self::upload) does.
+    /// They are taken no faster than the guest writes them.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload). A chunk that is an error leaves the old file as it was.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the old file as it was.
+    pub async fn write_stream(
+        &self,
+        path: &str,
+        user: Option<&str>,
+        chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<(), GuestError> {
+        let frames = StreamBody::new(chunks.map_ok(Frame::data));
+        self.put(path, user, BodyExt::boxed_unsync(frames)).await
     }
 
     /// Reads a file that fits in memory (up to 64 MiB).
@@ -142,27 +172,10 @@ impl GuestClient {
     /// # Errors
     /// When the file cannot be read or is larger.
     pub async fn read_file(&self, path: &str) -> Result<Vec<u8>, GuestError> {
-        let response = self
-            .http
-            .send(
-                READ,
-                self.token.as_ref(),
-                Method::GET,
-                &files(path),
-                &[],
-                full(Bytes::new()),
-            )
-            .await?;
-        let mut chunks = BodyStream::new(response.into_body());
+        let mut chunks = std::pin::pin!(self.read_stream(path).await?);
         let mut bytes = Vec::new();
-        while let Some(frame) = chunks
-            .try_next()
-            .await
-            .map_err(|error| GuestError::transport(READ, error))?
-        {
-            if let Ok(chunk) = frame.into_data() {
-                bytes.extend_from_slice(&chunk);
-            }
+        while let Some(chunk) = chunks.try_next().await? {
+            bytes.extend_from_slice(&chunk);
             if bytes.len() > MAX_IN_MEMORY {
                 let reason = format!("{path} is larger than 64 MiB; stream it instead");
                 return Err(GuestError::Request {
@@ -183,11 +196,7 @@ impl GuestClient {
     }
 
     async fn put(&self, path: &str, user: Option<&str>, body: Body) -> Result<(), GuestError> {
-        let mut target = files(path);
-        if let Some(user) = user {
-            target.push_str("&username=");
-            target.push_str(&escape(user).to_string());
-        }
+        let target = self.target(path, user);
         let headers = [(header::CONTENT_TYPE, "application/octet-stream".to_owned())];
         let response = self
             .http
@@ -201,6 +210,11 @@ impl GuestClient {
             )
             .await?;
         collect(WRITE, response).await.map(drop)
+    }
+
+    /// The path of a request about a file, for `user` or whom this client acts as.
+    fn target(&self, path: &str, user: Option<&str>) -> String {
+        files(path, user.or(self.user.as_deref()))
     }
 
     /// Looks at one path.
@@ -291,8 +305,13 @@ fn no_entry(what: &'static str) -> GuestError {
     }
 }
 
-fn files(path: &str) -> String {
-    format!("/files?path={}", escape(path))
+fn files(path: &str, user: Option<&str>) -> String {
+    let mut target = format!("/files?path={}", escape(path));
+    if let Some(user) = user {
+        target.push_str("&username=");
+        target.push_str(&escape(user).to_string());
+    }
+    target
 }
 
 /// All but the unreserved characters of RFC 3986 and the slash.
@@ -314,8 +333,8 @@ mod tests {
     #[test]
     fn paths_survive_the_query() {
         assert_eq!(
-            files("/home/user/a b&c=%?#ü"),
-            "/files?path=/home/user/a%20b%26c%3D%25%3F%23%C3%BC"
+            files("/home/user/a b&c=%?#ü", Some("me&you")),
+            "/files?path=/home/user/a%20b%26c%3D%25%3F%23%C3%BC&username=me%26you"
         );
     }
 }

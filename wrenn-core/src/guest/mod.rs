@@ -14,6 +14,7 @@ mod health;
 mod http;
 mod input;
 mod process;
+mod watch;
 
 pub use error::{GuestError, RpcCode};
 pub use files::{Entry, EntryKind};
@@ -22,11 +23,13 @@ pub use input::ProcessInput;
 pub use process::{
     Command, CommandOutput, ExitStatus, GuestProcess, ProcessEvent, ProcessSummary, PtySize, Signal,
 };
+pub use watch::{Change, ChangeKind, GuestWatch};
 pub use wrenn_proto::http::{ENVD_PORT, InitRequest, Metrics};
 
 use std::fmt;
 use std::net::SocketAddr;
 
+use base64::Engine as _;
 use wrenn_proto::connectrpc::client::{ClientConfig, HttpClient};
 use wrenn_proto::filesystem::FilesystemClient;
 use wrenn_proto::http::ACCESS_TOKEN_HEADER;
@@ -69,6 +72,9 @@ impl fmt::Debug for AccessToken {
 pub struct GuestClient {
     address: SocketAddr,
     token: Option<AccessToken>,
+    /// Whom file operations act as; the template's default user where it is not set.
+    user: Option<String>,
+    transport: HttpClient,
     processes: ProcessClient<HttpClient>,
     files: FilesystemClient<HttpClient>,
     http: http::PlainClient,
@@ -109,10 +115,44 @@ impl GuestClient {
         Ok(Self {
             address,
             token,
+            user: None,
             processes: ProcessClient::new(transport.clone(), config.clone()),
-            files: FilesystemClient::new(transport, config),
+            files: FilesystemClient::new(transport.clone(), config),
+            transport,
             http: http::PlainClient::new(address),
         })
+    }
+
+    /// The same client, whose file operations act as `user`: its home is where relative
+    /// paths begin, and what it makes is its own.
+    ///
+    /// # Errors
+    /// When the name cannot stand in a header.
+    pub fn as_user(&self, user: &str) -> Result<Self, GuestError> {
+        let invalid = |reason: &str| GuestError::Request {
+            what: "user",
+            reason: reason.to_owned(),
+        };
+        if user.contains(':') {
+            return Err(invalid("a user's name has no colon"));
+        }
+        let basic = base64::engine::general_purpose::STANDARD.encode(format!("{user}:"));
+        let value = ::http::HeaderValue::from_str(&format!("Basic {basic}"))
+            .map_err(|_| invalid("it is no header value"))?;
+        let mut headers = self.files.config().default_headers().clone();
+        headers.insert(::http::header::AUTHORIZATION, value);
+        let config = self.files.config().clone().with_default_headers(headers);
+        Ok(Self {
+            user: Some(user.to_owned()),
+            files: FilesystemClient::new(self.transport.clone(), config),
+            ..self.clone()
+        })
+    }
+
+    /// What lets its bearer act as root in the guest, where there is such a thing.
+    #[must_use]
+    pub fn token(&self) -> Option<&AccessToken> {
+        self.token.as_ref()
     }
 
     /// Where the daemon listens.

@@ -306,6 +306,18 @@ impl GuestClient {
     /// # Errors
     /// When there is none with this id.
     pub async fn connect(&self, pid: u32) -> Result<GuestProcess, GuestError> {
+        self.join(pid, false).await
+    }
+
+    /// Joins a process that has a terminal: its input goes there.
+    ///
+    /// # Errors
+    /// When there is none with this id.
+    pub async fn connect_terminal(&self, pid: u32) -> Result<GuestProcess, GuestError> {
+        self.join(pid, true).await
+    }
+
+    async fn join(&self, pid: u32, pty: bool) -> Result<GuestProcess, GuestError> {
         const WHAT: &str = "joining a command";
         let options = keep_alive(WHAT, CallOptions::default())?;
         let request = ConnectRequest {
@@ -316,7 +328,7 @@ impl GuestClient {
             .connect_with_options(request, options)
             .await
             .map_err(GuestError::rpc(WHAT))?;
-        self.attach(WHAT, events_of!(WHAT, stream), false).await
+        self.attach(WHAT, events_of!(WHAT, stream), pty).await
     }
 
     async fn attach(
@@ -398,6 +410,13 @@ impl GuestClient {
         Ok(summaries.collect())
     }
 
+    /// A writer for the standard input of a command, or its terminal if it has one. One at
+    /// a time.
+    #[must_use]
+    pub fn input(&self, pid: u32, pty: bool) -> ProcessInput {
+        ProcessInput::open(self.clone(), pid, pty)
+    }
+
     /// Sends a signal to a command's whole process group.
     ///
     /// # Errors
@@ -436,7 +455,7 @@ impl GuestProcess {
     /// A writer for its standard input or terminal. One at a time.
     #[must_use]
     pub fn input(&self) -> ProcessInput {
-        ProcessInput::open(self.client.clone(), self.pid, self.pty)
+        self.client.input(self.pid, self.pty)
     }
 
     /// The next event. After [`ProcessEvent::Exit`] there is none, and asking is an error.
@@ -481,7 +500,10 @@ impl GuestProcess {
     }
 }
 
-fn keep_alive(what: &'static str, options: CallOptions) -> Result<CallOptions, GuestError> {
+pub(super) fn keep_alive(
+    what: &'static str,
+    options: CallOptions,
+) -> Result<CallOptions, GuestError> {
     options
         .try_with_header(KEEPALIVE_PING_HEADER, KEEPALIVE_SECONDS)
         .map_err(GuestError::rpc(what))

@@ -67,7 +67,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+pub use ipnet::Ipv4Net;
 
 pub use adopt::AdoptSlotError;
 pub use config::{

@@ -91,6 +91,9 @@ pub enum CreateSandboxError {
     /// A worker thread was lost.
     #[error("a worker thread died")]
     Thread,
+    /// There is no host to create it on.
+    #[error("this program runs no sandboxes")]
+    NoHost,
 }
 
 fn quoted(console: &str) -> String {

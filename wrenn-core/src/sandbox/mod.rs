@@ -47,16 +47,16 @@ pub use state::{Event, State};
 pub use sweep::{Leftovers, SweepError};
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::SandboxId;
 use crate::guest::{Command, CommandOutput, GuestClient, GuestError};
 use crate::network::{
     CountError, EgressPolicy, NetworkSlot, RemoveSlotError, SetEgressError, SlotCounters,
     SlotNumber,
 };
-use crate::vm::{ExitReason, Vm};
+use crate::vm::{ExitReason, LaunchSpec, Vm};
+use crate::{RootDirectory, SandboxId};
 use directory::SandboxDirectory;
 use record::SandboxRecord;
 
@@ -105,6 +105,12 @@ pub enum ChangeEgressError {
     /// It could not be written down.
     #[error("cannot write down what the sandbox may connect to")]
     Record(#[from] RecordError),
+}
+
+/// The log of a sandbox's console, which its guest writes.
+#[must_use]
+pub fn console_log(root: &RootDirectory, id: &SandboxId) -> PathBuf {
+    LaunchSpec::console_in(&root.sandbox(id))
 }
 
 impl Sandbox {

@@ -49,6 +49,14 @@ impl Remains {
         Self { directory, record }
     }
 
+    /// What is left of a sandbox that never was.
+    #[cfg(test)]
+    pub(crate) fn for_tests(root: &crate::RootDirectory, config: &SandboxConfig) -> Self {
+        let directory = SandboxDirectory::create(root, config.id.clone()).unwrap();
+        let record = SandboxRecord::begin(config, "2026-01-02T03:04:05Z".to_owned());
+        Self::write(directory, record, "its VM ended".to_owned())
+    }
+
     /// Its id.
     #[must_use]
     pub fn id(&self) -> &SandboxId {

@@ -94,7 +94,9 @@ impl LaunchSpec {
         Self::api_socket_in(&self.directory)
     }
 
-    pub(super) fn console_in(directory: &Path) -> PathBuf {
+    /// The same, for the sandbox of this directory.
+    #[must_use]
+    pub fn console_in(directory: &Path) -> PathBuf {
         directory.join("console.log")
     }
 

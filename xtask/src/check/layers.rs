@@ -22,9 +22,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("wrenn-images", &[]),
     ("wrenn-core", &["wrenn-proto"]),
     ("wrenn-machine", &["wrenn-core", "wrenn-images"]),
+    ("wrenn-agent", &["wrenn-core", "wrenn-proto"]),
     (
         "wrenn-cli",
-        &["wrenn-core", "wrenn-images", "wrenn-machine"],
+        &["wrenn-core", "wrenn-images", "wrenn-machine", "wrenn-proto"],
     ),
     ("wrenn-examples", &["wrenn-core"]),
     ("xtask", &["wrenn-bench"]),

@@ -1,0 +1,136 @@
+//! The RPCs, one file for each group, and how they travel.
+
+mod egress;
+mod exec;
+mod feed;
+mod files;
+mod guest;
+mod host;
+mod http;
+mod input;
+mod sandboxes;
+mod watch;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wrenn_core::fleet::Fleet;
+use wrenn_proto::connectrpc::{
+    Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult,
+    ServiceStream,
+};
+use wrenn_proto::hostagent::*;
+
+use crate::metrics::Metrics;
+pub(crate) use http::{Face, Server};
+
+/// How long a stream is silent before it shows that it lives.
+const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// What all requests share.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) fleet: Fleet,
+    pub(crate) metrics: Metrics,
+    /// Cancelled when the agent stops.
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+/// The RPC face of the agent.
+#[derive(Debug)]
+struct Service(Arc<State>);
+
+/// An RPC with one request and one answer, which the named function makes.
+macro_rules! unary {
+    ($($method:ident: $request:ty => $response:ty, $handler:path;)*) => {
+        $(
+            async fn $method<'a>(
+                &'a self,
+                _ctx: RequestContext,
+                request: ServiceRequest<'_, $request>,
+            ) -> ServiceResult<impl Encodable<$response> + Send + use<'a>> {
+                Response::ok($handler(&self.0, request.to_owned_message()).await?)
+            }
+        )*
+    };
+}
+
+#[allow(
+    refining_impl_trait,
+    reason = "answers own what they hold, so they need not borrow the service"
+)]
+impl HostAgent for Service {
+    unary! {
+        get_host: GetHostRequest => GetHostResponse, host::get;
+        list_templates: ListTemplatesRequest => ListTemplatesResponse, host::templates;
+
+        create_sandbox: CreateSandboxRequest => CreateSandboxResponse, sandboxes::create;
+        get_sandbox: GetSandboxRequest => GetSandboxResponse, sandboxes::get;
+        list_sandboxes: ListSandboxesRequest => ListSandboxesResponse, sandboxes::list;
+        ping_sandbox: PingSandboxRequest => PingSandboxResponse, sandboxes::ping;
+        destroy_sandbox: DestroySandboxRequest => DestroySandboxResponse, sandboxes::destroy;
+        set_egress: SetEgressRequest => SetEgressResponse, sandboxes::set_egress;
+        get_metrics: GetMetricsRequest => GetMetricsResponse, sandboxes::metrics;
+        get_console: GetConsoleRequest => GetConsoleResponse, sandboxes::console;
+
+        exec: ExecRequest => ExecResponse, exec::exec;
+        list_processes: ListProcessesRequest => ListProcessesResponse, exec::list;
+        signal_process: SignalProcessRequest => SignalProcessResponse, exec::signal;
+
+        write_file: WriteFileRequest => WriteFileResponse, files::write;
+        read_file: ReadFileRequest => ReadFileResponse, files::read;
+        stat: StatRequest => StatResponse, files::stat;
+        list_dir: ListDirRequest => ListDirResponse, files::list;
+        make_dir: MakeDirRequest => MakeDirResponse, files::make_dir;
+        move_path: MovePathRequest => MovePathResponse, files::rename;
+        remove_path: RemovePathRequest => RemovePathResponse, files::remove;
+    }
+
+    async fn exec_stream(
+        &self,
+        _ctx: RequestContext,
+        requests: InboundStream<ExecStreamRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<ProcessEvent> + Send + use<>>> {
+        Ok(Response::stream(
+            exec::exec_stream(&self.0, requests).await?,
+        ))
+    }
+
+    async fn connect_process(
+        &self,
+        _ctx: RequestContext,
+        requests: InboundStream<ConnectProcessRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<ProcessEvent> + Send + use<>>> {
+        Ok(Response::stream(exec::connect(&self.0, requests).await?))
+    }
+
+    async fn stream_write_file<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        requests: InboundStream<StreamWriteFileRequest>,
+    ) -> ServiceResult<impl Encodable<StreamWriteFileResponse> + Send + use<'a>> {
+        Response::ok(files::stream_write(&self.0, requests).await?)
+    }
+
+    async fn stream_read_file(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, StreamReadFileRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<StreamReadFileResponse> + Send + use<>>> {
+        let request = request.to_owned_message();
+        Ok(Response::stream(
+            files::stream_read(&self.0, request).await?,
+        ))
+    }
+
+    async fn watch_dir(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, WatchDirRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<WatchDirResponse> + Send + use<>>> {
+        let request = request.to_owned_message();
+        Ok(Response::stream(watch::watch(&self.0, request).await?))
+    }
+}

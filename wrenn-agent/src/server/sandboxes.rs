@@ -1,0 +1,250 @@
+//! Sandboxes: made, found, used and given back.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wrenn_core::fleet::SandboxHandle;
+use wrenn_core::sandbox::{self as engine, SandboxConfig};
+use wrenn_proto::buffa::MessageField;
+use wrenn_proto::connectrpc::ConnectError;
+use wrenn_proto::hostagent as wire;
+use wrenn_proto::hostagent::*;
+
+use super::egress;
+use super::host::blocking;
+use super::{State as Agent, input};
+use crate::errors::{answer, internal};
+use crate::metrics::phases;
+use crate::usage;
+
+/// How much of a console is given unless asked otherwise, and at most.
+const CONSOLE_BYTES: u32 = 64 << 10;
+const MAX_CONSOLE_BYTES: u32 = 1 << 20;
+/// How long a guest may take to say what it uses.
+const METRICS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Whether an answer holds the secret that opens the guest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Shown,
+    Left,
+}
+
+pub(super) async fn create(
+    agent: &Arc<Agent>,
+    request: CreateSandboxRequest,
+) -> Result<CreateSandboxResponse, ConnectError> {
+    let id = input::sandbox_id(&request.id)?;
+    let config = SandboxConfig {
+        id,
+        resources: input::resources(request.resources.as_option())?,
+        env: input::environment(request.env)?,
+        metadata: input::map("metadata", request.metadata)?,
+        egress: egress::policy(request.egress.into_option())?,
+        timeout: Duration::from_secs(request.timeout_sec),
+        ..SandboxConfig::from_template(request.template)
+    };
+    let created = agent.fleet.create(config).await;
+    let sandbox = created.map_err(|error| answer(&error))?;
+    Ok(CreateSandboxResponse {
+        sandbox: MessageField::some(describe(&sandbox, Token::Shown)),
+    })
+}
+
+pub(super) async fn get(
+    agent: &Arc<Agent>,
+    request: GetSandboxRequest,
+) -> Result<GetSandboxResponse, ConnectError> {
+    let sandbox = agent.sandbox(&request.id)?;
+    Ok(GetSandboxResponse {
+        sandbox: MessageField::some(describe(&sandbox, Token::Shown)),
+    })
+}
+
+pub(super) async fn list(
+    agent: &Arc<Agent>,
+    _request: ListSandboxesRequest,
+) -> Result<ListSandboxesResponse, ConnectError> {
+    let all = agent.fleet.list();
+    Ok(ListSandboxesResponse {
+        sandboxes: all
+            .iter()
+            .map(|sandbox| describe(sandbox, Token::Left))
+            .collect(),
+    })
+}
+
+pub(super) async fn ping(
+    agent: &Arc<Agent>,
+    request: PingSandboxRequest,
+) -> Result<PingSandboxResponse, ConnectError> {
+    let sandbox = agent.sandbox(&request.id)?;
+    sandbox.activity().touch();
+    if let Some(seconds) = request.timeout_sec {
+        let set = sandbox.set_timeout(Duration::from_secs(seconds)).await;
+        set.map_err(|error| answer(&error))?;
+    }
+    Ok(PingSandboxResponse {
+        sandbox: MessageField::some(describe(&sandbox, Token::Left)),
+    })
+}
+
+pub(super) async fn destroy(
+    agent: &Arc<Agent>,
+    request: DestroySandboxRequest,
+) -> Result<DestroySandboxResponse, ConnectError> {
+    let id = input::sandbox_id(&request.id)?;
+    // What is gone needs no destroying: the answer before may have been lost.
+    if let Some(sandbox) = agent.fleet.get(&id) {
+        sandbox.destroy().await.map_err(|error| answer(&error))?;
+    }
+    Ok(DestroySandboxResponse::default())
+}
+
+pub(super) async fn set_egress(
+    agent: &Arc<Agent>,
+    request: SetEgressRequest,
+) -> Result<SetEgressResponse, ConnectError> {
+    let sandbox = agent.sandbox(&request.id)?;
+    let policy = egress::policy(request.egress.into_option())?;
+    sandbox.guest().map_err(|error| answer(&error))?;
+    let set = sandbox.set_egress(policy).await;
+    set.map_err(|error| answer(&error))?;
+    Ok(SetEgressResponse::default())
+}
+
+/// Looking at a sandbox is no use of it: whoever watches keeps nothing awake.
+pub(super) async fn metrics(
+    agent: &Arc<Agent>,
+    request: GetMetricsRequest,
+) -> Result<GetMetricsResponse, ConnectError> {
+    let sandbox = agent.sandbox(&request.id)?;
+    let status = sandbox.status();
+    let directory = agent.fleet.root().sandbox(sandbox.id());
+    let vmm = status.vmm_pid;
+    let (cpu, memory, disk) = blocking(move || {
+        (
+            vmm.and_then(usage::cpu_seconds),
+            vmm.and_then(usage::memory_bytes),
+            usage::disk_bytes(&directory),
+        )
+    })
+    .await?;
+    let mut metrics = GetMetricsResponse {
+        cpu_seconds: cpu.unwrap_or_default(),
+        memory_bytes: memory.unwrap_or_default(),
+        disk_bytes: disk,
+        ..GetMetricsResponse::default()
+    };
+    if let Some(traffic) = sandbox.traffic().await {
+        metrics.network_received_bytes = traffic.received.bytes;
+        metrics.network_sent_bytes = traffic.sent.bytes;
+    }
+    if let Some(guest) = status.guest {
+        let said = tokio::time::timeout(METRICS_DEADLINE, guest.metrics())
+            .await
+            .map_err(|_| {
+                ConnectError::unavailable("the guest does not say what it uses; try again")
+            })?
+            .map_err(|error| answer(&error))?;
+        metrics.guest_cpu_percent = said.cpu_used_pct.into();
+        metrics.guest_memory_used_bytes = said.mem_used;
+        metrics.guest_memory_total_bytes = said.mem_total;
+        metrics.guest_disk_used_bytes = said.disk_used;
+        metrics.guest_disk_total_bytes = said.disk_total;
+    }
+    Ok(metrics)
+}
+
+pub(super) async fn console(
+    agent: &Arc<Agent>,
+    request: GetConsoleRequest,
+) -> Result<GetConsoleResponse, ConnectError> {
+    let sandbox = agent.sandbox(&request.id)?;
+    let length = match request.max_bytes {
+        0 => CONSOLE_BYTES,
+        asked => asked.min(MAX_CONSOLE_BYTES),
+    };
+    let log = engine::console_log(agent.fleet.root(), sandbox.id());
+    let read = blocking(move || tail(&log, length.into())).await?;
+    let data = read.map_err(|error| internal("read a console's log", &error))?;
+    Ok(GetConsoleResponse { data: data.into() })
+}
+
+/// The last bytes of a file; none where there is no file yet.
+fn tail(path: &Path, length: u64) -> io::Result<Vec<u8>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let end = file.metadata()?.len();
+    file.seek(SeekFrom::Start(end.saturating_sub(length)))?;
+    let mut bytes = Vec::new();
+    // It may grow meanwhile.
+    file.take(length).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn describe(sandbox: &SandboxHandle, token: Token) -> Sandbox {
+    let (asked, status) = (sandbox.asked(), sandbox.status());
+    let guest = status.guest.as_ref();
+    let secret = match token {
+        Token::Shown => guest.and_then(|guest| guest.token()),
+        Token::Left => None,
+    };
+    // One that was taken over was created by another program, in an unknown time.
+    let timings = status.timings.iter().filter(|t| !t.total.is_zero());
+    Sandbox {
+        id: sandbox.id().to_string(),
+        template: asked.template.clone(),
+        resources: MessageField::some(Resources {
+            vcpus: asked.resources.vcpus().into(),
+            memory_mib: asked.resources.memory_mib(),
+        }),
+        state: state(status.state).into(),
+        reason: status.reason.clone().unwrap_or_default(),
+        created_at: sandbox.created_at().to_owned(),
+        timeout_sec: status.timeout.as_secs(),
+        idle_ms: u64::try_from(sandbox.activity().idle().as_millis()).unwrap_or(u64::MAX),
+        metadata: asked.metadata.clone().into_iter().collect(),
+        address: guest.map_or_else(String::new, |guest| guest.address().ip().to_string()),
+        access_token: secret.map_or_else(String::new, |token| token.reveal().to_owned()),
+        phases_ms: timings
+            .flat_map(phases)
+            .map(|(phase, took)| (phase.to_owned(), took.as_secs_f64() * 1e3))
+            .collect(),
+    }
+}
+
+fn state(state: engine::State) -> wire::State {
+    match state {
+        engine::State::Pending => wire::State::STATE_PENDING,
+        engine::State::Running => wire::State::STATE_RUNNING,
+        engine::State::Pausing => wire::State::STATE_PAUSING,
+        engine::State::Paused => wire::State::STATE_PAUSED,
+        engine::State::Resuming => wire::State::STATE_RESUMING,
+        engine::State::Error => wire::State::STATE_ERROR,
+        engine::State::Stopped => wire::State::STATE_STOPPED,
+        // Only a control plane can miss a sandbox.
+        engine::State::Missing => wire::State::STATE_UNSPECIFIED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_console_is_what_is_given() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console.log");
+        assert_eq!(tail(&path, 4).unwrap(), b"");
+        std::fs::write(&path, "0123456789").unwrap();
+        assert_eq!(tail(&path, 4).unwrap(), b"6789");
+        assert_eq!(tail(&path, 400).unwrap(), b"0123456789");
+    }
+}

@@ -1,0 +1,49 @@
+//! The connection to an agent.
+
+use anyhow::{Context, anyhow};
+use wrenn_proto::connectrpc::client::{ClientConfig, HttpClient};
+use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
+use wrenn_proto::hostagent::HostAgentClient;
+
+/// The longest answer that is taken: a file of 16 MiB, and what is said about it.
+const MAX_MESSAGE: usize = 32 << 20;
+
+/// An agent that we talk to. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct AgentClient {
+    pub(super) rpc: HostAgentClient<HttpClient>,
+    url: String,
+}
+
+impl AgentClient {
+    /// A client for the agent at `url`. Nothing is sent yet.
+    pub(super) fn new(url: &str) -> anyhow::Result<Self> {
+        let uri = url
+            .parse()
+            .with_context(|| format!("'{url}' is no URL; one is like http://127.0.0.1:7410"))?;
+        let config = ClientConfig::new(uri)
+            .proto()
+            .with_default_max_message_size(MAX_MESSAGE);
+        Ok(Self {
+            // Streams in both directions need HTTP/2.
+            rpc: HostAgentClient::new(HttpClient::plaintext_http2_only(), config),
+            url: url.to_owned(),
+        })
+    }
+
+    /// The answer, or what the agent says instead, ready to be shown.
+    pub(super) fn check<T>(&self, answer: Result<T, ConnectError>) -> anyhow::Result<T> {
+        answer.map_err(|error| self.explain(&error))
+    }
+
+    pub(super) fn explain(&self, error: &ConnectError) -> anyhow::Error {
+        let said = error.message.clone().unwrap_or_else(|| error.to_string());
+        if error.code == ErrorCode::Unavailable && said.contains("connect") {
+            return anyhow!(
+                "cannot reach an agent at {}: {said}; is wrenn-agent running, and is --agent right?",
+                self.url
+            );
+        }
+        anyhow!(said)
+    }
+}

@@ -1,0 +1,128 @@
+//! `wrenn agent`: what a person asks the agent of a host directly.
+
+mod client;
+mod copy;
+mod create;
+mod exec;
+mod show;
+mod signal;
+
+use std::process::ExitCode;
+
+use wrenn_proto::hostagent::{DestroySandboxRequest, PingSandboxRequest};
+
+use client::AgentClient;
+
+/// Options of `wrenn agent`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wrenn agent info
+  id=$(wrenn agent create --template minimal --memory 128M)
+  wrenn agent exec $id -- uname -a
+  wrenn agent exec -it $id -- sh
+  wrenn agent cp ./file $id:/tmp/file
+  wrenn agent list --json | jq -r '.sandboxes[].id'
+  wrenn agent destroy $id
+
+The exit code of exec is the command's own; 1 if the agent refuses or cannot be reached.")]
+pub struct Args {
+    #[command(flatten)]
+    target: Target,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which agent, and how its answers are printed.
+#[derive(Clone, Debug, clap::Args)]
+struct Target {
+    /// Where the agent listens.
+    #[arg(
+        long = "agent",
+        global = true,
+        value_name = "URL",
+        env = "WRENN_AGENT",
+        default_value = "http://127.0.0.1:7410"
+    )]
+    url: String,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Create a sandbox and print its id.
+    Create(create::Args),
+    /// List all sandboxes.
+    List,
+    /// Show one sandbox, its access token included.
+    Get { id: String },
+    /// Run a command in a sandbox.
+    Exec(exec::Args),
+    /// Copy a file into a sandbox or out of it.
+    Cp(copy::Args),
+    /// List the commands that run in a sandbox.
+    Ps { id: String },
+    /// Send a signal to a command and its children.
+    Kill(signal::Args),
+    /// Count as use of a sandbox, and perhaps change its time-out.
+    Ping {
+        id: String,
+        /// How long it may be idle from now on: 30s, 5m; 0s for any length.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        timeout: Option<std::time::Duration>,
+    },
+    /// End sandboxes, data included.
+    Destroy {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Show what a sandbox uses.
+    Metrics { id: String },
+    /// Print the end of a sandbox's console.
+    Console {
+        id: String,
+        /// How much of it.
+        #[arg(long, value_name = "N", default_value_t = 64 << 10)]
+        bytes: u32,
+    },
+    /// Show what the host has, and has promised.
+    Info,
+}
+
+/// Runs one sub-command.
+///
+/// # Errors
+/// When the agent refuses or cannot be reached.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let json = args.target.json;
+    let agent = AgentClient::new(&args.target.url)?;
+    match args.command {
+        Command::Exec(args) => return exec::run(&agent, args).await,
+        Command::Create(args) => create::run(&agent, args, json).await?,
+        Command::Cp(args) => copy::run(&agent, args).await?,
+        Command::Kill(args) => signal::run(&agent, &args).await?,
+        Command::Ping { id, timeout } => {
+            let request = PingSandboxRequest {
+                id,
+                timeout_sec: timeout.map(|timeout| timeout.as_secs()),
+            };
+            let answer = agent.rpc.ping_sandbox(request).await;
+            agent.check(answer)?;
+        }
+        Command::Destroy { ids } => {
+            for id in ids {
+                let answer = agent.rpc.destroy_sandbox(DestroySandboxRequest { id });
+                agent.check(answer.await)?;
+            }
+        }
+        Command::List => show::list(&agent, json).await?,
+        Command::Get { id } => show::get(&agent, id, json).await?,
+        Command::Ps { id } => show::processes(&agent, id, json).await?,
+        Command::Metrics { id } => show::metrics(&agent, id, json).await?,
+        Command::Console { id, bytes } => show::console(&agent, id, bytes).await?,
+        Command::Info => show::info(&agent, json).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

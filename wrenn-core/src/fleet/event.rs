@@ -1,0 +1,22 @@
+//! What a fleet tells those who count or report.
+
+use crate::SandboxId;
+use crate::sandbox::Timings;
+
+/// Something that happened to a sandbox of a fleet.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum FleetEvent {
+    /// It was created, and took this long.
+    Created(SandboxId, Timings),
+    /// It could not be created.
+    NotCreated(SandboxId),
+    /// It was destroyed before it was ready.
+    Abandoned(SandboxId),
+    /// It was taken over, running or broken.
+    TakenOver(SandboxId),
+    /// Its VM ended and it is in error now.
+    Broke(SandboxId),
+    /// It was destroyed.
+    Destroyed(SandboxId),
+}
