@@ -10,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tracing::{info, warn};
 
 use super::directory::{DirectoryError, SandboxDirectory};
+use crate::devicemapper;
 use crate::network::{self, Network};
 use crate::{RootDirectory, SandboxId};
 
@@ -34,6 +35,9 @@ pub enum SweepError {
     /// The network cannot be searched.
     #[error("cannot search the network")]
     Network(#[from] network::SweepError),
+    /// The device mapper cannot be searched.
+    #[error("cannot search for disks")]
+    Disks(#[from] devicemapper::SweepError),
     /// A worker thread was lost.
     #[error("a worker thread died")]
     Thread,
@@ -48,6 +52,8 @@ pub struct Leftovers {
     pub processes: Vec<u32>,
     /// Namespaces, links, elements of firewall sets and slots.
     pub network: network::Leftovers,
+    /// Devices of the device mapper, their loops and nodes.
+    pub disks: devicemapper::Leftovers,
 }
 
 impl Leftovers {
@@ -98,6 +104,7 @@ pub(super) async fn leftovers(
             files,
             processes,
             network,
+            disks: devicemapper::leftovers_of(&root)?,
         })
     })
     .await

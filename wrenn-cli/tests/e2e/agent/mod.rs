@@ -1,0 +1,3 @@
+//! What the agent on a host is made of.
+
+mod disk;
