@@ -2,8 +2,8 @@
 //!
 //! In reading order: a [`SandboxId`] names a sandbox; a [`RootDirectory`] says where its
 //! files lie; a [`template`] is what it is made from; [`vm`] runs the virtual machine,
-//! [`network`] gives it a slot, [`guest`] talks to the daemon inside; [`sandbox`]
-//! composes them all; a [`fleet`] holds every sandbox of a host.
+//! [`network`] gives it a slot, [`devicemapper`] a disk, [`guest`] talks to the daemon
+//! inside; [`sandbox`] composes them all; a [`fleet`] holds every sandbox of a host.
 //!
 //! ```no_run
 //! use wrenn_core::guest::Command;
@@ -25,6 +25,7 @@ mod chain;
 mod id;
 mod root;
 
+pub mod devicemapper;
 pub mod fleet;
 pub mod guest;
 pub mod network;

@@ -14,8 +14,8 @@ use tracing::{info, warn};
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::host::Shared;
 use super::record::SandboxRecord;
-use crate::network;
 use crate::vm::Cgroups;
+use crate::{devicemapper, network};
 use crate::{RootDirectory, SandboxId};
 
 /// How long a killed VMM may take to be gone.
@@ -42,6 +42,9 @@ pub enum SweepError {
     /// The cgroups of VMs cannot be listed.
     #[error("cannot list the cgroups of VMs")]
     Cgroups(#[source] io::Error),
+    /// The device mapper cannot be searched.
+    #[error("cannot search for disks")]
+    Disks(#[from] devicemapper::SweepError),
     /// A worker thread was lost.
     #[error("a worker thread died")]
     Thread,
@@ -58,6 +61,8 @@ pub struct Leftovers {
     pub cgroups: Vec<PathBuf>,
     /// Namespaces, links, elements of firewall sets and slots.
     pub network: network::Leftovers,
+    /// Devices of the device mapper, their loops and nodes.
+    pub disks: devicemapper::Leftovers,
 }
 
 impl Leftovers {
@@ -135,6 +140,7 @@ pub(super) async fn leftovers(host: &Shared) -> Result<Leftovers, SweepError> {
             processes,
             cgroups,
             network,
+            disks: devicemapper::leftovers_of(&root)?,
         })
     })
     .await

@@ -1,3 +1,4 @@
 //! What a host does for its sandboxes.
 
+mod disk;
 mod jail;
