@@ -9,7 +9,7 @@ use tracing::{Instrument, info, info_span};
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{self, CopyDiskError};
 use super::host::Shared;
-use super::{DestroyError, Sandbox};
+use super::{DestroyError, Sandbox, images};
 use crate::SandboxId;
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError};
 use crate::network::{CreateSlotError, NetworkSlot};
@@ -175,6 +175,7 @@ async fn prepare(
     directory: &SandboxDirectory,
     timings: &mut Timings,
 ) -> Result<NetworkSlot, CreateSandboxError> {
+    images::note(directory, &template.manifest.rootfs_sha256)?;
     let (from, to) = (template.rootfs.clone(), directory.file("rootfs.ext4"));
     let disk = async {
         let begun = Instant::now();
@@ -336,6 +337,7 @@ fn first_words(config: &SandboxConfig, template: &Template) -> InitRequest {
             GuestAccess::Open => None,
         },
         default_user: Some(template.manifest.default_user.clone()),
+        default_workdir: template.manifest.working_directory.clone(),
         hostname: Some(config.id.to_string()),
         entropy: Some(base64::engine::general_purpose::STANDARD.encode(entropy)),
         ..InitRequest::default()

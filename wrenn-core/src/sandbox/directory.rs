@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/sandboxes/<id>.lock    flock()ed by the owning process, made first, removed last
-//! <root>/sandboxes/<id>/        rootfs.ext4, vmm.sock, console.log, vmm.log
+//! <root>/sandboxes/<id>/        image, rootfs.ext4, vmm.sock, console.log, vmm.log
 //! ```
 //!
 //! The kernel releases the lock when its owner dies, however it dies. So whoever can take

@@ -18,12 +18,14 @@ mod create;
 mod directory;
 mod disk;
 mod host;
+mod images;
 mod sweep;
 
 pub use create::{CreateSandboxError, GuestAccess, SandboxConfig, Timings};
 pub use directory::DirectoryError;
 pub use disk::CopyDiskError;
 pub use host::{Host, HostConfig, OpenHostError};
+pub use images::SandboxImages;
 pub use sweep::{Leftovers, SweepError};
 
 use std::net::SocketAddr;
