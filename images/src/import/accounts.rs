@@ -2,6 +2,8 @@
 //!
 //! Source: passwd(5), group(5), shadow(5).
 
+use std::collections::HashSet;
+
 /// The user that sandboxes run commands as, unless told otherwise.
 pub(super) const USER: &str = "user";
 /// Where `user` is at home.
@@ -36,15 +38,12 @@ impl Accounts {
         if has(&self.passwd, USER) {
             return None;
         }
-        let uid = free_number(&self.passwd, 2);
-        let gid = match line_of(&self.group, USER).and_then(|line| number(&line, 2)) {
-            Some(gid) => gid,
-            None => {
-                let gid = free_number(&self.group, 2);
-                push(&mut self.group, &format!("{USER}:x:{gid}:"));
-                gid
-            }
-        };
+        let uid = self.free_number();
+        let group = line_of(&self.group, USER).and_then(|line| number(&line));
+        let gid = group.unwrap_or_else(|| {
+            push(&mut self.group, &format!("{USER}:x:{uid}:"));
+            uid
+        });
         push(
             &mut self.passwd,
             &format!("{USER}:x:{uid}:{gid}:{USER}:{HOME}:{shell}"),
@@ -57,6 +56,17 @@ impl Accounts {
         Some(NewUser { uid, gid })
     }
 
+    /// A number that neither a user nor a group has.
+    fn free_number(&self) -> u32 {
+        let taken: HashSet<u32> = lines(&self.passwd)
+            .chain(lines(&self.group))
+            .filter_map(number)
+            .collect();
+        (USER_NUMBER..u32::MAX)
+            .find(|number| !taken.contains(number))
+            .unwrap_or(USER_NUMBER)
+    }
+
     /// The name of the user that an image means by `name`, `number`, or either with a group
     /// after a colon.
     pub(super) fn user_named(&self, text: &str) -> Option<String> {
@@ -65,7 +75,7 @@ impl Accounts {
             return Some(user.to_owned());
         }
         let wanted = user.parse().ok()?;
-        let line = lines(&self.passwd).find(|line| number(line, 2) == Some(wanted))?;
+        let line = lines(&self.passwd).find(|line| number(line) == Some(wanted))?;
         let name = line.split(|byte| *byte == b':').next()?;
         String::from_utf8(name.to_vec()).ok()
     }
@@ -86,16 +96,10 @@ fn has(file: &[u8], name: &str) -> bool {
     !name.is_empty() && line_of(file, name).is_some()
 }
 
-fn number(line: &[u8], field: usize) -> Option<u32> {
-    let text = line.split(|byte| *byte == b':').nth(field)?;
+/// The number of a user or a group: the third field of both.
+fn number(line: &[u8]) -> Option<u32> {
+    let text = line.split(|byte| *byte == b':').nth(2)?;
     std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-fn free_number(file: &[u8], field: usize) -> u32 {
-    let taken: Vec<u32> = lines(file).filter_map(|line| number(line, field)).collect();
-    (USER_NUMBER..u32::MAX)
-        .find(|number| !taken.contains(number))
-        .unwrap_or(USER_NUMBER)
 }
 
 fn push(file: &mut Vec<u8>, line: &str) {
