@@ -91,6 +91,9 @@ pub(crate) fn sha256(contents: &[u8]) -> String {
     format!("{:x}", Sha256::digest(contents))
 }
 
+/// `cap_net_bind_service=ep`, as version 2 of `struct vfs_cap_data` has it.
+const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
 /// The two layers of an image that uses everything which layers can do.
 pub(crate) fn layers() -> [Vec<u8>; 2] {
     let long = format!("srv/{}", "long-name/".repeat(20));
@@ -124,6 +127,7 @@ pub(crate) fn layers() -> [Vec<u8>; 2] {
         .file(".wh.tree", b"")
         .file("bin/through-a-link", b"above")
         .attribute("user.note", b"hello")
+        .attribute("security.capability", CAPABILITY)
         .file("srv/noted", b"above")
         .finish();
     [below, above]

@@ -43,11 +43,10 @@ fn check_layers(scene: &Scene, name: &str) {
         changed.contains("Mode:  0600") && changed.contains("User:    42"),
         "{changed}"
     );
-    assert!(
-        image.stat("/srv/noted").contains("user.note"),
-        "{}",
-        image.stat("/srv/noted")
-    );
+    let noted = image.stat("/srv/noted");
+    for attribute in ["user.note", "security.capability"] {
+        assert!(noted.contains(attribute), "{noted}");
+    }
     assert!(image.stat("/srv/kept").contains("mtime: 0x5f5e1000"));
 
     check_guest_parts(scene, name, 1000);
