@@ -1,5 +1,7 @@
 //! `wrenn template` as people call it, in a root directory of its own. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;

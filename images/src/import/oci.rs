@@ -135,9 +135,9 @@ impl ImageDirectory {
     /// Finds the image for our guests in it.
     pub(super) fn image(&self) -> Result<Image, ImageError> {
         if self.has("index.json") {
-            self.from_index()
+            self.image_of_index()
         } else {
-            self.from_docker()
+            self.image_of_docker()
         }
     }
 
@@ -145,7 +145,7 @@ impl ImageDirectory {
         self.file(name).is_ok()
     }
 
-    fn from_index(&self) -> Result<Image, ImageError> {
+    fn image_of_index(&self) -> Result<Image, ImageError> {
         let index: ImageIndex = parse("index.json", &self.read("index.json", None)?)?;
         let mut search = Search::default();
         self.search(&index, 0, None, &mut search)?;
@@ -226,7 +226,7 @@ impl ImageDirectory {
         Ok(())
     }
 
-    fn from_docker(&self) -> Result<Image, ImageError> {
+    fn image_of_docker(&self) -> Result<Image, ImageError> {
         let file = "manifest.json";
         let mut manifests: Vec<DockerManifest> = parse(file, &self.read(file, None)?)?;
         if manifests.len() > 1 {

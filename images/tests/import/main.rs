@@ -1,6 +1,8 @@
 //! Imports whole templates from sources that the tests write, and looks into the images with
 //! debugfs. Needs root, since the files of a template belong to several users.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 mod images;
 mod scene;
 

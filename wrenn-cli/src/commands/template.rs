@@ -94,7 +94,8 @@ struct Build {
     /// Variable of every command's environment; may be given often.
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_variable)]
     env: Vec<(String, String)>,
-    /// Command that is started after boot; what the image names unless set.
+    /// Command to start after boot; what the image names unless set. It is noted in the
+    /// manifest; nothing starts it yet.
     #[arg(long, value_name = "COMMAND")]
     start: Option<String>,
     /// The guest daemon; the wrenn-envd beside this program unless set.
@@ -182,7 +183,7 @@ fn print_built(imported: &Imported, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     eprintln!(
-        "template {} is made from a {}: {} MiB, kernel {}, commands run as {}",
+        "template {} ({}): {} MiB, kernel {}, commands run as {}",
         description.name,
         imported.kind.words(),
         description.size_mib,
