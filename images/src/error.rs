@@ -45,6 +45,8 @@ pub enum BuildError {
     NeedsRoot { template: &'static str },
     #[error("{} was not written into {} whole", path, image.display())]
     NotInjected { path: String, image: PathBuf },
+    #[error("{path} in {} is far longer than such files are", image.display())]
+    TooLong { path: String, image: PathBuf },
     #[error("there is no template named {name:?}; known are: base, minimal")]
     UnknownTemplate { name: String },
     #[error("neither XDG_CACHE_HOME nor HOME is set, so there is no place for the cache")]

@@ -42,6 +42,9 @@ pub struct TemplateDescription {
     pub default_user: String,
     pub env: BTreeMap<String, String>,
     pub start_command: Option<String>,
+    /// Where commands start that name no directory; their user's home if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_directory: Option<String>,
 }
 
 /// How a template comes to life.
@@ -60,7 +63,7 @@ pub enum TemplateKind {
 pub fn install(root: &Path, kernel: &GuestKernel, images: &[RootImage]) -> Result<(), BuildError> {
     fs::create_dir_all(root).at("create", root)?;
     let staged = root.join(".install");
-    let _lock = lock(root)?;
+    let _lock = lock_root(root)?;
     remove_tree(&staged)?;
     stage(&staged, kernel, images, Files::Copied)?;
     adopt(&staged, root, |from, to| {
@@ -76,7 +79,7 @@ pub fn install(root: &Path, kernel: &GuestKernel, images: &[RootImage]) -> Resul
 /// `from` cannot be read, or `to` not written.
 pub fn copy_root(from: &Path, to: &Path) -> Result<(), BuildError> {
     fs::create_dir_all(to).at("create", to)?;
-    let _lock = lock(to)?;
+    let _lock = lock_root(to)?;
     adopt(from, to, copy_directory)
 }
 
@@ -131,6 +134,7 @@ pub fn stage(
             default_user: "user".to_owned(),
             env: BTreeMap::new(),
             start_command: None,
+            working_directory: None,
         };
         write_json(&description, &place.join("template.json"))?;
     }
@@ -193,7 +197,9 @@ fn copy_directory(from: &Path, to: &Path) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn lock(root: &Path) -> Result<Flock<File>, BuildError> {
+/// Waits for the right to change what lies in the root directory `root`: held by whoever
+/// installs, puts in place or deletes.
+pub(crate) fn lock_root(root: &Path) -> Result<Flock<File>, BuildError> {
     let path = root.join(".install.lock");
     let file = File::create(&path).at("create", &path)?;
     Flock::lock(file, FlockArg::LockExclusive)

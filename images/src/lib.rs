@@ -21,6 +21,7 @@ pub mod command;
 pub mod cpio;
 pub mod error;
 pub mod host_packages;
+pub mod import;
 pub mod install;
 pub mod kernel;
 pub mod modules;

@@ -4,6 +4,7 @@
 //! long one: first all that comes from Debian, then the daemon written into a copy.
 
 mod base;
+mod debugfs;
 mod ext4;
 mod minimal;
 
@@ -16,11 +17,13 @@ use crate::install::copy_sparse;
 use crate::progress::Progress;
 use crate::recipe::{Recipe, sha256_of_file};
 
+pub(crate) use debugfs::Debugfs;
+pub(crate) use ext4::format;
 pub use ext4::{Filesystem, make as make_ext4};
 pub use minimal::add_busybox;
 
 /// Where the guest daemon lies in every template.
-const ENVD: &str = "/usr/local/bin/wrenn-envd";
+pub(crate) const ENVD: &str = "/usr/local/bin/wrenn-envd";
 
 /// The moment that all files of all images bear: 2025-01-01 00:00:00 UTC.
 const EPOCH: u64 = 1_735_689_600;
@@ -112,7 +115,7 @@ impl Template {
         let product = cache.product(&recipe, &step, progress, |dir| {
             let image = dir.join("rootfs.ext4");
             copy_sparse(debian, &image)?;
-            ext4::write_program(&image, envd, ENVD)?;
+            Debugfs::of(&image).write_program(envd, ENVD)?;
             let sha256 = sha256_of_file(&image).at("read", &image)?;
             fs::write(dir.join("sha256"), sha256).at("write", dir)
         })?;

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use wrenn_images::import::{Phase, Update};
 use wrenn_images::progress::{Event, Progress};
 
 const TICK: Duration = Duration::from_millis(120);
@@ -71,5 +72,59 @@ impl Progress for Steps {
             }
             Event::Failed { step } => self.end(step, "failed"),
         }
+    }
+}
+
+/// Shows how far an import is: a bar at a terminal, nothing elsewhere.
+#[derive(Debug)]
+pub(crate) struct ImportBar {
+    bar: ProgressBar,
+    phase: Mutex<Option<Phase>>,
+}
+
+impl ImportBar {
+    pub(crate) fn new(name: &str) -> Self {
+        let bar = if std::io::stderr().is_terminal() {
+            ProgressBar::new_spinner()
+        } else {
+            ProgressBar::hidden()
+        };
+        bar.set_prefix(name.to_owned());
+        Self {
+            bar,
+            phase: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn show(&self, update: Update) {
+        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        if *phase != Some(update.phase) {
+            *phase = Some(update.phase);
+            self.begin(update);
+        }
+        if let Some(total) = update.total {
+            self.bar.set_length(total);
+        }
+        self.bar.set_position(update.done);
+    }
+
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn begin(&self, update: Update) {
+        let style = match update.total {
+            Some(_) => "{prefix}: {msg} {wide_bar} {bytes}/{total_bytes} {elapsed:.dim}",
+            None => "{spinner} {prefix}: {msg} {elapsed:.dim}",
+        };
+        let style = ProgressStyle::with_template(style);
+        self.bar
+            .set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        self.bar.set_message(match update.phase {
+            Phase::Unpacking => "unpacking",
+            Phase::MakingFilesystem => "making the file system",
+            Phase::Finishing => "checking",
+        });
+        self.bar.enable_steady_tick(TICK);
     }
 }

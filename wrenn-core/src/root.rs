@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! <root>/kernels/<kernel id>/kernel.json, vmlinux, vmlinuz, initrd.img
-//! <root>/templates/<name>/template.json, rootfs.ext4
-//! <root>/sandboxes/<sandbox id>/rootfs.ext4, console.log, vmm.log, shared/vmm.sock
+//! <root>/templates/<name>/template.json, <SHA-256>.ext4
+//! <root>/imports/<random>/               a template that is being made
+//! <root>/sandboxes/<sandbox id>/         see [`crate::sandbox`]
 //! <root>/network/slots/<number>
 //! ```
 
@@ -46,6 +47,11 @@ impl RootDirectory {
     #[must_use]
     pub fn sandboxes(&self) -> PathBuf {
         self.0.join("sandboxes")
+    }
+
+    /// Locked by whoever changes kernels or templates.
+    pub(crate) fn install_lock(&self) -> PathBuf {
+        self.0.join(".install.lock")
     }
 
     /// The directory of one sandbox.

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use crate::command::Program;
 use crate::error::{AtPath, BuildError};
-use crate::recipe::sha256_of_file;
 use crate::rootfs::EPOCH;
+use crate::rootfs::debugfs::Debugfs;
 
 /// Random once, and the same ever since.
 const UUID: &str = "6d2b5a3e-3c0f-4f0a-9a52-7c1f3f5e8d10";
@@ -31,6 +31,23 @@ pub struct Filesystem {
 /// # Errors
 /// A program is missing or fails, or the disk is full.
 pub fn make(tree: &Path, image: &Path, filesystem: &Filesystem) -> Result<(), BuildError> {
+    format(tree, image, filesystem, None)?;
+    let mut script = String::new();
+    fix_times(tree, "", &mut script)?;
+    Debugfs::of(image).run(&script)
+}
+
+/// As [`make`], for a tree whose names somebody else chose: they stay as far as mke2fs, and
+/// so the times of files are those of the tree. Has room for `inodes` files, if it is told.
+///
+/// # Errors
+/// As [`make`].
+pub(crate) fn format(
+    tree: &Path,
+    image: &Path,
+    filesystem: &Filesystem,
+    inodes: Option<u64>,
+) -> Result<(), BuildError> {
     let file = File::create(image).at("create", image)?;
     file.set_len(filesystem.size_mib << 20).at("size", image)?;
     drop(file);
@@ -49,52 +66,16 @@ pub fn make(tree: &Path, image: &Path, filesystem: &Filesystem) -> Result<(), Bu
             &format!("hash_seed={UUID},root_owner=0:0,assume_storage_prezeroed=1"),
         ])
         .args(journal)
+        .args(
+            inodes
+                .into_iter()
+                .flat_map(|count| ["-N".to_owned(), count.to_string()]),
+        )
         .arg("-d")
         .arg(tree)
         .arg(image)
         .run()?;
-    let mut script = String::new();
-    fix_times(tree, "", &mut script)?;
-    debugfs(image, &script)
-}
-
-/// Writes the program `program` into the image as `path`, owned by root.
-///
-/// # Errors
-/// debugfs is missing or fails, or the image has no room.
-pub(super) fn write_program(image: &Path, program: &Path, path: &str) -> Result<(), BuildError> {
-    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-    // debugfs splits its commands at spaces, and a path may have some. So it works in a
-    // folder of ours, under a name of ours.
-    let dir = image.parent().unwrap_or(Path::new("."));
-    let (source, check) = (dir.join("program"), dir.join("check"));
-    let stripped = crate::strip::program(program).at("read", program)?;
-    fs::write(&source, stripped).at("write", &source)?;
-    let script = format!(
-        "cd {folder}\nwrite program {name}\nsif {name} mode 0100755\nsif {name} uid 0\n\
-         sif {name} gid 0\n{}dump {name} check\n",
-        set_times(name) + &set_times("."),
-    );
-    let result = debugfs(image, &script);
-    // debugfs reports success whatever happens, so only reading back proves the write.
-    let whole = sha256_of_file(&check).ok() == sha256_of_file(&source).ok() && check.exists();
-    for leftover in [&source, &check] {
-        match fs::remove_file(leftover) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(BuildError::file("remove", leftover, error));
-            }
-            _ => {}
-        }
-    }
-    result?;
-    if whole {
-        Ok(())
-    } else {
-        Err(BuildError::NotInjected {
-            path: path.to_owned(),
-            image: image.to_path_buf(),
-        })
-    }
+    Ok(())
 }
 
 /// Adds commands to `script` that set the times of all that lies in `dir`.
@@ -126,7 +107,7 @@ fn fix_times(dir: &Path, inside: &str, script: &mut String) -> Result<(), BuildE
 }
 
 /// Commands that give `place` our time throughout.
-fn set_times(place: &str) -> String {
+pub(super) fn set_times(place: &str) -> String {
     set_times_with_modified(place, EPOCH)
 }
 
@@ -145,22 +126,7 @@ fn set_times_with_modified(place: &str, modified: u64) -> String {
     script
 }
 
-/// Runs a list of debugfs commands on the image, in its folder.
-fn debugfs(image: &Path, script: &str) -> Result<(), BuildError> {
-    let dir = image.parent().unwrap_or(Path::new("."));
-    let commands = dir.join("commands");
-    fs::write(&commands, script).at("write", &commands)?;
-    let run = fixed_time(Program::new("debugfs"))
-        .args(["-w", "-f", "commands"])
-        .arg(image)
-        .current_dir(dir)
-        .run();
-    fs::remove_file(&commands).at("remove", &commands)?;
-    run?;
-    Ok(())
-}
-
-fn fixed_time(program: Program) -> Program {
+pub(super) fn fixed_time(program: Program) -> Program {
     let time = EPOCH.to_string();
     program
         .env("E2FSPROGS_FAKE_TIME", &time)
@@ -172,6 +138,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::recipe::sha256_of_file;
 
     const SMALL: Filesystem = Filesystem {
         label: "test",
@@ -193,7 +160,9 @@ mod tests {
         make(&place.join("tree"), &image, &SMALL).unwrap();
         let program = place.join("a program");
         fs::write(&program, vec![7; 300_000]).unwrap();
-        write_program(&image, &program, "/usr/local/bin/daemon").unwrap();
+        Debugfs::of(&image)
+            .write_program(&program, "/usr/local/bin/daemon")
+            .unwrap();
         image
     }
 
@@ -244,7 +213,9 @@ mod tests {
         make(&dir.path().join("tree"), &image, &small).unwrap();
         let program = dir.path().join("program.big");
         fs::write(&program, vec![1; 16 << 20]).unwrap();
-        let error = write_program(&image, &program, "/usr/local/bin/daemon").unwrap_err();
+        let error = Debugfs::of(&image)
+            .write_program(&program, "/usr/local/bin/daemon")
+            .unwrap_err();
         assert!(matches!(error, BuildError::NotInjected { .. }), "{error}");
     }
 }

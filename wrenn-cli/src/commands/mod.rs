@@ -5,6 +5,7 @@ pub mod completions;
 pub mod doctor;
 pub mod machine;
 pub mod run;
+pub mod template;
 
 use std::process::ExitCode;
 
@@ -15,6 +16,8 @@ use crate::GlobalArgs;
 pub enum Command {
     /// Run a command in a throw-away sandbox.
     Run(run::Args),
+    /// What sandboxes are made from: build, list, delete.
+    Template(template::Args),
     /// Say what this host can run, and how to mend what it can't.
     Doctor(doctor::Args),
     /// Talk to the agent of a host: for a look inside, and for debugging.
@@ -44,6 +47,7 @@ impl std::error::Error for UsageError {}
 pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&global, args).await,
+        Command::Template(args) => template::run(&global, args).await,
         Command::Doctor(args) => doctor::run(&global, args).await,
         Command::Agent(args) => agent::run(args).await,
         Command::Completions(args) => Ok(completions::run(&args)),

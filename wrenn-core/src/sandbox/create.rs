@@ -9,7 +9,7 @@ use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{self, CopyDiskError};
 use super::host::Shared;
 use super::record::{RecordError, SandboxRecord};
-use super::{DestroyError, GuestAccess, Keep, Sandbox, SandboxConfig, State};
+use super::{DestroyError, GuestAccess, Keep, Sandbox, SandboxConfig, State, images};
 use crate::SandboxId;
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError};
 use crate::network::{CreateSlotError, EgressPolicy, GrantTapError, NetworkSlot, SetEgressError};
@@ -164,6 +164,7 @@ async fn prepare(
     directory: &SandboxDirectory,
     timings: &mut Timings,
 ) -> Result<(NetworkSlot, Option<VmCgroup>), CreateSandboxError> {
+    images::note(directory, &template.manifest.rootfs_sha256)?;
     let (from, to) = (template.rootfs.clone(), directory.file("rootfs.ext4"));
     let disk = async {
         let begun = Instant::now();
@@ -396,6 +397,7 @@ fn first_words(config: &SandboxConfig, template: &Template) -> InitRequest {
             GuestAccess::Open => None,
         },
         default_user: Some(template.manifest.default_user.clone()),
+        default_workdir: template.manifest.working_directory.clone(),
         hostname: Some(config.id.to_string()),
         entropy: Some(base64::engine::general_purpose::STANDARD.encode(entropy)),
         ..InitRequest::default()

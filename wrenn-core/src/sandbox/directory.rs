@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/sandboxes/<id>.lock    flock()ed by the owning process, made first, removed last
-//! <root>/sandboxes/<id>/        rootfs.ext4, console.log, vmm.log
+//! <root>/sandboxes/<id>/        image, sandbox.json, disk, console.log, vmm.log
 //! <root>/sandboxes/<id>/shared/ vmm.sock; the only place where the VMM makes files
 //! ```
 //!

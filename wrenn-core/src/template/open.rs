@@ -1,67 +1,13 @@
-//! What sandboxes are made from: a kernel and a root file system, as they lie in the
-//! root directory.
+//! Opening a template: every file that a sandbox needs, checked to be there.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
+use super::manifest::{KernelManifest, MANIFEST_VERSION, TemplateManifest};
+use super::{DESCRIPTION, directory_of, is_name, names};
 use crate::RootDirectory;
-
-/// Layout version of the manifests that this code reads.
-const MANIFEST_VERSION: u32 = 1;
-
-/// `template.json`: what a template is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TemplateManifest {
-    /// Version of this layout.
-    pub version: u32,
-    /// The name by which people ask for it.
-    pub name: String,
-    /// Whether it boots or resumes.
-    pub kind: TemplateKind,
-    /// Id of the kernel that boots it.
-    pub kernel: String,
-    /// File name of the root file system, inside the template's directory.
-    pub rootfs: PathBuf,
-    /// SHA-256 of that file, in lower-case hex.
-    pub rootfs_sha256: String,
-    /// Size of the root disk, in MiB.
-    pub size_mib: u64,
-    /// The user that runs commands when none is named.
-    pub default_user: String,
-    /// Environment of every command.
-    #[serde(default)]
-    pub env: BTreeMap<String, String>,
-    /// A command that is started after boot, if any.
-    #[serde(default)]
-    pub start_command: Option<String>,
-}
-
-/// How a sandbox starts from a template.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TemplateKind {
-    /// It has a root file system and boots.
-    Image,
-}
-
-/// `kernel.json`: the files of one kernel.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct KernelManifest {
-    /// Version of this layout.
-    pub version: u32,
-    /// The name that templates use.
-    pub id: String,
-    /// File name of the compressed image.
-    pub bzimage: PathBuf,
-    /// File name of the uncompressed ELF image.
-    pub elf: PathBuf,
-    /// File name of the initramfs, where the kernel needs one.
-    pub initrd: Option<PathBuf>,
-}
 
 /// A template with its kernel, every file checked to be there.
 #[derive(Clone, Debug)]
@@ -150,25 +96,19 @@ impl Template {
     /// # Errors
     /// When it is unknown, damaged, or lacks a file; the message says what to do.
     pub fn open(root: &RootDirectory, name: &str) -> Result<Self, OpenTemplateError> {
-        let fits = !name.is_empty()
-            && !name.starts_with('.')
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
-        if !fits {
+        if !is_name(name) {
             return Err(OpenTemplateError::Name(name.to_owned()));
         }
-        let directory = root.templates().join(name);
-        let path = directory.join("template.json");
+        let directory = directory_of(root, name);
+        let path = directory.join(DESCRIPTION);
         if !path.exists() {
             return Err(OpenTemplateError::Unknown {
                 name: name.to_owned(),
                 directory: root.templates(),
-                present: list(root),
+                present: names(root),
             });
         }
-        let manifest: TemplateManifest = read_manifest(&path)?;
-        check_version(&path, manifest.version)?;
+        let manifest = read_template(&path)?;
 
         let kernel_directory = root.kernels().join(&manifest.kernel);
         let kernel_path = kernel_directory.join("kernel.json");
@@ -219,18 +159,11 @@ impl Template {
     }
 }
 
-/// Names of the templates in a root directory, sorted.
-#[must_use]
-pub fn list(root: &RootDirectory) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(root.templates())
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.path().join("template.json").exists())
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    names
+/// Reads a `template.json`.
+pub(super) fn read_template(path: &Path) -> Result<TemplateManifest, OpenTemplateError> {
+    let manifest: TemplateManifest = read_manifest(path)?;
+    check_version(path, manifest.version)?;
+    Ok(manifest)
 }
 
 fn read_manifest<T: DeserializeOwned>(path: &Path) -> Result<T, OpenTemplateError> {

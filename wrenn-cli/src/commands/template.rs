@@ -1,0 +1,254 @@
+//! `wrenn template`: what sandboxes are made from, in a root directory of this host.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use serde_json::json;
+use wrenn_core::RootDirectory;
+use wrenn_core::sandbox::SandboxImages;
+use wrenn_core::template::{self, DeleteTemplateError, ListedTemplate};
+use wrenn_images::import::{self, ImportError, ImportOptions, Imported};
+
+use super::UsageError;
+use super::run::parse_variable;
+use crate::GlobalArgs;
+use crate::progress::ImportBar;
+
+/// Options of `wrenn template`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  docker save python:3.13 | gzip > python.tar.gz
+  wrenn template build python --from python.tar.gz
+  wrenn run --template python -- python3 --version
+  wrenn template list --json
+  wrenn template delete python")]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Make a template from a root file system or a container image.
+    Build(Build),
+    /// List the templates.
+    #[command(after_help = "\
+Examples:
+  wrenn template list
+  wrenn template list --json | jq -r '.[].name'")]
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a template that nothing uses any more.
+    #[command(after_help = "\
+Examples:
+  wrenn template delete python
+
+A template that sandboxes were made from stays, and they are named.")]
+    Delete {
+        /// The template.
+        name: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Options of `wrenn template build`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+What PATH holds is told by its contents:
+  the tar archive of a root file system, plain or packed with gzip or zstd
+  an ext4 image
+  an OCI image layout, as a directory or an archive
+  what docker save writes, packed or not
+
+Examples:
+  docker save python:3.13 -o python.tar && wrenn template build python --from python.tar
+  wrenn template build alpine --from alpine-minirootfs.tar.gz --size-mib 512
+  wrenn template build web --from layout/ --start 'nginx -g \"daemon off;\"' --env MODE=test
+
+A name that is there already gets the new contents; sandboxes that were made before keep the
+old ones.")]
+struct Build {
+    /// The name that the template gets.
+    name: String,
+    /// What it is made from.
+    #[arg(long, value_name = "PATH")]
+    from: PathBuf,
+    /// Kernel that boots it; the one that was installed last unless set.
+    #[arg(long, value_name = "ID")]
+    kernel: Option<String>,
+    /// Size of the disk in MiB; as much as is in it and 1024 more unless set.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=16 << 20))]
+    size_mib: Option<u64>,
+    /// Who runs commands; whom the image names unless set, else user.
+    #[arg(long, value_name = "USER")]
+    default_user: Option<String>,
+    /// Variable of every command's environment; may be given often.
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    env: Vec<(String, String)>,
+    /// Command to start after boot; what the image names unless set. It is noted in the
+    /// manifest; nothing starts it yet.
+    #[arg(long, value_name = "COMMAND")]
+    start: Option<String>,
+    /// The guest daemon; the wrenn-envd beside this program unless set.
+    #[arg(long, value_name = "PATH")]
+    envd: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the sub-command.
+///
+/// # Errors
+/// When the template cannot be made, listed or deleted.
+pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
+    let root = RootDirectory::new(&global.root);
+    // All of it works on files and blocks its thread.
+    tokio::task::spawn_blocking(move || match args.action {
+        Action::Build(args) => build(&root, args),
+        Action::List { json } => list(&root, json),
+        Action::Delete { name, json } => delete(&root, &name, json),
+    })
+    .await
+    .context("a worker thread died")?
+}
+
+fn build(root: &RootDirectory, args: Build) -> anyhow::Result<ExitCode> {
+    let name = args.name.clone();
+    let json = args.json;
+    let options = options(args)?;
+    let bar = Arc::new(ImportBar::new(&name));
+    let imported = import::import(root.path(), &options, &|update| bar.show(update));
+    bar.finish();
+    let imported = imported.map_err(|error| match error {
+        ImportError::Name(_) => UsageError(error.to_string()).into(),
+        error => anyhow::Error::new(error).context(format!("cannot build the template {name}")),
+    })?;
+    for remark in &imported.remarks {
+        eprintln!("wrenn: {remark}");
+    }
+    // It is there and good; what is left over now goes with the next one.
+    if let Err(error) = template::prune(root, &name, &SandboxImages::of(root)) {
+        tracing::warn!(
+            error = format!("{:#}", anyhow::Error::new(error)),
+            "older images were not looked through"
+        );
+    }
+    print_built(&imported, json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn options(args: Build) -> anyhow::Result<ImportOptions> {
+    let envd = match args.envd {
+        Some(path) => path,
+        None => daemon_beside_this_program()?,
+    };
+    Ok(ImportOptions {
+        kernel: args.kernel,
+        size_mib: args.size_mib,
+        default_user: args.default_user,
+        env: args.env.into_iter().collect::<BTreeMap<_, _>>(),
+        start_command: args.start,
+        ..ImportOptions::new(args.name, args.from, envd)
+    })
+}
+
+fn daemon_beside_this_program() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("cannot find this program")?;
+    let envd = this.with_file_name("wrenn-envd");
+    if envd.is_file() {
+        Ok(envd)
+    } else {
+        Err(anyhow!(
+            "there is no {}; install it there, or name it with --envd",
+            envd.display()
+        ))
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "the data that was asked for")]
+fn print_built(imported: &Imported, json: bool) -> anyhow::Result<()> {
+    let description = &imported.description;
+    if json {
+        println!("{}", serde_json::to_string_pretty(description)?);
+        return Ok(());
+    }
+    eprintln!(
+        "template {} ({}): {} MiB, kernel {}, commands run as {}",
+        description.name,
+        imported.kind.words(),
+        description.size_mib,
+        description.kernel,
+        description.default_user
+    );
+    Ok(())
+}
+
+#[allow(clippy::print_stdout, reason = "the data that was asked for")]
+fn list(root: &RootDirectory, json: bool) -> anyhow::Result<ExitCode> {
+    let templates = template::list(root)?;
+    let users = SandboxImages::of(root);
+    if json {
+        let templates = templates
+            .iter()
+            .map(|template| in_json(template, &users))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        println!("{}", serde_json::to_string_pretty(&templates)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "{:<20} {:>9} {:>9}  {:<24} {:<10} IMAGE",
+        "NAME", "SIZE", "ON DISK", "KERNEL", "USER"
+    );
+    for template in &templates {
+        let disk_mib = template.disk_bytes.div_ceil(1 << 20);
+        match &template.manifest {
+            Ok(manifest) => println!(
+                "{:<20} {:>5} MiB {disk_mib:>5} MiB  {:<24} {:<10} {:.12}",
+                template.name,
+                manifest.size_mib,
+                manifest.kernel,
+                manifest.default_user,
+                manifest.rootfs_sha256
+            ),
+            Err(error) => println!("{:<20} damaged: {error}", template.name),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn in_json(template: &ListedTemplate, users: &SandboxImages) -> anyhow::Result<serde_json::Value> {
+    use template::ImageUsers as _;
+    let mut value = match &template.manifest {
+        Ok(manifest) => {
+            let mut value = serde_json::to_value(manifest)?;
+            value["used_by"] = json!(users.users_of(&manifest.rootfs_sha256)?);
+            value
+        }
+        Err(error) => json!({ "error": error.to_string() }),
+    };
+    value["name"] = json!(template.name);
+    value["disk_bytes"] = json!(template.disk_bytes);
+    Ok(value)
+}
+
+#[allow(clippy::print_stdout, reason = "the data that was asked for")]
+fn delete(root: &RootDirectory, name: &str, json: bool) -> anyhow::Result<ExitCode> {
+    template::delete(root, name, &SandboxImages::of(root)).map_err(|error| match error {
+        DeleteTemplateError::Name(_) => anyhow::Error::new(UsageError(error.to_string())),
+        error => error.into(),
+    })?;
+    if json {
+        println!("{}", json!({ "deleted": name }));
+    }
+    Ok(ExitCode::SUCCESS)
+}
