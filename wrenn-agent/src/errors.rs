@@ -1,9 +1,12 @@
 //! The one place where an engine's error becomes an answer: a code, and a sentence that its
 //! reader can act on. What only helps whoever runs the host stays in the log.
 
+use wrenn_core::devicemapper::CreateDiskError;
 use wrenn_core::fleet::{CreateError, DestroyRefused, NotRunning};
 use wrenn_core::guest::{GuestError, RpcCode};
-use wrenn_core::sandbox::{ChangeEgressError, CopyDiskError, CreateSandboxError, RecordError};
+use wrenn_core::sandbox::{
+    ChangeEgressError, CopyDiskError, CreateSandboxError, MakeDiskError, RecordError,
+};
 use wrenn_core::template::OpenTemplateError;
 use wrenn_core::{Chain, InvalidSandboxId, SandboxId};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
@@ -69,7 +72,7 @@ impl Answer for CreateSandboxError {
         match self {
             Self::Template(error) => error.answer(),
             Self::Memory { .. } => (ErrorCode::ResourceExhausted, self.to_string()),
-            Self::Disk(CopyDiskError::NoSpace { .. }) => (
+            Self::Disk(error) if is_out_of_space(error) => (
                 ErrorCode::ResourceExhausted,
                 "no space is left on this host's disk; destroy a sandbox".to_owned(),
             ),
@@ -94,6 +97,17 @@ impl Answer for CreateSandboxError {
             | Self::Init(_)
             | Self::Thread => (ErrorCode::Internal, OURS.to_owned()),
         }
+    }
+}
+
+/// Whether a disk could not be made since the host's is full.
+fn is_out_of_space(error: &MakeDiskError) -> bool {
+    match error {
+        MakeDiskError::Copy(CopyDiskError::NoSpace { .. }) => true,
+        MakeDiskError::Snapshot(CreateDiskError::Store { source, .. }) => {
+            source.kind() == std::io::ErrorKind::StorageFull
+        }
+        _ => false,
     }
 }
 

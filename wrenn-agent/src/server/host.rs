@@ -20,7 +20,7 @@ pub(super) async fn get(
 ) -> Result<GetHostResponse, ConnectError> {
     let root = state.fleet.root().clone();
     let (templates, free_disk_mib) =
-        blocking(move || (template::list(&root), usage::free_mib(root.path()))).await?;
+        blocking(move || (template::names(&root), usage::free_mib(root.path()))).await?;
     let (reserved, limits) = state.fleet.reserved();
     Ok(GetHostResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -48,7 +48,7 @@ pub(super) async fn templates(
                 None
             }
         };
-        template::list(&root)
+        template::names(&root)
             .into_iter()
             .filter_map(open)
             .collect::<Vec<_>>()

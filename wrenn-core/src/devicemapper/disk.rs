@@ -430,6 +430,12 @@ impl SnapshotDisk {
         blocking(move || plan.run()).await?
     }
 
+    /// Goes away without it: it stays as it is, and [`adopt`](super::DeviceMapper::adopt)
+    /// takes it over. The device keeps its loops.
+    pub fn leave(mut self) {
+        drop(self.pieces.take());
+    }
+
     /// Gives the disk back: the device first, then its loops. The store stays. Waits a few
     /// seconds for others to close the device, and says in the log who they are.
     ///

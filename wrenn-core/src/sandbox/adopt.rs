@@ -14,13 +14,14 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::directory::{DirectoryError, SandboxDirectory};
+use super::disk::RootDisk;
 use super::host::Shared;
 use super::record::{RecordError, SandboxRecord};
-use super::{Remains, Sandbox, State, Timings};
-use crate::SandboxId;
+use super::{Remains, Sandbox, State, Timings, prepare};
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient};
-use crate::network::SlotNumber;
+use crate::network::{NetworkSlot, SlotNumber};
 use crate::vm::Vm;
+use crate::{Chain, SandboxId};
 
 /// How long the daemon of a guest that is taken over may take to answer. It is no
 /// condition: a guest that is busy is taken over all the same.
@@ -95,61 +96,27 @@ pub(super) async fn adopt(host: &Shared, id: SandboxId) -> Result<Adopted, Adopt
 }
 
 async fn take_over(host: &Shared, directory: SandboxDirectory, record: SandboxRecord) -> Adopted {
-    let broken = |directory, record, reason: String| {
-        warn!(reason, "a sandbox cannot be taken over");
-        Adopted::Broken(Box::new(Remains::write(directory, record, reason)))
-    };
     let id = directory.id().clone();
-    let number = record.slot.and_then(SlotNumber::new);
-    let cgroup = host.cgroups.adopt(&id);
-    let vm = record
-        .vmm
-        .as_ref()
-        .and_then(|vmm| Vm::adopt(vmm, cgroup, directory.path()));
-    let slot = match number {
-        Some(number) => match host.network.adopt(number, id.as_str()).await {
-            Ok(slot) => Some(slot),
-            Err(error) => {
-                warn!(sandbox_id = %id, %error, "the slot of a sandbox without an owner");
-                None
-            }
-        },
-        None => None,
-    };
-    let (vm, slot) = match (vm, slot) {
-        (Some(vm), Some(slot)) => (vm, slot),
-        (vm, slot) => {
-            let lost = if vm.is_none() {
-                "VM ended"
-            } else {
-                "network was removed"
-            };
-            if let Some(vm) = vm {
-                vm.kill().await;
-            }
-            if let Some(Err(error)) = match slot {
-                Some(slot) => Some(slot.remove().await),
-                None => None,
-            } {
-                warn!(sandbox_id = %id, %error, "the slot of a broken sandbox");
-            }
-            return broken(
-                directory,
-                record,
-                format!("its {lost} while nobody owned it"),
-            );
-        }
-    };
-    let address = (slot.reachable_address(), ENVD_PORT).into();
-    let token = record.token.clone().map(AccessToken::new);
-    match GuestClient::new(address, token) {
-        Ok(guest) => {
+    let vm = record.vmm.as_ref().and_then(|vmm| {
+        let cgroup = host.cgroups.adopt(&id);
+        Vm::adopt(vmm, cgroup, directory.path())
+    });
+    let disk = take_over_disk(host, &directory, &record).await;
+    let slot = take_over_slot(host, &record).await;
+    let guest = slot.as_ref().and_then(|slot| {
+        let address = (slot.reachable_address(), ENVD_PORT).into();
+        let token = record.token.clone().map(AccessToken::new);
+        GuestClient::new(address, token).ok()
+    });
+    match (vm, disk, slot, guest) {
+        (Some(vm), Some(disk), Some(slot), Some(guest)) => {
             if let Err(error) = guest.wait_healthy(GREETING).await {
                 warn!(sandbox_id = %id, %error, "taken over, but its guest does not answer yet");
             }
             info!(sandbox_id = %id, "taken over");
             Adopted::Running(Box::new(Sandbox {
                 vm,
+                disk,
                 slot,
                 directory,
                 guest,
@@ -157,10 +124,45 @@ async fn take_over(host: &Shared, directory: SandboxDirectory, record: SandboxRe
                 timings: Timings::default(),
             }))
         }
-        Err(error) => {
-            vm.kill().await;
-            slot.leave();
-            broken(directory, record, format!("its record is damaged: {error}"))
+        (vm, disk, slot, _) => {
+            let lost = [
+                (vm.is_none(), "VM ended"),
+                (disk.is_none(), "disk was removed"),
+                (slot.is_none(), "network was removed"),
+            ];
+            let lost = lost.iter().find(|(is_lost, _)| *is_lost);
+            let lost = lost.map_or("record was damaged", |(_, what)| what);
+            if let Some(vm) = vm {
+                vm.kill().await;
+            }
+            prepare::give_back(disk, slot).await;
+            let reason = format!("its {lost} while nobody owned it");
+            warn!(sandbox_id = %id, reason, "cannot be taken over");
+            Adopted::Broken(Box::new(Remains::write(directory, record, reason)))
         }
     }
+}
+
+async fn take_over_disk(
+    host: &Shared,
+    directory: &SandboxDirectory,
+    record: &SandboxRecord,
+) -> Option<RootDisk> {
+    let disk = record.disk.as_ref()?;
+    let taken = RootDisk::take_over(host.mapper.as_ref(), directory, disk).await;
+    taken
+        .inspect_err(|error| {
+            warn!(sandbox_id = %record.id, error = %Chain(error), "cannot take over its disk");
+        })
+        .ok()
+}
+
+async fn take_over_slot(host: &Shared, record: &SandboxRecord) -> Option<NetworkSlot> {
+    let number = record.slot.and_then(SlotNumber::new)?;
+    let taken = host.network.adopt(number, record.id.as_str()).await;
+    taken
+        .inspect_err(|error| {
+            warn!(sandbox_id = %record.id, error = %Chain(error), "cannot take over its slot");
+        })
+        .ok()
 }

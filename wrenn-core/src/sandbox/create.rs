@@ -6,17 +6,17 @@ use base64::Engine;
 use tracing::{Instrument, info, info_span};
 
 use super::directory::{DirectoryError, SandboxDirectory};
-use super::disk::{self, CopyDiskError};
+use super::disk::{MakeDiskError, RootDisk};
 use super::host::Shared;
+use super::prepare::{Prepared, give_back, prepare, vm_user};
 use super::record::{RecordError, SandboxRecord};
-use super::{DestroyError, GuestAccess, Keep, Sandbox, SandboxConfig, State, images};
-use crate::SandboxId;
+use super::{GuestAccess, Keep, Sandbox, SandboxConfig, State};
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError};
-use crate::network::{CreateSlotError, EgressPolicy, GrantTapError, NetworkSlot, SetEgressError};
+use crate::network::{CreateSlotError, GrantTapError, NetworkSlot, SetEgressError};
 use crate::template::{OpenTemplateError, Template};
 use crate::vm::{
-    BootSource, CgroupError, Device, Drive, ExitReason, JailFile, JailSpec, LaunchSpec, Limits,
-    MachineConfig, NetworkInterface, Resources, StartVmError, Vm, VmCgroup, VmConfig, VmUser,
+    BootSource, CgroupError, Device, Drive, ExitReason, JailFile, JailSpec, LaunchSpec,
+    MachineConfig, NetworkInterface, Resources, StartVmError, Vm, VmCgroup, VmConfig,
 };
 
 /// The kernel's command line, but for what differs between sandboxes.
@@ -52,7 +52,7 @@ pub enum CreateSandboxError {
     Record(#[from] RecordError),
     /// Its disk could not be made.
     #[error("cannot make the sandbox's disk")]
-    Disk(#[from] CopyDiskError),
+    Disk(#[from] MakeDiskError),
     /// Its network slot could not be made.
     #[error("cannot make the sandbox's network slot")]
     Slot(#[from] CreateSlotError),
@@ -107,7 +107,7 @@ fn quoted(console: &str) -> String {
 /// How long each step of a creation took. Disk, slot and cgroup are made at the same time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timings {
-    /// Copying the disk.
+    /// Making the disk.
     pub disk: Duration,
     /// Making the network slot.
     pub slot: Duration,
@@ -138,15 +138,8 @@ impl Sandbox {
                 record.write(directory.path())?;
             }
             let mut timings = Timings::default();
-            let (slot, cgroup) =
-                prepare(host, &config, &template, &directory, &mut timings).await?;
-            let launch = launch_spec(host, &template, &directory, &slot, cgroup);
-            let made = Made {
-                directory,
-                slot,
-                record,
-            };
-            let mut sandbox = boot(host, &config, &template, made, launch, timings).await?;
+            let prepared = prepare(host, &config, &template, &directory, &mut timings).await?;
+            let mut sandbox = boot(host, record, &template, directory, prepared, timings).await?;
             sandbox.timings.total = begun.elapsed();
             info!(timings = ?sandbox.timings, "the sandbox runs");
             Ok(sandbox)
@@ -156,118 +149,27 @@ impl Sandbox {
     }
 }
 
-/// Makes disk, slot and cgroup at the same time.
-async fn prepare(
-    host: &Shared,
-    config: &SandboxConfig,
-    template: &Template,
-    directory: &SandboxDirectory,
-    timings: &mut Timings,
-) -> Result<(NetworkSlot, Option<VmCgroup>), CreateSandboxError> {
-    images::note(directory, &template.manifest.rootfs_sha256)?;
-    let (from, to) = (template.rootfs.clone(), directory.file("rootfs.ext4"));
-    let disk = async {
-        let begun = Instant::now();
-        tokio::task::spawn_blocking(move || disk::copy(&from, &to))
-            .await
-            .map_err(|_| CreateSandboxError::Thread)??;
-        Ok::<_, CreateSandboxError>(begun.elapsed())
-    };
-    let slot = async {
-        let begun = Instant::now();
-        let slot = host.slots.take(directory.id().as_str()).await?;
-        match fit(host, config, &slot).await {
-            Ok(()) => Ok((slot, begun.elapsed())),
-            Err(error) => {
-                give_back(slot, directory.id()).await;
-                Err(error)
-            }
-        }
-    };
-    let (cgroups, limits) = (host.cgroups.clone(), Limits::of(config.resources));
-    let id = directory.id().clone();
-    let cgroup = async {
-        tokio::task::spawn_blocking(move || cgroups.create(&id, limits))
-            .await
-            .map_err(|_| CreateSandboxError::Thread)?
-            .map_err(CreateSandboxError::from)
-    };
-    let (disk, slot, cgroup) = tokio::join!(disk, slot, cgroup);
-    // All are over by here, so that an error of one never leaves another at work.
-    let (slot, slot_elapsed) = slot?;
-    match (disk, cgroup) {
-        (Ok(disk_elapsed), Ok(cgroup)) => {
-            timings.disk = disk_elapsed;
-            timings.slot = slot_elapsed;
-            Ok((slot, cgroup))
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            give_back(slot, directory.id()).await;
-            Err(error)
-        }
-    }
-}
-
-/// Makes a slot that of one sandbox.
-async fn fit(
-    host: &Shared,
-    config: &SandboxConfig,
-    slot: &NetworkSlot,
-) -> Result<(), CreateSandboxError> {
-    let user = vm_user(host, slot).get();
-    slot.grant_tap(user, user).await?;
-    if config.egress != EgressPolicy::default() {
-        slot.set_egress(&config.egress).await?;
-    }
-    Ok(())
-}
-
-/// The user that a sandbox's VMM runs as: the slot's, since no two sandboxes have one slot
-/// at the same time.
-fn vm_user(host: &Shared, slot: &NetworkSlot) -> VmUser {
-    host.vm_users.of_slot(slot.number().get())
-}
-
-async fn give_back(slot: NetworkSlot, id: &SandboxId) {
-    if let Err(source) = slot.remove().await {
-        let error = DestroyError::Slot {
-            id: id.clone(),
-            source,
-        };
-        tracing::warn!(%error, "a sandbox that was not created");
-    }
-}
-
-/// What a sandbox has before it has a VM.
-struct Made {
-    directory: SandboxDirectory,
-    slot: NetworkSlot,
-    record: SandboxRecord,
-}
-
 async fn boot(
     host: &Shared,
-    config: &SandboxConfig,
+    mut record: SandboxRecord,
     template: &Template,
-    made: Made,
-    launch: LaunchSpec,
+    directory: SandboxDirectory,
+    prepared: Prepared,
     mut timings: Timings,
 ) -> Result<Sandbox, CreateSandboxError> {
-    let Made {
-        directory,
-        slot,
-        mut record,
-    } = made;
+    let Prepared { disk, slot, cgroup } = prepared;
+    let config = record.config();
     let begun = Instant::now();
-    let machine = describe(config, template, &slot);
-    let vm = match Vm::boot(launch, &machine).await {
+    let launch = launch_spec(host, template, &directory, &disk, &slot, cgroup);
+    let vm = match Vm::boot(launch, &describe(&config, template, &slot)).await {
         Ok(vm) => vm,
         Err(error) => {
-            give_back(slot, directory.id()).await;
+            give_back(Some(disk), Some(slot)).await;
             return Err(error.into());
         }
     };
     timings.vmm = begun.elapsed();
+    record.disk = Some(disk.record());
     record.slot = Some(slot.number().get());
     record.vmm = vm.identity().ok();
 
@@ -275,13 +177,14 @@ async fn boot(
     let guest = GuestClient::new(address, None)?;
     let mut sandbox = Sandbox {
         vm,
+        disk,
         slot,
         directory,
         guest,
         record,
         timings,
     };
-    match greet(host, config, template, &mut sandbox, begun).await {
+    match greet(host, &config, template, &mut sandbox, begun).await {
         Ok(()) => Ok(sandbox),
         Err(error) => {
             if let Err(destroy) = sandbox.destroy().await {
@@ -330,11 +233,12 @@ fn launch_spec(
     host: &Shared,
     template: &Template,
     directory: &SandboxDirectory,
+    disk: &RootDisk,
     slot: &NetworkSlot,
     cgroup: Option<VmCgroup>,
 ) -> LaunchSpec {
     let mut files = vec![
-        JailFile::writable(directory.file("rootfs.ext4"), "rootfs.ext4"),
+        JailFile::writable(disk.path(), "rootfs.ext4"),
         kernel(template),
     ];
     files.extend(initrd(template));

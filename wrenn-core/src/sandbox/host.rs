@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::adopt::{self, AdoptError, Adopted};
 use super::sweep::{self, Leftovers, SweepError};
 use super::{CreateSandboxError, Sandbox, SandboxConfig};
+use crate::devicemapper::{self, DeviceMapper};
 use crate::network::{Network, NetworkConfig, OpenNetworkError, PoolConfig, SlotPool};
 use crate::vm::{Cgroups, Enforced, FindVmmError, VmUsers, VmmBinary};
 use crate::{Chain, RootDirectory, SandboxId};
@@ -73,6 +74,9 @@ pub enum OpenHostError {
     /// The network could not be set up.
     #[error("cannot set up the host's network")]
     Network(#[from] OpenNetworkError),
+    /// The disks of sandboxes could not be searched.
+    #[error("cannot sweep the disks that dead processes left")]
+    Disks(#[from] devicemapper::SweepError),
     /// What dead processes left could not be removed.
     #[error("cannot sweep what dead processes left")]
     Sweep(#[from] SweepError),
@@ -90,6 +94,8 @@ pub(super) struct Shared {
     pub(super) slots: SlotPool,
     pub(super) vm_users: VmUsers,
     pub(super) cgroups: Cgroups,
+    /// Where the kernel has one; disks are copies otherwise.
+    pub(super) mapper: Option<DeviceMapper>,
     pub(super) boot_deadline: Duration,
 }
 
@@ -112,6 +118,7 @@ impl Host {
             kept.iter().any(|id| id.as_str() == owner)
         })
         .await?;
+        let mapper = open_mapper(&config.root).await?;
         let slots = SlotPool::start(network.clone(), config.pool);
         Ok(Self(Arc::new(Shared {
             root: config.root,
@@ -120,6 +127,7 @@ impl Host {
             slots,
             vm_users: config.vm_users,
             cgroups,
+            mapper,
             boot_deadline: config.boot_deadline,
         })))
     }
@@ -176,6 +184,9 @@ impl Host {
             tracing::warn!(error = %Chain(&error), "a slot that was made ahead");
         }
         self.0.network.settled().await;
+        if let Some(mapper) = &self.0.mapper {
+            mapper.settled().await;
+        }
     }
 
     /// Everything on this host that belongs to sandboxes, of whichever process.
@@ -185,4 +196,22 @@ impl Host {
     pub async fn leftovers(&self) -> Result<Leftovers, SweepError> {
         sweep::leftovers(&self.0).await
     }
+}
+
+/// Opens the device mapper where the kernel has one, and sweeps the disks of sandboxes
+/// that are no more.
+async fn open_mapper(root: &RootDirectory) -> Result<Option<DeviceMapper>, OpenHostError> {
+    let mapper = match DeviceMapper::open(root).await {
+        Ok(mapper) => mapper,
+        Err(error) => {
+            tracing::info!(error = %Chain(&error), "disks are copies of their templates'");
+            return Ok(None);
+        }
+    };
+    // A sandbox has a directory before it has a disk, and as long as it has one.
+    let sandboxes = root.clone();
+    mapper
+        .sweep(move |id| sandboxes.sandbox(id).exists())
+        .await?;
+    Ok(Some(mapper))
 }

@@ -3,14 +3,14 @@
 //! ```text
 //! Host::create
 //!   ├─ SandboxDirectory   locked while its owner lives; a dead owner's is swept
-//!   ├─┬─ disk             private copy of the template's       ┐
-//!   │ ├─ NetworkSlot      namespace, veth, TAP, rules          │ at the same time
-//!   │ └─ VmCgroup         limits; goes into the Vm             ┘
+//!   ├─┬─ RootDisk         what is written, over the template's  ┐
+//!   │ ├─ NetworkSlot      namespace, veth, TAP, rules           ├ at the same time
+//!   │ └─ VmCgroup         limits                                ┘
 //!   ├─ Vm                 boots in its jail once its rules stand
 //!   └─ GuestClient        healthy, then told its time, entropy, token and name
 //! ```
 //!
-//! Teardown is one ordered sequence: VM with its cgroup, slot, directory. Whatever a step
+//! Teardown is one ordered sequence: VM with its cgroup, disk and slot, directory. Whatever a step
 //! fails on, and whenever the creating future is dropped, what was made so far is given
 //! back.
 //!
@@ -30,6 +30,7 @@ mod directory;
 mod disk;
 mod host;
 mod images;
+mod prepare;
 mod record;
 mod remains;
 mod state;
@@ -40,7 +41,7 @@ pub use adopt::{AdoptError, Adopted};
 pub use config::{GuestAccess, Keep, SandboxConfig};
 pub use create::{CreateSandboxError, Timings};
 pub use directory::DirectoryError;
-pub use disk::CopyDiskError;
+pub use disk::{CopyDiskError, MakeDiskError};
 pub use host::{Host, HostConfig, OpenHostError};
 pub use images::SandboxImages;
 pub use record::RecordError;
@@ -52,6 +53,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::devicemapper::RemoveDiskError;
 use crate::guest::{Command, CommandOutput, GuestClient, GuestError};
 use crate::network::{
     CountError, EgressPolicy, NetworkSlot, RemoveSlotError, SetEgressError, SlotCounters,
@@ -60,6 +62,7 @@ use crate::network::{
 use crate::vm::{ExitReason, LaunchSpec, Vm};
 use crate::{RootDirectory, SandboxId};
 use directory::SandboxDirectory;
+use disk::RootDisk;
 use record::SandboxRecord;
 
 /// A running sandbox.
@@ -68,6 +71,7 @@ use record::SandboxRecord;
 pub struct Sandbox {
     // Fields are dropped in this order: the VM first, its files last.
     vm: Vm,
+    disk: RootDisk,
     slot: NetworkSlot,
     directory: SandboxDirectory,
     guest: GuestClient,
@@ -78,6 +82,15 @@ pub struct Sandbox {
 /// What could not be given back. It is tried again in the background and by later sweeps.
 #[derive(Debug, thiserror::Error)]
 pub enum DestroyError {
+    /// The disk.
+    #[error("cannot give back the disk of {id}")]
+    Disk {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: RemoveDiskError,
+    },
     /// The network slot.
     #[error("cannot give back the network slot of {id}")]
     Slot {
@@ -231,6 +244,7 @@ impl Sandbox {
     /// the next [`Host::open`].
     pub fn leave(self) {
         self.vm.leave();
+        self.disk.leave();
         self.slot.leave();
         self.directory.leave();
     }
@@ -255,14 +269,20 @@ impl Sandbox {
         }
         let Self {
             vm,
+            disk,
             slot,
             directory,
             ..
         } = self;
         let id = directory.id().clone();
         vm.kill().await;
-        let slot = slot.remove().await;
+        // The disk needs its VM gone, and the files below it the disk.
+        let (disk, slot) = tokio::join!(disk.remove(), slot.remove());
         let files = directory.remove().await;
+        disk.map_err(|source| DestroyError::Disk {
+            id: id.clone(),
+            source,
+        })?;
         slot.map_err(|source| DestroyError::Slot {
             id: id.clone(),
             source,

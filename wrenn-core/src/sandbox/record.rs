@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::disk::DiskRecord;
 use super::{GuestAccess, Keep, SandboxConfig, State};
 use crate::SandboxId;
 use crate::network::EgressPolicy;
@@ -42,6 +43,7 @@ pub(super) struct SandboxRecord {
     pub(super) env: BTreeMap<String, String>,
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) token: Option<String>,
+    pub(super) disk: Option<DiskRecord>,
     /// Number of its network slot.
     pub(super) slot: Option<u16>,
     pub(super) vmm: Option<ProcessIdentity>,
@@ -105,6 +107,7 @@ impl SandboxRecord {
             env: config.env.clone(),
             metadata: config.metadata.clone(),
             token: None,
+            disk: None,
             slot: None,
             vmm: None,
         }

@@ -4,7 +4,7 @@ use tracing::warn;
 
 use super::directory::SandboxDirectory;
 use super::record::SandboxRecord;
-use super::{DestroyError, Sandbox, SandboxConfig, State};
+use super::{DestroyError, Sandbox, SandboxConfig, State, prepare};
 use crate::SandboxId;
 
 /// A broken sandbox. It uses nothing but the room of its files, and nothing runs in it.
@@ -20,16 +20,16 @@ impl Remains {
     pub(super) async fn of(sandbox: Sandbox, reason: String) -> Self {
         let Sandbox {
             vm,
+            disk,
             slot,
             directory,
             record,
             ..
         } = sandbox;
         vm.kill().await;
-        if let Err(error) = slot.remove().await {
-            // A reaper goes on trying.
-            warn!(sandbox_id = %directory.id(), %error, "the slot of a broken sandbox");
-        }
+        // What fails is tried again in the background. What was written stays in the
+        // directory, from which the disk can be made again.
+        prepare::give_back(Some(disk), Some(slot)).await;
         Self::write(directory, record, reason)
     }
 

@@ -15,8 +15,8 @@ use super::directory::{DirectoryError, SandboxDirectory};
 use super::host::Shared;
 use super::record::SandboxRecord;
 use crate::vm::Cgroups;
-use crate::{devicemapper, network};
 use crate::{RootDirectory, SandboxId};
+use crate::{devicemapper, network};
 
 /// How long a killed VMM may take to be gone.
 const DEATH_DEADLINE: Duration = Duration::from_secs(10);

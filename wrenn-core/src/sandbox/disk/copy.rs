@@ -1,5 +1,5 @@
-//! The private root disk of a sandbox: a copy of its template's that costs nothing where
-//! the file system shares blocks, and only the blocks in use where it doesn't.
+//! A private copy of an image, which costs nothing where the file system shares blocks, and
+//! only the blocks in use where it doesn't.
 
 use std::fs::File;
 use std::io;
