@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn taken_numbers_are_passed_over() {
-        let mut accounts = accounts("node:x:1000:1000::/home/node:/bin/sh\n", "node:x:1000:\n");
+        let mut accounts = accounts("node:x:1000:1000::/srv/node:/bin/sh\n", "node:x:1000:\n");
         let added = accounts.add_user("/bin/sh");
         assert_eq!(
             added,

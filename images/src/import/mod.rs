@@ -8,8 +8,8 @@
 //!  rootfs.ext4 ─ SHA-256 ─▶ <root>/templates/<name>/{template.json, <SHA-256>.ext4}
 //! ```
 //!
-//! What is imported is hostile until it lies in a guest. Names go through [`tree`], which the
-//! kernel keeps inside of the staging directory; sizes and counts through [`limits`]; every
+//! What is imported is hostile until it lies in a guest. Names go through `tree`, which the
+//! kernel keeps inside of the staging directory; sizes and counts through `limits`; every
 //! digest and size that an image states is checked.
 //!
 //! An image is never changed: to import under a name that there is already adds a file and

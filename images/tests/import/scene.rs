@@ -48,7 +48,7 @@ impl Scene {
         fs::create_dir(tree.join("tmp")).unwrap();
         fs::set_permissions(tree.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
         fs::write(tree.join("etc/hello"), "world").unwrap();
-        let passwd = "root:x:0:0::/root:/bin/sh\nubuntu:x:1000:1000::/home/ubuntu:/bin/sh\n";
+        let passwd = "root:x:0:0::/root:/bin/sh\nubuntu:x:1000:1000::/srv/ubuntu:/bin/sh\n";
         fs::write(tree.join("etc/passwd"), passwd).unwrap();
         fs::write(tree.join("etc/group"), "root:x:0:\n").unwrap();
         let image = self.path("source.ext4");

@@ -73,13 +73,17 @@ pub fn delete(
         return Err(DeleteTemplateError::Name(name.to_owned()));
     }
     let directory = directory_of(root, name);
+    let unknown = || DeleteTemplateError::Unknown {
+        name: name.to_owned(),
+        directory: root.templates(),
+    };
+    if !root.templates().is_dir() {
+        return Err(unknown());
+    }
     let _lock = lock(root)?;
     sweep(root)?;
     if !directory.join(DESCRIPTION).exists() {
-        return Err(DeleteTemplateError::Unknown {
-            name: name.to_owned(),
-            directory: root.templates(),
-        });
+        return Err(unknown());
     }
     // Whoever is found now spares the template a moment out of sight.
     refuse_if_used(&directory, name, users)?;
