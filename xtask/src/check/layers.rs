@@ -1,6 +1,8 @@
 //! Which crate may depend on which of ours, and what must stay out of the engines.
 //!
 //! ```text
+//! wrenn-agent ─────────────────────────┐            (wrenn-agent, wrenn-cli ──▶ wrenn-proto)
+//!                                      ▼
 //! wrenn-cli ──▶ wrenn-machine ──▶ wrenn-core ──▶ wrenn-proto ◀── wrenn-envd
 //!     │              └──▶ wrenn-images ▲                      wrenn-vmm, wrenn-bench: alone
 //!     └────────────────────────────────┘

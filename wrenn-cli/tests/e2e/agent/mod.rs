@@ -1,4 +1,10 @@
-//! What a host does for its sandboxes.
+//! The agent and what it is made of: engines through the library, and `wrenn-agent` itself,
+//! started and asked by RPC.
 
+mod cli;
 mod disk;
+mod faults;
+mod files;
 mod jail;
+mod rpc;
+mod stage;

@@ -1,0 +1,344 @@
+//! An agent for each test, and nothing of its sandboxes left afterwards.
+
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use wrenn_core::SandboxId;
+use wrenn_core::fleet::{Fleet, Limits};
+use wrenn_core::sandbox::Host;
+use wrenn_proto::connectrpc::client::{BidiSendHalf, ClientConfig, HttpClient};
+use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
+use wrenn_proto::hostagent::__buffa::oneof::process_event::Event;
+use wrenn_proto::hostagent::{
+    Command as GuestCommand, CreateSandboxRequest, ExecRequest, ExecResponse, ExecStart,
+    ExecStreamRequest, HostAgentClient, Resources, Sandbox,
+};
+
+use crate::stage::{self, MINIMAL, until};
+
+/// Runs one test with an agent of its own. Whatever becomes of it, its sandboxes are gone
+/// afterwards, and the agent has logged no error.
+pub(super) fn enter<F: Future<Output = ()>>(test: impl FnOnce(Arc<TestAgent>) -> F) {
+    enter_with(&[], test);
+}
+
+/// The same, with options.
+pub(super) fn enter_with<F: Future<Output = ()>>(
+    options: &[&str],
+    test: impl FnOnce(Arc<TestAgent>) -> F,
+) {
+    let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+    stage::enter(|host| async move {
+        let agent = Arc::new(TestAgent::new(options));
+        let outcome = AssertUnwindSafe(async {
+            agent.start().await;
+            test(Arc::clone(&agent)).await;
+        })
+        .catch_unwind()
+        .await;
+        agent.end(Signal::SIGTERM).await;
+        destroy_all(host).await;
+        let log = agent.log();
+        if let Err(panic) = outcome {
+            eprintln!("the agent's log:\n{log}");
+            resume_unwind(panic);
+        }
+        let errors: Vec<_> = log
+            .lines()
+            .filter(|line| line.contains(" ERROR "))
+            .collect();
+        assert!(errors.is_empty(), "{errors:#?}");
+    });
+}
+
+async fn destroy_all(host: Host) {
+    let fleet = Fleet::open(host, Limits::of_this_host()).await.unwrap();
+    for sandbox in fleet.list() {
+        sandbox.destroy().await.unwrap();
+    }
+    fleet.leave().await;
+}
+
+/// The program under test.
+pub(super) struct TestAgent {
+    options: Vec<String>,
+    directory: tempfile::TempDir,
+    running: std::sync::Mutex<Option<(Child, SocketAddr)>>,
+}
+
+impl TestAgent {
+    fn new(options: Vec<String>) -> Self {
+        Self {
+            options,
+            directory: tempfile::tempdir().unwrap(),
+            running: std::sync::Mutex::new(None),
+        }
+    }
+
+    /// Starts the agent, on a port of its own, and waits until it serves.
+    pub(super) async fn start(&self) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .unwrap();
+        let before = self.log().matches("the agent serves").count();
+        let program = std::env::var_os("WRENN_E2E_AGENT").expect("WRENN_E2E_AGENT is the agent");
+        let mut command = Command::new(program);
+        command.arg("--root").arg(stage::root().path());
+        command.args(["--listen", "127.0.0.1:0"]);
+        if let Some(vmm) = stage::vmm() {
+            command.arg("--vmm").arg(vmm);
+        }
+        let mut child = command
+            .args(&self.options)
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        until("the agent serves", || async {
+            self.log().matches("the agent serves").count() > before || ended(child.id())
+        })
+        .await;
+        let log = self.log();
+        let line = log
+            .lines()
+            .rfind(|line| line.contains("the agent serves"))
+            .unwrap_or_else(|| panic!("the agent did not start:\n{log}"));
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("the agent ended with {status}:\n{log}");
+        }
+        let word = line
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("address="));
+        let address = word.unwrap().parse().unwrap();
+        *self.running.lock().unwrap() = Some((child, address));
+    }
+
+    /// Ends the agent by a signal, if it runs, and waits for its end.
+    pub(super) async fn end(&self, signal: Signal) {
+        let Some((mut child, _)) = self.running.lock().unwrap().take() else {
+            return;
+        };
+        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        let pid = child.id();
+        until("the agent has ended", || async { ended(pid) }).await;
+        child.wait().unwrap();
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.running.lock().unwrap().as_ref().unwrap().0.id()
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.running.lock().unwrap().as_ref().unwrap().1
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    pub(super) fn client(&self) -> HostAgentClient<HttpClient> {
+        let config =
+            ClientConfig::new(self.url().parse().unwrap()).with_default_max_message_size(32 << 20);
+        HostAgentClient::new(HttpClient::plaintext_http2_only(), config)
+    }
+
+    pub(super) fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("agent.log")
+    }
+
+    /// A small sandbox.
+    pub(super) async fn create(&self) -> Sandbox {
+        let answer = self.client().create_sandbox(small()).await.unwrap();
+        answer.into_owned().sandbox.into_option().unwrap()
+    }
+
+    /// Runs a line of shell as root to its end.
+    pub(super) async fn shell(&self, id: &str, line: &str) -> String {
+        let answer = self.exec(id, line).await.unwrap();
+        let exit = answer.exit.as_option().unwrap();
+        let stderr = String::from_utf8_lossy(&answer.stderr);
+        assert_eq!(exit.code, 0, "{line}: {stderr}");
+        String::from_utf8(answer.stdout.to_vec())
+            .unwrap()
+            .trim()
+            .to_owned()
+    }
+
+    pub(super) async fn exec(&self, id: &str, line: &str) -> Result<ExecResponse, ConnectError> {
+        let request = ExecRequest {
+            id: id.to_owned(),
+            command: Some(sh(line)).into(),
+            ..ExecRequest::default()
+        };
+        Ok(self.client().exec(request).await?.into_owned())
+    }
+}
+
+/// Whether a process has ended, reaped or not.
+pub(super) fn ended(pid: u32) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .trim_start()
+            .starts_with('Z'),
+        Err(_) => true,
+    }
+}
+
+/// The request for a small sandbox with a new id.
+pub(super) fn small() -> CreateSandboxRequest {
+    CreateSandboxRequest {
+        id: SandboxId::random().to_string(),
+        template: MINIMAL.to_owned(),
+        resources: Some(Resources {
+            vcpus: 1,
+            memory_mib: 128,
+        })
+        .into(),
+        ..CreateSandboxRequest::default()
+    }
+}
+
+/// A line for the guest's shell, as root.
+pub(super) fn sh(line: &str) -> GuestCommand {
+    GuestCommand {
+        program: "sh".to_owned(),
+        args: vec!["-c".to_owned(), line.to_owned()],
+        user: "root".to_owned(),
+        ..GuestCommand::default()
+    }
+}
+
+/// Asserts that a call was refused, with this code and these words.
+pub(super) fn refused<T>(result: Result<T, ConnectError>, code: ErrorCode, words: &str) {
+    let error = match result {
+        Ok(_) => panic!("it is answered, and not refused with '{words}'"),
+        Err(error) => error,
+    };
+    let message = error.message.clone().unwrap_or_default();
+    assert_eq!(error.code, code, "{message}");
+    assert!(message.contains(words), "{message}");
+}
+
+/// A command that is followed.
+pub(super) struct Followed {
+    pub(super) up: BidiSendHalf<ExecStreamRequest>,
+    pub(super) down: futures::stream::BoxStream<'static, Result<Event, ConnectError>>,
+    pub(super) pid: u32,
+}
+
+impl Followed {
+    pub(super) async fn start(agent: &TestAgent, id: &str, command: GuestCommand) -> Self {
+        let (mut up, receive) = agent.client().exec_stream().await.unwrap().into_split();
+        let start = ExecStart {
+            id: id.to_owned(),
+            command: Some(command).into(),
+        };
+        let message = Some(start.into());
+        up.send(ExecStreamRequest { message }).await.unwrap();
+        let mut down = events(receive);
+        let pid = started(&mut down).await;
+        Self { up, down, pid }
+    }
+
+    pub(super) async fn input(&mut self, bytes: impl Into<bytes::Bytes>) {
+        use wrenn_proto::hostagent::__buffa::oneof::exec_stream_request::Message;
+        let message = Some(Message::Input(bytes.into()));
+        self.up.send(ExecStreamRequest { message }).await.unwrap();
+    }
+
+    /// Reads output until it contains `wanted`.
+    pub(super) async fn read_until(&mut self, wanted: &str) -> String {
+        read_until(&mut self.down, wanted).await
+    }
+}
+
+/// Turns the receiving half of a stream of events into a plain stream.
+macro_rules! plain_events {
+    ($receive:expr) => {
+        futures::StreamExt::boxed(futures::stream::try_unfold(
+            $receive,
+            |mut receive| async move {
+                let message = receive.message().await?;
+                Ok(message.and_then(|message| Some((message.to_owned_message().event?, receive))))
+            },
+        ))
+    };
+}
+pub(super) use plain_events;
+
+type Events = futures::stream::BoxStream<'static, Result<Event, ConnectError>>;
+
+fn events(
+    receive: wrenn_proto::connectrpc::client::BidiRecvHalf<
+        <HttpClient as wrenn_proto::connectrpc::client::ClientTransport>::ResponseBody,
+        wrenn_proto::hostagent::__buffa::view::ProcessEventView<'static>,
+    >,
+) -> Events {
+    plain_events!(receive)
+}
+
+pub(super) async fn started(down: &mut Events) -> u32 {
+    match next(down).await.unwrap() {
+        Event::Started(started) => started.pid,
+        other => panic!("{other:?} came first"),
+    }
+}
+
+/// The next event that is no keep-alive.
+pub(super) async fn next(down: &mut Events) -> Result<Event, ConnectError> {
+    use futures::StreamExt as _;
+    loop {
+        match down.next().await.expect("the stream goes on") {
+            Ok(Event::KeepAlive(_)) => {}
+            event => return event,
+        }
+    }
+}
+
+pub(super) async fn read_until(down: &mut Events, wanted: &str) -> String {
+    let mut seen = String::new();
+    while !seen.contains(wanted) {
+        match next(down).await.unwrap() {
+            Event::Stdout(bytes) | Event::Terminal(bytes) => {
+                seen.push_str(&String::from_utf8_lossy(&bytes));
+            }
+            other => panic!("{other:?} instead of '{wanted}' after '{seen}'"),
+        }
+    }
+    seen
+}
+
+/// Reads to the end: standard output, standard error, and the one exit event.
+pub(super) async fn read_all(
+    down: &mut Events,
+) -> (Vec<u8>, Vec<u8>, wrenn_proto::hostagent::ExitStatus) {
+    use futures::StreamExt as _;
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    loop {
+        match next(down).await.unwrap() {
+            Event::Stdout(bytes) | Event::Terminal(bytes) => stdout.extend_from_slice(&bytes),
+            Event::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+            Event::Exit(exit) => {
+                assert!(down.next().await.is_none(), "something follows the exit");
+                return (stdout, stderr, *exit);
+            }
+            other => panic!("{other:?} in the middle"),
+        }
+    }
+}
