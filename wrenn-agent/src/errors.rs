@@ -279,14 +279,16 @@ mod tests {
                 asked_mib: 9,
                 available_mib: 8,
             }),
-            failed(CopyDiskError::NoSpace { path: secret() }.into()),
-            failed(
+            failed(CreateSandboxError::Disk(
+                CopyDiskError::NoSpace { path: secret() }.into(),
+            )),
+            failed(CreateSandboxError::Disk(
                 CopyDiskError::Copy {
                     path: secret(),
                     source: lost(),
                 }
                 .into(),
-            ),
+            )),
             failed(CreateSandboxError::Slot(
                 LeaseError::Full { capacity: 2 }.into(),
             )),

@@ -163,6 +163,10 @@ async fn a_full_host_says_what_is_missing() {
 }
 
 #[tokio::test]
+#[allow(
+    clippy::needless_update,
+    reason = "some requests have an id and nothing else"
+)]
 async fn every_rpc_about_an_unknown_sandbox_says_that_it_is_unknown() {
     let stage = Stage::new().await;
     let client = &stage.client;
