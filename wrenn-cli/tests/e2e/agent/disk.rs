@@ -122,6 +122,7 @@ fn what_was_written_is_there_after_the_disk_was_removed_and_restored() {
                 expected[at..at + bytes.len()].copy_from_slice(&bytes);
             }
             assert!(contents(disk.path()) == expected, "round {round}: before");
+            disk.sync().await.unwrap();
             let node = disk.path().to_owned();
             disk.remove().await.unwrap();
             assert!(!node.exists(), "the node outlives its disk");
