@@ -96,7 +96,7 @@ impl Host {
         let kvm = std::fs::File::options().read(true).write(true).open(KVM);
         drop(kvm.map_err(OpenHostError::Kvm)?);
         let vmm = VmmBinary::find(config.vmm.as_deref(), config.search_path.as_deref())?;
-        let cgroups = Cgroups::open(&config.cgroup_root);
+        let cgroups = Cgroups::open(&config.cgroup_root, config.root.path());
         sweep::sweep(&config.root, &cgroups).await?;
         let network = Network::open(config.network, config.root.path()).await?;
         Ok(Self(Arc::new(Shared {
@@ -140,6 +140,7 @@ impl Host {
 
     /// Waits until what was dropped is given back. To be called before the process ends.
     pub async fn settled(&self) {
+        self.0.cgroups.settled().await;
         self.0.network.settled().await;
     }
 

@@ -41,7 +41,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
 use super::VmmBinary;
-use super::cgroup::VmCgroup;
+use super::cgroup::{Stage, Tally, VmCgroup};
 use super::jail::{self, JailError, JailFile, JailSpec};
 use super::sys::{self, BirthError, BirthStep};
 use crate::SandboxId;
@@ -201,6 +201,8 @@ pub struct VmmProcess {
     pid: u32,
     pidfd: Arc<OwnedFd>,
     exit: watch::Receiver<Option<ExitReason>>,
+    /// Of its cgroup.
+    tally: Option<Tally>,
 }
 
 impl VmmProcess {
@@ -248,6 +250,7 @@ impl VmmProcess {
                 return Err(LaunchError::Watch { pid, source });
             }
         };
+        let tally = cgroup.as_ref().map(|cgroup| cgroup.tally().clone());
         let (sender, exit) = watch::channel(None);
         tokio::spawn(async move {
             let reason = match readable.readable().await {
@@ -266,7 +269,15 @@ impl VmmProcess {
             }
             sender.send_replace(Some(reason));
         });
-        Ok(Self { pid, pidfd, exit })
+        if let Some(tally) = &tally {
+            tally.set(Stage::InUse);
+        }
+        Ok(Self {
+            pid,
+            pidfd,
+            exit,
+            tally,
+        })
     }
 
     /// The process id, as this host sees it.
@@ -303,6 +314,9 @@ impl VmmProcess {
 
 impl Drop for VmmProcess {
     fn drop(&mut self) {
+        if let Some(tally) = &self.tally {
+            tally.set(Stage::Busy);
+        }
         self.send_kill();
     }
 }
