@@ -111,7 +111,7 @@ impl Host {
         let kvm = std::fs::File::options().read(true).write(true).open(KVM);
         drop(kvm.map_err(OpenHostError::Kvm)?);
         let vmm = VmmBinary::find(config.vmm.as_deref(), config.search_path.as_deref())?;
-        let cgroups = Cgroups::open(&config.cgroup_root);
+        let cgroups = Cgroups::open(&config.cgroup_root, config.root.path());
         sweep::sweep(&config.root, &cgroups).await?;
         let kept = sweep::orphans(&config.root).await?;
         let network = Network::open(config.network, config.root.path(), move |owner| {
@@ -183,6 +183,7 @@ impl Host {
         if let Err(error) = self.0.slots.drain().await {
             tracing::warn!(error = %Chain(&error), "a slot that was made ahead");
         }
+        self.0.cgroups.settled().await;
         self.0.network.settled().await;
         if let Some(mapper) = &self.0.mapper {
             mapper.settled().await;

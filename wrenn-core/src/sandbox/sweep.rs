@@ -57,7 +57,7 @@ pub struct Leftovers {
     pub files: Vec<PathBuf>,
     /// Processes whose command line names a sandbox of this root directory.
     pub processes: Vec<u32>,
-    /// Cgroups of VMs, of whichever root directory.
+    /// Cgroups of VMs of this root directory.
     pub cgroups: Vec<PathBuf>,
     /// Namespaces, links, elements of firewall sets and slots.
     pub network: network::Leftovers,
@@ -83,7 +83,7 @@ pub(super) async fn sweep(root: &RootDirectory, cgroups: &Cgroups) -> Result<(),
 }
 
 fn sweep_now(root: &RootDirectory, cgroups: &Cgroups) -> Result<(), SweepError> {
-    for id in sandbox_ids(root)? {
+    for id in sandbox_ids(root, cgroups)? {
         if outlives_its_owner(root, &id) {
             continue;
         }
@@ -147,13 +147,14 @@ pub(super) async fn leftovers(host: &Shared) -> Result<Leftovers, SweepError> {
     .map_err(|_| SweepError::Thread)?
 }
 
-/// Ids of which a directory or a lock is there.
-fn sandbox_ids(root: &RootDirectory) -> Result<Vec<SandboxId>, SweepError> {
+/// Ids of which a directory, a lock or a cgroup is there.
+fn sandbox_ids(root: &RootDirectory, cgroups: &Cgroups) -> Result<Vec<SandboxId>, SweepError> {
     let mut ids: Vec<SandboxId> = entries(&root.sandboxes())?
         .iter()
         .filter_map(|path| path.file_name()?.to_str())
         .filter_map(|name| name.strip_suffix(".lock").unwrap_or(name).parse().ok())
         .collect();
+    ids.extend(cgroups.ids().map_err(SweepError::Cgroups)?);
     ids.sort();
     ids.dedup();
     Ok(ids)
@@ -232,6 +233,33 @@ fn end(pid: u32, process: &OwnedFd) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cgroup_alone_is_swept_by_its_owner_and_by_nobody_else() {
+        let hierarchies = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        let mut found = hierarchies.iter();
+        let Some(hierarchy) = found.find(|path| path.join("cgroup.procs").exists()) else {
+            eprintln!("skipped: this host has no cgroups of version 2");
+            return;
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (directory.path().join("a"), directory.path().join("ab"));
+        for root in [&ours, &theirs] {
+            std::fs::create_dir_all(root.join("sandboxes")).unwrap();
+        }
+        let open = |root: &Path| (RootDirectory::new(root), Cgroups::open(hierarchy, root));
+        let (our_root, our_cgroups) = open(&ours);
+        let (their_root, their_cgroups) = open(&theirs);
+        let limits = crate::vm::Limits::of(crate::vm::Resources::default());
+        let group = our_cgroups.create(&SandboxId::random(), limits);
+        // What a process leaves that ends while its VM does.
+        let group = std::mem::ManuallyDrop::new(group.unwrap().unwrap());
+        sweep_now(&their_root, &their_cgroups).unwrap();
+        assert_eq!(our_cgroups.list().unwrap(), [group.path()]);
+        sweep_now(&our_root, &our_cgroups).unwrap();
+        assert!(!group.path().exists());
+        assert!(sandbox_ids(&our_root, &our_cgroups).unwrap().is_empty());
+    }
 
     #[test]
     fn only_our_own_vmms_are_recognised() {

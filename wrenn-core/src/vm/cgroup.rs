@@ -10,16 +10,23 @@
 //! A host that has no such hierarchy, or lacks a controller, still runs sandboxes:
 //! [`Cgroups::enforced`] says what holds, and one warning says what doesn't.
 //!
+//! A group carries the root directory of its owner as an attribute, since other owners on
+//! the same host have groups beside it. So one that outlived its sandbox is found.
+//!
 //! The limits are ceilings for a VMM that misbehaves, with room for what one takes beside
 //! its guest. A guest is held by its number of vCPUs and its memory already.
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::Resources;
@@ -31,15 +38,25 @@ const HOME: &str = "wrenn";
 const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 /// Microseconds in which processor time is counted, the kernel's default.
 const CPU_PERIOD: u64 = 100_000;
+/// The attribute that names a group's owner.
+const OWNER: &str = "user.wrenn.root";
 /// How often the removal of a group is tried while the kernel buries its process.
 const REMOVAL_ATTEMPTS: u32 = 12;
+/// The same where nothing should be in it.
+const DROP_ATTEMPTS: u32 = 5;
+/// How long what was dropped may take to be gone.
+const SETTLING_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Where the groups of VMs are made.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     /// The group that holds them; `None` where the host has no hierarchy of version 2.
     home: Option<PathBuf>,
+    /// The root directory that its groups belong to.
+    owner: PathBuf,
     enforced: Enforced,
+    /// How many groups are being made or given back right now.
+    busy: Arc<watch::Sender<usize>>,
 }
 
 /// Which limits hold on a host.
@@ -76,6 +93,15 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// Whose it is.
+    #[error("cannot mark the cgroup {path} as ours")]
+    Mark {
+        /// The group.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// One of its limits.
     #[error("cannot write {value} to {path}")]
     Limit {
@@ -93,7 +119,26 @@ pub enum CgroupError {
 #[derive(Debug)]
 pub struct VmCgroup {
     path: PathBuf,
-    removed: bool,
+    tally: Tally,
+    /// Whether it stays without us.
+    left: bool,
+}
+
+/// Counts one group among those that are being made or given back, unless it is in use.
+#[derive(Clone, Debug)]
+pub(super) struct Tally {
+    stage: Arc<Mutex<Stage>>,
+    busy: Arc<watch::Sender<usize>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It is being made or given back.
+    Busy,
+    /// Somebody holds the VM that is in it.
+    InUse,
+    /// It is given back, or left to a sweep. Nothing follows.
+    Gone,
 }
 
 impl Limits {
@@ -138,10 +183,10 @@ impl fmt::Display for Enforced {
 }
 
 impl Cgroups {
-    /// Prepares the hierarchy at `mount`, usually `/sys/fs/cgroup`. Warns where a limit
-    /// cannot be held.
+    /// Prepares the hierarchy at `mount`, usually `/sys/fs/cgroup`, for the sandboxes of
+    /// the root directory `owner`. Warns where a limit cannot be held.
     #[must_use]
-    pub fn open(mount: &Path) -> Self {
+    pub fn open(mount: &Path, owner: &Path) -> Self {
         let prepared = prepare(mount);
         let enforced = match &prepared {
             Ok(home) => enabled(home),
@@ -150,7 +195,7 @@ impl Cgroups {
         match &prepared {
             Ok(_) if enforced.missing().is_empty() => {}
             Ok(_) => {
-                warn!(at = %mount.display(), "{enforced} of a sandbox: a cgroup controller cannot be had (see `wrenn doctor`)")
+                warn!(at = %mount.display(), "{enforced} of a sandbox: a cgroup controller cannot be had (see `wrenn doctor`)");
             }
             Err(error) => {
                 warn!(at = %mount.display(), %error, "{enforced} of a sandbox: there are no cgroups of version 2 (see `wrenn doctor`)");
@@ -158,7 +203,9 @@ impl Cgroups {
         }
         Self {
             home: prepared.ok(),
+            owner: owner.to_owned(),
             enforced,
+            busy: Arc::new(watch::Sender::new(0)),
         }
     }
 
@@ -181,10 +228,14 @@ impl Cgroups {
             path: path.clone(),
             source,
         })?;
-        let group = VmCgroup {
-            path,
-            removed: false,
-        };
+        let group = self.group(path);
+        let owner = self.owner.as_os_str().as_bytes();
+        setxattr(&group.path, OWNER, owner, XattrFlags::empty()).map_err(|errno| {
+            CgroupError::Mark {
+                path: group.path.clone(),
+                source: errno.into(),
+            }
+        })?;
         if self.enforced.cpu {
             let quota = u64::from(limits.cpu_percent) * CPU_PERIOD / 100;
             group.limit("cpu.max", format!("{quota} {CPU_PERIOD}"))?;
@@ -202,7 +253,7 @@ impl Cgroups {
         Ok(Some(group))
     }
 
-    /// The groups that there are, of whichever process.
+    /// The groups of this owner, of whichever process.
     ///
     /// # Errors
     /// When they cannot be listed.
@@ -212,21 +263,22 @@ impl Cgroups {
         };
         let entries = fs::read_dir(home)?.map(|entry| entry.map(|entry| entry.path()));
         let paths: io::Result<Vec<_>> = entries.collect();
-        let is_ours = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| name.parse::<SandboxId>().is_ok())
-        };
-        Ok(paths?.into_iter().filter(is_ours).collect())
+        Ok(paths?
+            .into_iter()
+            .filter(|path| id_of(path).is_some() && self.is_ours(path))
+            .collect())
+    }
+
+    /// The sandboxes of this owner that have a group.
+    pub(crate) fn ids(&self) -> io::Result<Vec<SandboxId>> {
+        Ok(self.list()?.iter().filter_map(|path| id_of(path)).collect())
     }
 
     /// Takes over the group of a VM that outlived its owner; `None` where there is none.
     #[must_use]
     pub fn adopt(&self, id: &SandboxId) -> Option<VmCgroup> {
         let path = self.home.as_ref()?.join(id.as_str());
-        path.is_dir().then_some(VmCgroup {
-            path,
-            removed: false,
-        })
+        path.is_dir().then(|| self.group(path))
     }
 
     /// Ends what is in the group of a dead owner's VM, and removes it. Blocks the thread.
@@ -234,6 +286,51 @@ impl Cgroups {
         if let Some(group) = self.adopt(id) {
             group.remove();
         }
+    }
+
+    /// Waits until the groups of what was dropped are removed.
+    pub(crate) async fn settled(&self) {
+        let mut busy = self.busy.subscribe();
+        let idle = busy.wait_for(|count| *count == 0);
+        if tokio::time::timeout(SETTLING_DEADLINE, idle).await.is_err() {
+            warn!("VMs that were ended are still there; the next sweep removes their cgroups");
+        }
+    }
+
+    fn group(&self, path: PathBuf) -> VmCgroup {
+        self.busy.send_modify(|count| *count += 1);
+        VmCgroup {
+            path,
+            tally: Tally {
+                stage: Arc::new(Mutex::new(Stage::Busy)),
+                busy: Arc::clone(&self.busy),
+            },
+            left: false,
+        }
+    }
+
+    fn is_ours(&self, group: &Path) -> bool {
+        let owner = self.owner.as_os_str().as_bytes();
+        // One byte more, so that a longer path that begins like ours is not taken for it.
+        let mut marked = vec![0_u8; owner.len() + 1];
+        getxattr(group, OWNER, marked.as_mut_slice())
+            .is_ok_and(|length| marked.get(..length) == Some(owner))
+    }
+}
+
+impl Tally {
+    /// Notes what becomes of the group.
+    pub(super) fn set(&self, next: Stage) {
+        let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        match (*stage, next) {
+            (Stage::Gone, _) => return,
+            (Stage::Busy, Stage::InUse | Stage::Gone) => {
+                self.busy.send_modify(|count| *count -= 1);
+            }
+            (Stage::InUse, Stage::Busy) => self.busy.send_modify(|count| *count += 1),
+            (Stage::Busy, Stage::Busy) | (Stage::InUse, Stage::InUse | Stage::Gone) => {}
+        }
+        *stage = next;
     }
 }
 
@@ -260,47 +357,64 @@ impl VmCgroup {
 
     /// Goes away without it, for a process that stays in it.
     pub(super) fn leave(mut self) {
-        self.removed = true;
+        self.left = true;
+    }
+
+    /// By which its holder says whether it is in use.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Ends what is in it, and removes it. Blocks the thread: the kernel lets go of a
     /// dead process's group a moment after it reports the death.
-    pub(crate) fn remove(mut self) {
-        self.removed = true;
+    pub(crate) fn remove(self) {
         if ran_out_of_memory(&self.path) {
             warn!(cgroup = %self.path.display(), "the VM was ended by its memory limit");
         }
-        for attempt in 0..REMOVAL_ATTEMPTS {
-            match fs::remove_dir(&self.path) {
-                Ok(()) => return,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-                Err(error) if attempt + 1 == REMOVAL_ATTEMPTS => {
-                    warn!(cgroup = %self.path.display(), %error, "the next sweep removes a cgroup");
-                }
-                Err(error) => debug!(cgroup = %self.path.display(), %error, "still in use"),
-            }
-            if let Err(error) = fs::write(self.path.join("cgroup.kill"), "1") {
-                debug!(cgroup = %self.path.display(), %error, "cannot end what is in it");
+        if self.try_remove() {
+            return;
+        }
+        if let Err(error) = fs::write(self.path.join("cgroup.kill"), "1") {
+            debug!(cgroup = %self.path.display(), %error, "cannot end what is in it");
+        }
+        self.try_often(REMOVAL_ATTEMPTS);
+    }
+
+    fn try_often(&self, attempts: u32) {
+        for attempt in 0..attempts {
+            if self.try_remove() {
+                return;
             }
             std::thread::sleep(Duration::from_millis(1 << attempt.min(8)));
+        }
+        warn!(cgroup = %self.path.display(), "the next sweep removes a cgroup");
+    }
+
+    fn try_remove(&self) -> bool {
+        match fs::remove_dir(&self.path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => {
+                debug!(cgroup = %self.path.display(), %error, "a cgroup is still in use");
+                false
+            }
         }
     }
 }
 
 impl Drop for VmCgroup {
     fn drop(&mut self) {
-        if self.removed {
-            return;
+        if !self.left && self.path.exists() {
+            // Nothing was started in it, or whoever drops this is just ending the process.
+            self.try_often(DROP_ATTEMPTS);
         }
-        // Nothing was started in it, or the process is just being ended by whoever drops
-        // this: no time to wait for it here.
-        match fs::remove_dir(&self.path) {
-            Ok(()) => {}
-            Err(error) => {
-                warn!(cgroup = %self.path.display(), %error, "the next sweep removes a cgroup");
-            }
-        }
+        self.tally.set(Stage::Gone);
     }
+}
+
+/// The sandbox that a group is named after.
+fn id_of(group: &Path) -> Option<SandboxId> {
+    group.file_name()?.to_str()?.parse().ok()
 }
 
 /// Makes the group that holds all others, and turns the controllers on for those.
@@ -359,7 +473,7 @@ mod tests {
     #[test]
     fn a_host_without_cgroups_is_told_apart_and_goes_on() {
         let directory = tempfile::tempdir().unwrap();
-        let cgroups = Cgroups::open(directory.path());
+        let cgroups = Cgroups::open(directory.path(), directory.path());
         assert_eq!(cgroups.enforced(), Enforced::default());
         let limits = Limits::of(Resources::default());
         let group = cgroups.create(&SandboxId::random(), limits).unwrap();

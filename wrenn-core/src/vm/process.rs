@@ -42,7 +42,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
 use super::VmmBinary;
-use super::cgroup::VmCgroup;
+use super::cgroup::{Stage, Tally, VmCgroup};
 use super::jail::{self, JailError, JailFile, JailSpec};
 use super::sys::{self, BirthError, BirthStep};
 use crate::SandboxId;
@@ -215,6 +215,8 @@ pub struct VmmProcess {
     exit: watch::Receiver<Option<ExitReason>>,
     /// There until its process has ended, or is left.
     cgroup: Arc<Mutex<Option<VmCgroup>>>,
+    /// Of its cgroup.
+    tally: Option<Tally>,
     /// Whether it goes on without us.
     left: bool,
 }
@@ -289,6 +291,7 @@ impl VmmProcess {
         readable: AsyncFd<Arc<OwnedFd>>,
         cgroup: Option<VmCgroup>,
     ) -> Self {
+        let tally = cgroup.as_ref().map(|cgroup| cgroup.tally().clone());
         let (sender, exit) = watch::channel(None);
         let cgroup = Arc::new(Mutex::new(cgroup));
         let left_behind = Arc::clone(&cgroup);
@@ -310,11 +313,15 @@ impl VmmProcess {
             }
             sender.send_replace(Some(reason));
         });
+        if let Some(tally) = &tally {
+            tally.set(Stage::InUse);
+        }
         Self {
             pid,
             pidfd,
             exit,
             cgroup,
+            tally,
             left: false,
         }
     }
@@ -353,9 +360,13 @@ impl VmmProcess {
 
 impl Drop for VmmProcess {
     fn drop(&mut self) {
-        if !self.left {
-            self.send_kill();
+        if self.left {
+            return;
         }
+        if let Some(tally) = &self.tally {
+            tally.set(Stage::Busy);
+        }
+        self.send_kill();
     }
 }
 

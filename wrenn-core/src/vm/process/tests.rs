@@ -370,8 +370,8 @@ async fn it_is_born_in_its_cgroup_which_goes_with_it() {
         eprintln!("skipped: this host has no cgroups of version 2");
         return;
     };
-    let cgroups = Cgroups::open(hierarchy);
     let mut cell = Cell::new("report");
+    let cgroups = Cgroups::open(hierarchy, cell.directory.path());
     let limits = Limits::of(Resources::default());
     let group = cgroups.create(&cell.spec.id, limits).unwrap().unwrap();
     let path = group.path().to_owned();
@@ -385,7 +385,8 @@ async fn it_is_born_in_its_cgroup_which_goes_with_it() {
         inmate.process.pid().to_string()
     );
     assert!(cgroups.list().unwrap().contains(&path));
-    inmate.process.kill().await;
+    drop(inmate);
+    cgroups.settled().await;
     assert!(!path.exists());
 }
 
@@ -399,8 +400,8 @@ async fn a_group_whose_owner_died_is_ended_and_removed() {
         eprintln!("skipped: this host has no cgroups of version 2 that can be killed");
         return;
     };
-    let cgroups = Cgroups::open(hierarchy);
     let mut cell = Cell::new("report");
+    let cgroups = Cgroups::open(hierarchy, cell.directory.path());
     let (id, limits) = (cell.spec.id.clone(), Limits::of(Resources::default()));
     let group = cgroups.create(&id, limits).unwrap().unwrap();
     let path = group.path().to_owned();
