@@ -117,7 +117,7 @@ fn outlives_its_owner(root: &RootDirectory, id: &SandboxId) -> bool {
 pub(super) async fn orphans(root: &RootDirectory) -> Result<Vec<SandboxId>, SweepError> {
     let root = root.clone();
     tokio::task::spawn_blocking(move || {
-        let mut ids = sandbox_ids(&root)?;
+        let mut ids = directories(&root)?;
         ids.retain(|id| outlives_its_owner(&root, id));
         Ok(ids)
     })
@@ -149,12 +149,20 @@ pub(super) async fn leftovers(host: &Shared) -> Result<Leftovers, SweepError> {
 
 /// Ids of which a directory, a lock or a cgroup is there.
 fn sandbox_ids(root: &RootDirectory, cgroups: &Cgroups) -> Result<Vec<SandboxId>, SweepError> {
+    let mut ids = directories(root)?;
+    ids.extend(cgroups.ids().map_err(SweepError::Cgroups)?);
+    ids.sort();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// Ids of which a directory or a lock is there.
+fn directories(root: &RootDirectory) -> Result<Vec<SandboxId>, SweepError> {
     let mut ids: Vec<SandboxId> = entries(&root.sandboxes())?
         .iter()
         .filter_map(|path| path.file_name()?.to_str())
         .filter_map(|name| name.strip_suffix(".lock").unwrap_or(name).parse().ok())
         .collect();
-    ids.extend(cgroups.ids().map_err(SweepError::Cgroups)?);
     ids.sort();
     ids.dedup();
     Ok(ids)
