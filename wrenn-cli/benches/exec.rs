@@ -1,17 +1,27 @@
 //! `exec.roundtrip`: one short command through the guest's daemon, against the least that
 //! it can cost: a bare TCP connection on which the guest forks and execs the same program.
+//! `exec.agent`: the same command through an agent, against straight to the daemon.
 
 mod support;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use wrenn_agent::agent::Agent;
+use wrenn_agent::config::{Action, Config};
 use wrenn_bench::Record;
-use wrenn_core::guest::Command;
-use wrenn_core::sandbox::Sandbox;
+use wrenn_core::SandboxId;
+use wrenn_core::guest::{AccessToken, Command, ENVD_PORT, GuestClient};
+use wrenn_core::sandbox::{Host, Sandbox};
+use wrenn_proto::connectrpc::client::{ClientConfig, HttpClient};
+use wrenn_proto::hostagent::{
+    self as wire, CreateSandboxRequest, DestroySandboxRequest, ExecRequest, HostAgentClient,
+    Resources,
+};
 
 use support::{contenders, median, report, rounds, small};
 
@@ -24,7 +34,77 @@ async fn main() -> anyhow::Result<()> {
     let sandbox = contender.host.create(small()?).await?;
     let outcome = measure(&sandbox).await;
     sandbox.destroy().await?;
-    report(&[outcome?])
+    report(&[outcome?, through_agent(&contender.host).await?])
+}
+
+async fn through_agent(host: &Host) -> anyhow::Result<Record> {
+    let mut words: Vec<OsString> = vec![
+        "wrenn-agent".into(),
+        "--listen".into(),
+        "127.0.0.1:0".into(),
+    ];
+    words.extend(["--root".into(), host.root().path().into()]);
+    words.extend(["--vmm".into(), host.vmm().into()]);
+    let Action::Run(config) = Config::parse(words.into_iter())? else {
+        bail!("the agent does not want to run");
+    };
+    let agent = Agent::start(*config).await?;
+    let url = format!("http://{}", agent.address()).parse()?;
+    let client = HostAgentClient::new(HttpClient::plaintext_http2_only(), ClientConfig::new(url));
+    let id = SandboxId::random().to_string();
+    let outcome = compare(&client, &id).await;
+    client.destroy_sandbox(DestroySandboxRequest { id }).await?;
+    agent.stop().await;
+    outcome
+}
+
+async fn compare(client: &HostAgentClient<HttpClient>, id: &str) -> anyhow::Result<Record> {
+    let size = Resources {
+        vcpus: 1,
+        memory_mib: 128,
+    };
+    let created = client
+        .create_sandbox(CreateSandboxRequest {
+            id: id.to_owned(),
+            template: "minimal".to_owned(),
+            resources: Some(size).into(),
+            ..CreateSandboxRequest::default()
+        })
+        .await?
+        .into_owned();
+    let sandbox = created
+        .sandbox
+        .into_option()
+        .context("no sandbox came back")?;
+    let address = SocketAddr::new(sandbox.address.parse()?, ENVD_PORT);
+    let guest = GuestClient::new(address, Some(AccessToken::new(sandbox.access_token)))?;
+    let straight = Command::new("/bin/true").user("root");
+    let by_agent = || ExecRequest {
+        id: id.to_owned(),
+        command: Some(wire::Command {
+            program: "/bin/true".to_owned(),
+            user: "root".to_owned(),
+            ..wire::Command::default()
+        })
+        .into(),
+        ..ExecRequest::default()
+    };
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    for _ in 0..rounds(100) {
+        let begun = Instant::now();
+        let answer = client.exec(by_agent()).await?.into_owned();
+        ours.push(begun.elapsed());
+        ensure!(
+            answer.exit.as_option().is_some_and(|exit| exit.code == 0),
+            "/bin/true failed"
+        );
+        let begun = Instant::now();
+        let output = guest.output(&straight).await?;
+        floor.push(begun.elapsed().as_secs_f64() * 1e3);
+        ensure!(output.status.shell_code() == 0, "/bin/true failed");
+    }
+    let record = Record::of_durations("exec.agent", ours).context("no rounds were run")?;
+    Ok(record.against("straight to the guest's daemon", median(floor)))
 }
 
 async fn measure(sandbox: &Sandbox) -> anyhow::Result<Record> {

@@ -41,7 +41,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const ALLOWED_IN_TESTS: &[(&str, &[&str])] = &[
     ("wrenn-core", &["wrenn-envd", "wrenn-vmm"]),
     ("wrenn-envd", &["wrenn-core"]),
-    ("wrenn-cli", &["wrenn-bench"]),
+    ("wrenn-cli", &["wrenn-agent", "wrenn-bench"]),
 ];
 
 /// HTTP servers and databases: the engines must work without either.
