@@ -38,9 +38,10 @@ impl AgentClient {
 
     pub(super) fn explain(&self, error: &ConnectError) -> anyhow::Error {
         let said = error.message.clone().unwrap_or_else(|| error.to_string());
-        if error.code == ErrorCode::Unavailable && said.contains("connect") {
+        // The library's own words, not an agent's: the request never got there.
+        if error.code == ErrorCode::Unavailable && said.contains("(Connect)") {
             return anyhow!(
-                "cannot reach an agent at {}: {said}; is wrenn-agent running, and is --agent right?",
+                "no agent answers at {}; is wrenn-agent running, and is --agent right?",
                 self.url
             );
         }
