@@ -1,6 +1,7 @@
 //! The agent and what it is made of: engines through the library, and `wrenn-agent` itself,
 //! started and asked by RPC.
 
+mod chaos;
 mod cli;
 mod disk;
 mod faults;

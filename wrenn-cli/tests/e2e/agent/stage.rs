@@ -146,9 +146,13 @@ impl TestAgent {
     }
 
     pub(super) fn client(&self) -> HostAgentClient<HttpClient> {
-        let config =
-            ClientConfig::new(self.url().parse().unwrap()).with_default_max_message_size(32 << 20);
-        HostAgentClient::new(HttpClient::plaintext_http2_only(), config)
+        client_of(self.address())
+    }
+
+    /// A client of an agent that may be dead at this moment.
+    pub(super) fn client_if_running(&self) -> Option<HostAgentClient<HttpClient>> {
+        let running = self.running.lock().unwrap();
+        running.as_ref().map(|(_, address)| client_of(*address))
     }
 
     pub(super) fn log(&self) -> String {
@@ -185,6 +189,12 @@ impl TestAgent {
         };
         Ok(self.client().exec(request).await?.into_owned())
     }
+}
+
+fn client_of(address: SocketAddr) -> HostAgentClient<HttpClient> {
+    let url = format!("http://{address}").parse().unwrap();
+    let config = ClientConfig::new(url).with_default_max_message_size(32 << 20);
+    HostAgentClient::new(HttpClient::plaintext_http2_only(), config)
 }
 
 /// Whether a process has ended, reaped or not.
