@@ -55,7 +55,7 @@ fn field<'a>(status: &'a str, name: &str) -> Vec<&'a str> {
     line.unwrap().split_whitespace().collect()
 }
 
-async fn attempt(sandbox: &Sandbox, line: &str) -> i32 {
+async fn attempt(sandbox: &Sandbox, line: &str) -> u8 {
     let command = Command::shell(line).user("root");
     sandbox.exec(&command).await.unwrap().status.shell_code()
 }
