@@ -137,6 +137,20 @@ pub enum DiskStatusError {
     Thread(#[from] ThreadLost),
 }
 
+/// Why what was written to a disk may not be safe yet.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the text of each variant says what it is")]
+pub enum SyncDiskError {
+    #[error("cannot flush {path}")]
+    Flush {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot flush the disk of a sandbox")]
+    Thread(#[from] ThreadLost),
+}
+
 /// What a disk takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskUsage {
@@ -406,6 +420,21 @@ impl SnapshotDisk {
         let (shared, id) = (Arc::clone(&self.shared), self.id.clone());
         let limit = self.can_fill.then_some(limit_percent);
         watch::watch(shared, id, limit, interval)
+    }
+
+    /// Waits until all that was written is on the host's disk. To be called when the VM has
+    /// ended, before a pause is acknowledged.
+    ///
+    /// # Errors
+    /// When the device cannot be flushed.
+    pub async fn sync(&self) -> Result<(), SyncDiskError> {
+        let path = self.node.clone();
+        blocking(move || {
+            // The flush goes through the snapshot and the loop to the store's file.
+            let flushed = std::fs::File::open(&path).and_then(|device| device.sync_all());
+            flushed.map_err(|source| SyncDiskError::Flush { path, source })
+        })
+        .await?
     }
 
     /// Writes the disk as it is now to the new file `to`, with holes for what is zero. The

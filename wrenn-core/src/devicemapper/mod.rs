@@ -52,7 +52,7 @@ mod watch;
 pub use control::ControlError;
 pub use disk::{
     AdoptDiskError, AssembleError, CreateDiskError, DiskStatusError, DiskUsage, RestoreDiskError,
-    SnapshotDisk,
+    SnapshotDisk, SyncDiskError,
 };
 pub use flatten::FlattenError;
 pub use holders::{Holder, Holders};
