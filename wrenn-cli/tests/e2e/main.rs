@@ -1,10 +1,12 @@
 //! The end-to-end suite: real microVMs, real networks, the real program.
 //!
 //! `cargo xtask e2e [FILTER]` builds this and runs it where VMs run. Test names begin with
-//! their suite: `run`, `guest`, `network`. Every test goes through [`stage::enter`], which
-//! lets one at a time onto the host and asserts afterwards that it left nothing behind.
+//! their suite: `run`, `guest`, `network`, `snapshot`. Every test goes through
+//! [`stage::enter`], which lets one at a time onto the host and asserts afterwards that it left
+//! nothing behind.
 
 mod guest;
 mod network;
 mod run;
+mod snapshot;
 mod stage;

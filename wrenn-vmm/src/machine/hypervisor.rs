@@ -262,3 +262,48 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, HypervisorError> {
     }
     result.map_err(call("create a virtual machine"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::state::VcpuState;
+    use crate::memory::{HugePages, allocate};
+
+    /// What KVM gives, it takes back, byte for byte, but for what runs on.
+    #[test]
+    fn state_of_kvm_survives_the_round_trip() {
+        let memory = allocate(4, HugePages::None, true).unwrap();
+        let first = match Hypervisor::new() {
+            Ok(hypervisor) => hypervisor,
+            Err(error) => {
+                eprintln!("SKIPPED: no KVM here: {error}");
+                return;
+            }
+        };
+        first.set_memory(&memory, true).unwrap();
+        first.collect_changes(&memory).unwrap();
+        let vcpu = first.create_vcpu(0).unwrap();
+        let cpuid = first.supported_cpuid().unwrap();
+        vcpu.set_cpuid2(&cpuid).unwrap();
+        let mut registers = vcpu.get_regs().unwrap();
+        registers.rbx = 0x1234_5678_9abc_def0;
+        vcpu.set_regs(&registers).unwrap();
+        let saved = VcpuState::save(&vcpu, first.msrs()).unwrap();
+        let saved_machine = first.save().unwrap();
+
+        let second = Hypervisor::new().unwrap();
+        second.set_memory(&memory, true).unwrap();
+        let vcpu = second.create_vcpu(0).unwrap();
+        saved.restore(&vcpu).unwrap();
+        second
+            .restore(&saved_machine, ClockOnLoad::Continues)
+            .unwrap();
+        let restored = VcpuState::save(&vcpu, second.msrs()).unwrap();
+        assert_eq!(restored.registers, saved.registers);
+        assert_eq!(restored.special_registers, saved.special_registers);
+        assert_eq!(restored.cpuid, saved.cpuid);
+        assert_eq!(restored.local_apic.regs, saved.local_apic.regs);
+        let clock = second.save().unwrap().clock.clock;
+        assert!(clock >= saved_machine.clock.clock);
+    }
+}

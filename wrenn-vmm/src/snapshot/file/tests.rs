@@ -85,6 +85,13 @@ fn sample() -> MachineState {
     }
 }
 
+/// A file of a state without vCPUs, which are most of it.
+fn small() -> Vec<u8> {
+    let mut state = sample();
+    state.vcpus.clear();
+    encode(&state).unwrap()
+}
+
 /// The same file with one byte changed, and a checksum that fits.
 fn forged(at: usize, value: u8) -> Vec<u8> {
     let mut bytes = encode(&sample()).unwrap();
@@ -117,13 +124,13 @@ fn format_changes_with_its_version_only() {
     let digest = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
     assert_eq!(
         (FORMAT_VERSION, format!("{digest:08x}").as_str()),
-        (1, "????????")
+        (1, "7fe326ab")
     );
 }
 
 #[test]
 fn every_flipped_byte_is_refused() {
-    let bytes = encode(&sample()).unwrap();
+    let bytes = small();
     for at in 0..bytes.len() {
         let mut damaged = bytes.clone();
         damaged[at] ^= 1 << (at % 8);
@@ -133,7 +140,7 @@ fn every_flipped_byte_is_refused() {
 
 #[test]
 fn every_cut_and_any_growth_is_refused() {
-    let mut bytes = encode(&sample()).unwrap();
+    let mut bytes = small();
     for length in 0..bytes.len() {
         assert!(decode(&bytes[..length]).is_err(), "{length} bytes");
     }
