@@ -337,4 +337,6 @@ fn json(value: &impl Serialize) -> Answer {
 }
 
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
 mod tests;

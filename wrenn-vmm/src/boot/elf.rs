@@ -216,14 +216,16 @@ fn copy(memory: &GuestMemory, file: &File, segment: &Segment, skip: u64) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write;
+
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
     use crate::memory::{HugePages, allocate};
 
     /// An ELF file with these segments: offset, start, size in file, size in memory.
-    fn elf(entry: u64, segments: &[[u64; 4]]) -> Vec<u8> {
+    pub(crate) fn elf(entry: u64, segments: &[[u64; 4]]) -> Vec<u8> {
         let mut bytes = vec![0; HEADER_LENGTH];
         bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
         bytes[18..20].copy_from_slice(&MACHINE_X86_64.to_le_bytes());
@@ -276,6 +278,16 @@ mod tests {
         assert_eq!(content(&memory, 0x10_0000, 0x1234), file[0x1000..0x2234]);
         assert_eq!(content(&memory, 0x10_1234, 0x1000), [0; 0x1000]);
         assert_eq!(content(&memory, 0x20_0008, 0x20), file[0x3010..0x3030]);
+        // A snapshot must not take any of it for zeros.
+        let mapped = 0x10_0000..0x10_1000;
+        assert_eq!(loaded.mapped, [mapped]);
+        let region = memory.iter().next().unwrap();
+        for page in [0x10_0000, 0x10_1000, 0x20_0000] {
+            assert!(
+                GuestMemoryRegion::bitmap(region).dirty_at(page),
+                "{page:#x}"
+            );
+        }
     }
 
     #[test]

@@ -35,14 +35,14 @@ impl Sink for Nowhere {
     }
 }
 
-struct Client {
-    controller: Controller,
+pub(super) struct Client {
+    pub(super) controller: Controller,
     events: EventLoop,
     ends: EndEvents,
 }
 
 impl Client {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
         Self {
             controller: Controller::new("sb1".into()),
@@ -54,32 +54,41 @@ impl Client {
         }
     }
 
-    fn send(&mut self, method: Method, path: &str, body: &str) -> HttpResponse {
+    pub(super) fn send(&mut self, method: Method, path: &str, body: &str) -> HttpResponse {
         let request = HttpRequest {
             method,
             path: path.into(),
             body: (!body.is_empty()).then(|| body.into()),
         };
         match request::parse(&request) {
-            Ok(action) => response(&self.controller.handle(
-                action,
-                &mut Environment {
-                    events: &mut self.events,
-                    console: console(Nowhere).unwrap().0,
-                    ends: &self.ends,
-                    filters: &Filters::default(),
-                    input_wanted: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
-                },
-            )),
+            Ok(action) => response(&self.with_environment(|controller, environment| {
+                controller.handle(action, environment)
+            })),
             Err(error) => fault(StatusCode::BadRequest, &error.to_string()),
         }
     }
 
-    fn status(&mut self, method: Method, path: &str, body: &str) -> u16 {
+    pub(super) fn with_environment<T>(
+        &mut self,
+        act: impl FnOnce(&mut Controller, &mut Environment<'_>) -> T,
+    ) -> T {
+        act(
+            &mut self.controller,
+            &mut Environment {
+                events: &mut self.events,
+                console: console(Nowhere).unwrap().0,
+                ends: &self.ends,
+                filters: &Filters::default(),
+                input_wanted: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            },
+        )
+    }
+
+    pub(super) fn status(&mut self, method: Method, path: &str, body: &str) -> u16 {
         self.send(method, path, body).status as u16
     }
 
-    fn config(&mut self) -> serde_json::Value {
+    pub(super) fn config(&mut self) -> serde_json::Value {
         let response = self.send(Method::Get, "/vm/config", "");
         serde_json::from_str(&response.body.unwrap()).unwrap()
     }
@@ -301,7 +310,7 @@ fn error_text_holds_each_cause_once() {
     );
 }
 
-fn fault_of(client: &mut Client, path: &str, body: &str) -> String {
+pub(super) fn fault_of(client: &mut Client, path: &str, body: &str) -> String {
     let response = client.send(Method::Put, path, body);
     assert_eq!(response.status, StatusCode::BadRequest);
     let body: serde_json::Value = serde_json::from_str(&response.body.unwrap()).unwrap();
