@@ -2,8 +2,8 @@
 //!
 //! In reading order: a [`SandboxId`] names a sandbox; a [`RootDirectory`] says where its
 //! files lie; a [`template`] is what it is made from; [`vm`] runs the virtual machine,
-//! [`network`] gives it a slot, [`guest`] talks to the daemon inside; [`sandbox`]
-//! composes them all.
+//! [`network`] gives it a slot, [`guest`] talks to the daemon inside; [`snapshot`] keeps
+//! frozen ones on disk; [`sandbox`] composes them all.
 //!
 //! ```no_run
 //! use wrenn_core::guest::Command;
@@ -27,6 +27,7 @@ mod root;
 pub mod guest;
 pub mod network;
 pub mod sandbox;
+pub mod snapshot;
 pub mod template;
 pub mod vm;
 

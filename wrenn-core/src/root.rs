@@ -4,6 +4,7 @@
 //! <root>/kernels/<kernel id>/kernel.json, vmlinux, vmlinuz, initrd.img
 //! <root>/templates/<name>/template.json, rootfs.ext4
 //! <root>/sandboxes/<sandbox id>/lock, sandbox.json, rootfs.ext4, vmm.sock, console.log, …
+//! <root>/snapshots/builds/<build id>/header.bin, memory.bin, memory.sums, vmstate.bin, build.json, …
 //! <root>/network/slots/<number>
 //! ```
 
@@ -40,6 +41,18 @@ impl RootDirectory {
     #[must_use]
     pub fn templates(&self) -> PathBuf {
         self.0.join("templates")
+    }
+
+    /// What snapshots are made of.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
+    }
+
+    /// Builds of snapshots, one directory each.
+    #[must_use]
+    pub fn builds(&self) -> PathBuf {
+        self.snapshots().join("builds")
     }
 
     /// Sandboxes, one directory each.
