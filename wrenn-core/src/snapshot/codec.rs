@@ -212,7 +212,7 @@ fn decode_row(bytes: &[u8], geometry: Geometry) -> Result<Row, DecodeHeaderError
     }
     let page = geometry.page_size();
     let whole_pages =
-        row.memory_length % page == 0 && row.memory_length / page <= u64::from(u32::MAX);
+        row.memory_length.is_multiple_of(page) && row.memory_length / page <= u64::from(u32::MAX);
     if !whole_pages {
         return Err(DecodeHeaderError::Field("length of memory"));
     }

@@ -166,10 +166,9 @@ proptest! {
         for (byte, noise) in bytes[at..].iter_mut().zip(noise) {
             *byte = noise;
         }
-        if let Ok((rows, extents)) = fixed_part(&bytes) {
-            if bytes.len() == head_length(rows) + extents * EXTENT_LENGTH + 8 {
-                seal(&mut bytes);
-            }
+        let whole = |(rows, extents)| head_length(rows) + extents * EXTENT_LENGTH + 8;
+        if fixed_part(&bytes).map(whole) == Ok(bytes.len()) {
+            seal(&mut bytes);
         }
         if let Ok(header) = decode(&bytes) {
             let size = header.head.geometry.memory_size();

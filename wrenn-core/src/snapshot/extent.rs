@@ -55,7 +55,7 @@ impl Geometry {
             page_size,
         };
         let fits = page_size.is_power_of_two() && (4096..=1 << 30).contains(&page_size);
-        if !fits || memory_size % page_size != 0 {
+        if !fits || !memory_size.is_multiple_of(page_size) {
             return Err(error);
         }
         match u32::try_from(memory_size / page_size) {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::checksum;
 use super::codec;
 pub use super::codec::DecodeHeaderError;
 use super::extent::{ExtentMap, ExtentMapBuilder, Geometry, Target};
@@ -15,6 +16,13 @@ pub struct FileSeal {
     pub length: u64,
     /// CRC-64/NVME of them.
     pub checksum: u64,
+}
+
+impl FileSeal {
+    /// Whether it is the seal of these bytes.
+    pub(super) fn fits(self, bytes: &[u8]) -> bool {
+        self.length == bytes.len() as u64 && self.checksum == checksum::of(bytes)
+    }
 }
 
 /// A build that memory comes from, as a row of a header's table.
