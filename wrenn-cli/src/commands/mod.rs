@@ -4,6 +4,7 @@ pub mod completions;
 pub mod doctor;
 pub mod machine;
 pub mod run;
+pub mod snapshot;
 
 use std::process::ExitCode;
 
@@ -14,6 +15,8 @@ use crate::GlobalArgs;
 pub enum Command {
     /// Run a command in a throw-away sandbox.
     Run(run::Args),
+    /// Snapshots and the builds that they are made of.
+    Snapshot(snapshot::Args),
     /// Say what this host can run, and how to mend what it can't.
     Doctor(doctor::Args),
     /// The QEMU machine that stands in for a host without usable KVM or device mapper.
@@ -41,6 +44,7 @@ impl std::error::Error for UsageError {}
 pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&global, args).await,
+        Command::Snapshot(args) => snapshot::run(&global, args).await,
         Command::Doctor(args) => doctor::run(&global, args).await,
         Command::Completions(args) => Ok(completions::run(&args)),
         Command::Machine(args) => machine::run(&global, args).await,

@@ -241,11 +241,6 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Header, DecodeHeaderError> {
     if !starts_at_zero {
         return Err(DecodeHeaderError::Field("first extent"));
     }
-    let pages: Vec<u64> = head
-        .rows
-        .iter()
-        .map(|row| row.memory_length / head.geometry.page_size())
-        .collect();
     let mut records = bytes[extents_at..sum_at]
         .chunks_exact(EXTENT_LENGTH)
         .peekable();
@@ -261,21 +256,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Header, DecodeHeaderError> {
         let target = match row.checked_sub(1) {
             None if page == 0 => Target::ZERO,
             None => return Err(DecodeHeaderError::Field("extent of zeros")),
-            Some(row) => {
-                let there = pages.get(row as usize).copied();
-                let there = there.ok_or(DecodeHeaderError::Field("build of an extent"))?;
-                if u64::from(page) + u64::from(end - start) > there {
-                    return Err(DecodeHeaderError::Field("place of an extent"));
-                }
-                Target::build(row, page)
-            }
+            Some(row) => Target::build(row, page),
         };
         builder.push(end - start, target);
     }
-    Ok(Header {
-        head,
-        extents: builder.finish(),
-    })
+    Header::new(head, builder.finish())
 }
 
 /// Four bytes of a slice that was checked to have them.

@@ -83,6 +83,12 @@ impl Geometry {
         self.pages
     }
 
+    /// The number of the page that begins at an offset, if one does.
+    fn page_number(self, offset: u64) -> Option<u32> {
+        let page = u32::try_from(offset >> self.page_shift).ok()?;
+        (self.bytes(page) == offset).then_some(page)
+    }
+
     pub(super) const fn bytes(self, pages: u32) -> u64 {
         (pages as u64) << self.page_shift
     }
@@ -180,7 +186,52 @@ pub struct ExtentMap {
     slot_shift: u32,
 }
 
+/// A part of memory that does not consist of whole pages, or lies past the end of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no extent of {length} bytes can come from {place:?} at {offset} in guest memory")]
+pub struct InvalidExtent {
+    /// Where it would begin in guest memory.
+    pub offset: u64,
+    /// How long it would be.
+    pub length: u64,
+    /// Where its bytes would come from.
+    pub place: Source,
+}
+
 impl ExtentMap {
+    /// A map of parts that follow each other from the first page on: how long each is, and
+    /// where its bytes come from. Memory behind the last part is zero.
+    ///
+    /// # Errors
+    /// When a part is no whole number of pages, or lies past the end of memory.
+    pub fn of_parts(
+        geometry: Geometry,
+        parts: impl IntoIterator<Item = (u64, Source)>,
+    ) -> Result<Self, InvalidExtent> {
+        let parts = parts.into_iter();
+        let mut builder = ExtentMapBuilder::new(geometry, parts.size_hint().0);
+        for (length, place) in parts {
+            let invalid = InvalidExtent {
+                offset: geometry.bytes(builder.next),
+                length,
+                place,
+            };
+            let pages = geometry.page_number(length).ok_or(invalid)?;
+            if pages > geometry.pages - builder.next {
+                return Err(invalid);
+            }
+            let target = match place {
+                Source::Zero => Target::ZERO,
+                Source::Build { row: ZERO, .. } => return Err(invalid),
+                Source::Build { row, offset } => {
+                    Target::build(row, geometry.page_number(offset).ok_or(invalid)?)
+                }
+            };
+            builder.push(pages, target);
+        }
+        Ok(builder.finish())
+    }
+
     /// Size of memory and pages.
     #[must_use]
     pub const fn geometry(&self) -> Geometry {

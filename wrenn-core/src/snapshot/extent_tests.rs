@@ -72,6 +72,25 @@ fn sizes_that_make_no_sense_are_refused() {
     assert_eq!((huge.page_size(), huge.memory_size()), (2 << 20, 4 << 30));
 }
 
+#[test]
+fn parts_that_make_no_sense_are_refused() {
+    let build = |row, offset| Source::Build { row, offset };
+    let good = [(2 * PAGE, build(1, 8 * PAGE)), (PAGE, Source::Zero)];
+    let map = ExtentMap::of_parts(geometry(4), good).unwrap();
+    let first = map.lookup(PAGE).unwrap();
+    assert_eq!((first.length, first.source), good[0]);
+    assert_eq!(map.len(), 2);
+    for bad in [
+        (5 * PAGE, Source::Zero),
+        (PAGE + 1, Source::Zero),
+        (PAGE, build(0, 1)),
+        (PAGE, build(0, u64::MAX - PAGE + 1)),
+        (PAGE, build(u32::MAX, 0)),
+    ] {
+        assert!(ExtentMap::of_parts(geometry(4), [bad]).is_err(), "{bad:?}");
+    }
+}
+
 /// Runs that cover up to so many pages, small and large ones mixed.
 pub(in crate::snapshot) fn runs() -> impl Strategy<Value = Vec<(u32, Target)>> {
     let target = prop_oneof![

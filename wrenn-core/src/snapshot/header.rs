@@ -96,6 +96,32 @@ pub(super) struct Seals {
 }
 
 impl Header {
+    /// A header of these parts.
+    ///
+    /// # Errors
+    /// When an extent comes from a row that is not there, or from past the end of its file.
+    pub fn new(head: Head, extents: ExtentMap) -> Result<Self, DecodeHeaderError> {
+        let page = head.geometry.page_size();
+        let pages: Vec<u64> = head
+            .rows
+            .iter()
+            .map(|row| row.memory_length / page)
+            .collect();
+        for (_, length, target) in extents.pages() {
+            if let Some((row, page)) = target.place() {
+                let there = pages.get(row as usize).copied();
+                let there = there.ok_or(DecodeHeaderError::Field("build of an extent"))?;
+                if u64::from(page) + u64::from(length) > there {
+                    return Err(DecodeHeaderError::Field("place of an extent"));
+                }
+            }
+        }
+        if head.geometry != extents.geometry() {
+            return Err(DecodeHeaderError::Field("size of memory"));
+        }
+        Ok(Self { head, extents })
+    }
+
     /// Where each part of guest memory lies.
     #[must_use]
     pub const fn extents(&self) -> &ExtentMap {

@@ -64,7 +64,7 @@ mod store;
 mod writer;
 
 pub use compact::CompactError;
-pub use extent::{Extent, ExtentMap, Geometry, InvalidGeometry, Source};
+pub use extent::{Extent, ExtentMap, Geometry, InvalidExtent, InvalidGeometry, Source};
 pub use file::FileError;
 pub use garbage::{CollectError, DeleteBuildError, Holder, LookError, Reference, ReferencesError};
 pub use header::{DecodeHeaderError, FileSeal, Head, Header, Row};

@@ -236,7 +236,10 @@ mod tests {
         file.write_all_at(&[7], 1700 * PAGE).unwrap();
         let geometry = Geometry::new(2048 * PAGE, 512 * PAGE).unwrap();
         let scan = Scan::of(&file, geometry).unwrap();
-        assert_eq!(scan.runs, [run(1, 1, false), run(2, 1, true), run(3, 1, false)]);
+        assert_eq!(
+            scan.runs,
+            [run(1, 1, false), run(2, 1, true), run(3, 1, false)]
+        );
         assert_eq!(scan.sums.len(), 4);
     }
 }
