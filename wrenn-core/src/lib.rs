@@ -28,6 +28,7 @@ pub mod guest;
 pub mod network;
 pub mod sandbox;
 pub mod template;
+pub mod uffd;
 pub mod vm;
 
 pub use id::{InvalidSandboxId, SandboxId};
