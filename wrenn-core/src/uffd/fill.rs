@@ -27,6 +27,7 @@ use super::layout::{Layout, Region};
 use super::source::{FilePlace, MemorySource, ReadError};
 use super::spent::Spent;
 use super::sys::{Event, Filled, SourceAddress, Userfaultfd};
+use super::working_set::Recorder;
 
 /// Why a pager cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +64,8 @@ pub enum FillError {
 /// How an attempt to fill pages ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attempt {
-    /// The pages are there. The range is what was brought, if it was for the first time.
-    Done(Option<(u64, u64)>),
+    /// The pages are there.
+    Done,
     /// Events must be read first.
     Changing,
     /// The VM is gone.
@@ -161,6 +162,7 @@ impl Memory {
     pub(super) fn resolve(
         &self,
         address: u64,
+        recorder: Option<&Recorder>,
         scratch: &mut Scratch,
     ) -> Result<Attempt, FillError> {
         let region = self.layout.at_address(address);
@@ -172,12 +174,16 @@ impl Memory {
         }
         let gate = self.gate();
         let burst = self.choose(&region, wanted)?;
-        let attempt = self.fill(&region, burst, wanted, scratch);
+        // Before the VM goes on, so that the order is that of its needs.
+        if let (Some(recorder), true) = (recorder, burst.content != Content::ZeroAgain) {
+            recorder.needed(burst.start, burst.end);
+        }
+        let attempt = self.fill(&region, burst, wanted, scratch)?;
         drop(gate);
-        if let Ok(Attempt::Done(_)) = attempt {
+        if attempt == Attempt::Done {
             add(&self.tally.bursts, 1);
         }
-        attempt
+        Ok(attempt)
     }
 
     /// Brings a part of a range that nobody has asked for yet. Says where it ended; pages
@@ -189,24 +195,24 @@ impl Memory {
         scratch: &mut Scratch,
     ) -> Result<(u64, Attempt), FillError> {
         let Some(region) = self.layout.at_offset(start) else {
-            return Ok((end, Attempt::Done(None)));
+            return Ok((end, Attempt::Done));
         };
         let first = start / region.page_size * region.page_size;
         if self.is_spent(&region, first) {
-            return Ok((first + region.page_size, Attempt::Done(None)));
+            return Ok((first + region.page_size, Attempt::Done));
         }
         let mut around = self.around(&region, first)?;
         around.cut(first, end, region.page_size);
         self.populate(&region, &around, scratch)?;
         let gate = self.gate();
         if self.is_spent(&region, first) {
-            return Ok((first + region.page_size, Attempt::Done(None)));
+            return Ok((first + region.page_size, Attempt::Done));
         }
         let mut burst = self.choose(&region, first)?;
         burst.cut(first, end, region.page_size);
         let attempt = self.fill(&region, burst, first, scratch)?;
         drop(gate);
-        if let Attempt::Done(_) = attempt {
+        if attempt == Attempt::Done {
             add(&self.tally.prefetched, burst.end - burst.start);
         }
         Ok((burst.end, attempt))
@@ -304,8 +310,7 @@ impl Memory {
         let (mut at, mut present) = (burst.start, 0);
         let attempt = loop {
             if at >= burst.end {
-                let first_time = burst.content != Content::ZeroAgain;
-                break Attempt::Done(first_time.then_some((burst.start, burst.end)));
+                break Attempt::Done;
             }
             match self.fill_from(region, &burst, at, scratch)? {
                 Filled::Bytes(bytes) => {

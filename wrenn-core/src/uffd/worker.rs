@@ -143,15 +143,10 @@ impl Worker<'_> {
         }
         while let Some((address, since)) = waiting.pop() {
             self.memory.busy.fetch_add(1, Ordering::Relaxed);
-            let attempt = self.memory.resolve(address, scratch);
+            let attempt = self.memory.resolve(address, self.recorder, scratch);
             self.memory.busy.fetch_sub(1, Ordering::Relaxed);
             match attempt? {
-                Attempt::Done(brought) => {
-                    self.memory.tally.resolved(since.elapsed());
-                    if let (Some(recorder), Some((start, end))) = (self.recorder, brought) {
-                        recorder.needed(start, end);
-                    }
-                }
+                Attempt::Done => self.memory.tally.resolved(since.elapsed()),
                 Attempt::Changing => {
                     waiting.push((address, since));
                     self.let_change(&mut waiting)?;
@@ -198,7 +193,7 @@ pub(super) fn prefetch(memory: &Memory, set: &WorkingSet, ending: &Ending) {
                 return;
             }
             match memory.prefetch(at, end, &mut scratch) {
-                Ok((next, Attempt::Done(_))) => at = next,
+                Ok((next, Attempt::Done)) => at = next,
                 Ok((_, Attempt::Changing)) => std::thread::sleep(BREATH),
                 Ok((_, Attempt::Gone)) => return,
                 Err(error) => {
