@@ -180,10 +180,6 @@ pub(super) struct Peer {
 
 impl Peer {
     fn new(stream: UnixStream) -> Result<Self, HandshakeError> {
-        // A new socket does not inherit this from its listener.
-        stream
-            .set_nonblocking(true)
-            .map_err(step("set up the VMM's connection"))?;
         let credentials =
             socket_peercred(&stream).map_err(|error| step("ask who the VMM is")(error.into()))?;
         let pidfd = if credentials.pid == rustix::process::getpid() {
@@ -260,7 +256,7 @@ impl Peer {
             &self.stream,
             &mut [IoSliceMut::new(&mut bytes)],
             &mut control,
-            RecvFlags::CMSG_CLOEXEC,
+            RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
         );
         let received = match received {
             Ok(received) => received,

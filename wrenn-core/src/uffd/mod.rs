@@ -19,6 +19,7 @@
 //!
 //! All that comes from the VMM is hostile: it is assumed to be taken over one day.
 
+mod confine;
 mod counters;
 mod fill;
 mod handshake;
@@ -30,8 +31,11 @@ mod sys;
 mod worker;
 mod working_set;
 
+pub mod process;
+pub mod program;
 pub mod stand_in;
 
+pub use confine::ConfineError;
 pub use counters::Counters;
 pub use fill::FillError;
 pub use handshake::HandshakeError;

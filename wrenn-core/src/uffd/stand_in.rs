@@ -12,6 +12,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 use super::handshake::timespec;
 use super::sys::{AnonymousMemory, Event, Filled, SourceAddress, Userfaultfd};
+use super::{HUGE_PAGE_SIZE, PAGE_SIZE};
 
 /// Memory with nothing in it, watched by a userfaultfd. A thread that touches a page waits
 /// until somebody fills it.
@@ -35,15 +36,38 @@ pub struct Part {
 }
 
 impl GuestMemory {
-    /// Maps and watches `length` bytes.
+    /// Maps and watches `length` bytes of ordinary pages.
     ///
     /// # Errors
-    /// If the kernel refuses, as it does where huge pages are wanted and none reserved.
-    pub fn new(length: u64, page_size: u64) -> io::Result<Self> {
-        let length = usize::try_from(length).map_err(io::Error::other)?;
+    /// If the kernel refuses, as it does for others than root.
+    pub fn new(length: u64) -> io::Result<Self> {
+        Self::watch(
+            AnonymousMemory::new(index(length), index(PAGE_SIZE))?,
+            PAGE_SIZE,
+        )
+    }
+
+    /// As [`GuestMemory::new`], of huge pages.
+    ///
+    /// # Errors
+    /// If the kernel refuses, as it does where none are reserved.
+    pub fn huge(length: u64) -> io::Result<Self> {
+        Self::watch(AnonymousMemory::huge(index(length))?, HUGE_PAGE_SIZE)
+    }
+
+    /// Says that it has huge pages, and has not. A pager works with it as with true ones.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn as_if_huge(length: u64) -> io::Result<Self> {
+        let memory = AnonymousMemory::new(index(length), index(HUGE_PAGE_SIZE))?;
+        Self::watch(memory, HUGE_PAGE_SIZE)
+    }
+
+    fn watch(memory: AnonymousMemory, page_size: u64) -> io::Result<Self> {
         let this = Self {
             userfaultfd: Userfaultfd::create()?,
-            memory: AnonymousMemory::new(length, page_size)?,
+            memory,
             page_size,
         };
         this.userfaultfd.register(&this.memory)?;

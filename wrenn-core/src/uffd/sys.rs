@@ -356,22 +356,33 @@ impl Drop for FileMapping {
 /// Memory such as a VMM has for its guest.
 #[derive(Debug)]
 pub(super) struct AnonymousMemory {
+    mapped_at: usize,
+    mapped_length: usize,
     address: usize,
     length: usize,
 }
 
 impl AnonymousMemory {
-    /// Maps `length` bytes; of huge pages if `page_size` is that of one.
-    pub(super) fn new(length: usize, page_size: u64) -> io::Result<Self> {
-        let mut flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        if page_size != super::PAGE_SIZE {
-            flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB;
-        }
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: the kernel chooses an address where nothing is mapped.
-        let address = unsafe { rustix::mm::mmap_anonymous(null_mut(), length, access, flags) }?;
+    /// Maps `length` bytes of ordinary pages at a multiple of `alignment`.
+    pub(super) fn new(length: usize, alignment: usize) -> io::Result<Self> {
+        let more = length.saturating_add(alignment);
+        let mapped_at = map_anonymous(more, MapFlags::PRIVATE | MapFlags::NORESERVE)?;
         Ok(Self {
-            address: address.expose_provenance(),
+            mapped_at,
+            mapped_length: more,
+            address: mapped_at.next_multiple_of(alignment),
+            length,
+        })
+    }
+
+    /// Maps `length` bytes of huge pages.
+    pub(super) fn huge(length: usize) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | MapFlags::HUGE_2MB;
+        let address = map_anonymous(length, flags)?;
+        Ok(Self {
+            mapped_at: address,
+            mapped_length: length,
+            address,
             length,
         })
     }
@@ -420,16 +431,18 @@ impl AnonymousMemory {
 
 impl Drop for AnonymousMemory {
     fn drop(&mut self) {
+        let pointer = std::ptr::with_exposed_provenance_mut(self.mapped_at);
         // SAFETY: this value made the mapping; the references that `word` gave out do not
         // outlive it.
-        let result = unsafe {
-            rustix::mm::munmap(
-                std::ptr::with_exposed_provenance_mut(self.address),
-                self.length,
-            )
-        };
-        if let Err(error) = result {
+        if let Err(error) = unsafe { rustix::mm::munmap(pointer, self.mapped_length) } {
             tracing::warn!(%error, "cannot unmap memory");
         }
     }
+}
+
+fn map_anonymous(length: usize, flags: MapFlags) -> io::Result<usize> {
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: the kernel chooses an address where nothing is mapped.
+    let address = unsafe { rustix::mm::mmap_anonymous(null_mut(), length, access, flags) }?;
+    Ok(address.expose_provenance())
 }

@@ -33,7 +33,7 @@ fn two_hundred_cycles_leave_no_thread_descriptor_or_file() {
             continue;
         }
         let pager = std::thread::spawn(|| pager.serve());
-        let memory = GuestMemory::new(saved.length(), PAGE_SIZE).unwrap();
+        let memory = GuestMemory::new(saved.length()).unwrap();
         let connection = memory.hand_over(&saved.socket()).unwrap();
         let offset = cycle % 64 * PAGE_SIZE;
         assert_eq!(memory.load(offset), saved.word(offset));
@@ -69,7 +69,7 @@ fn a_pager_that_serves_can_be_stopped() {
     let pager = Pager::bind(saved.config()).unwrap();
     let stopper = pager.stopper();
     let pager = std::thread::spawn(|| pager.serve());
-    let memory = GuestMemory::new(saved.length(), PAGE_SIZE).unwrap();
+    let memory = GuestMemory::new(saved.length()).unwrap();
     let _connection = memory.hand_over(&saved.socket()).unwrap();
     assert_eq!(memory.load(0), saved.word(0));
     stopper.stop();

@@ -30,7 +30,7 @@ fn answer(saved: &Saved, message: &[u8], descriptors: &[std::os::fd::BorrowedFd<
 #[test]
 fn no_descriptor_two_descriptors_and_others_than_userfaultfds() {
     let saved = Saved::of_pages(4);
-    let memory = GuestMemory::new(saved.length(), PAGE_SIZE).unwrap();
+    let memory = GuestMemory::new(saved.length()).unwrap();
     let message = memory.describe(&[Part {
         at: 0,
         size: saved.length(),
@@ -61,7 +61,7 @@ fn no_descriptor_two_descriptors_and_others_than_userfaultfds() {
 #[test]
 fn messages_that_describe_nothing() {
     let saved = Saved::of_pages(4);
-    let memory = GuestMemory::new(saved.length(), PAGE_SIZE).unwrap();
+    let memory = GuestMemory::new(saved.length()).unwrap();
     let answer = |message: &[u8]| refused(answer(&saved, message, &[memory.as_fd()]));
     let error = answer(b"nonsense");
     assert!(
@@ -85,7 +85,7 @@ fn messages_that_describe_nothing() {
 #[test]
 fn memory_of_another_vm_is_refused() {
     let saved = Saved::of_pages(4);
-    let memory = GuestMemory::new(8 * PAGE_SIZE, PAGE_SIZE).unwrap();
+    let memory = GuestMemory::new(8 * PAGE_SIZE).unwrap();
     let pager = saved.serve();
     let _connection = memory.hand_over(&saved.socket()).unwrap();
     let error = refused(pager.join().unwrap());
@@ -99,7 +99,7 @@ fn memory_of_another_vm_is_refused() {
 #[test]
 fn a_fault_outside_of_what_was_described_ends_it() {
     let saved = Saved::of_pages(4);
-    let memory = GuestMemory::new(2 * saved.length(), PAGE_SIZE).unwrap();
+    let memory = GuestMemory::new(2 * saved.length()).unwrap();
     let pager = saved.serve();
     let message = memory.describe(&[Part {
         at: 0,
@@ -128,7 +128,7 @@ fn a_fault_outside_of_what_was_described_ends_it() {
 #[test]
 fn a_userfaultfd_that_blocks_is_refused_or_made_not_to() {
     let saved = Saved::of_pages(4);
-    let memory = GuestMemory::new(saved.length(), PAGE_SIZE).unwrap();
+    let memory = GuestMemory::new(saved.length()).unwrap();
     let flags = rustix::fs::OFlags::empty();
     rustix::fs::fcntl_setfl(memory.as_fd(), flags).unwrap();
     let pager = saved.serve();

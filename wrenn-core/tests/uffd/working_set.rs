@@ -20,7 +20,7 @@ fn resume(saved: &Saved, patience: impl Fn()) -> Report {
     });
     let pager = Pager::bind(config).unwrap();
     let pager = std::thread::spawn(|| pager.serve());
-    let memory = GuestMemory::new(saved.length(), PAGE_SIZE).unwrap();
+    let memory = GuestMemory::new(saved.length()).unwrap();
     let connection = memory.hand_over(&saved.socket()).unwrap();
     patience();
     for block in NEEDS {
@@ -86,7 +86,7 @@ fn prefetching_brings_back_nothing_that_was_given_up() {
         });
         let pager = Pager::bind(config).unwrap();
         let pager = std::thread::spawn(|| pager.serve());
-        let memory = GuestMemory::new(saved.length(), PAGE_SIZE).unwrap();
+        let memory = GuestMemory::new(saved.length()).unwrap();
         let connection = memory.hand_over(&saved.socket()).unwrap();
         for block in NEEDS {
             memory.remove(block * BLOCK, BLOCK).unwrap();
