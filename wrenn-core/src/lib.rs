@@ -34,6 +34,7 @@ pub mod process;
 pub mod sandbox;
 pub mod snapshot;
 pub mod template;
+pub mod uffd;
 pub mod vm;
 
 pub use chain::Chain;
