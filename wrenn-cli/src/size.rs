@@ -17,9 +17,34 @@ pub(crate) fn parse_mib(text: &str) -> Result<u64, String> {
     mib.ok_or_else(|| format!("{text} is more than can be counted"))
 }
 
+/// Writes a number of bytes as people read it: `512 B`, `1.5 MiB`.
+pub(crate) fn show(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let shown = UNITS.iter().zip(1_u32..6).rev().find_map(|(unit, power)| {
+        let size = 1024_u64.pow(power);
+        let tenths = u128::from(bytes) * 10 / u128::from(size);
+        (bytes >= size).then(|| format!("{}.{} {unit}", tenths / 10, tenths % 10))
+    });
+    shown.unwrap_or_else(|| format!("{bytes} B"))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse_mib;
+    use super::{parse_mib, show};
+
+    #[test]
+    fn bytes_are_shown_in_their_unit() {
+        let shown = [0, 1023, 1024, 1536 << 10, 4 << 30, u64::MAX].map(show);
+        let wanted = [
+            "0 B",
+            "1023 B",
+            "1.0 KiB",
+            "1.5 MiB",
+            "4.0 GiB",
+            "16383.9 PiB",
+        ];
+        assert_eq!(shown, wanted);
+    }
 
     #[test]
     fn units_are_binary() {

@@ -22,17 +22,27 @@ pub struct SandboxId(String);
 #[error("'{0}' is no sandbox id: one is 'sb' and 20 lower-case letters or digits")]
 pub struct InvalidSandboxId(pub String);
 
+/// A new id: the prefix, then 103 bits of the operating system's randomness.
+pub(crate) fn random(prefix: &str) -> String {
+    let mut rng = rand::rng();
+    let mut text = String::with_capacity(prefix.len() + RANDOM_LEN);
+    text.push_str(prefix);
+    text.extend((0..RANDOM_LEN).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])));
+    text
+}
+
+/// Whether a text is an id of this prefix.
+pub(crate) fn fits(prefix: &str, text: &str) -> bool {
+    text.len() == prefix.len() + RANDOM_LEN
+        && text.starts_with(prefix)
+        && text.bytes().all(|byte| ALPHABET.contains(&byte))
+}
+
 impl SandboxId {
     /// A new id, from 103 bits of the operating system's randomness.
     #[must_use]
     pub fn random() -> Self {
-        let mut rng = rand::rng();
-        let mut text = String::with_capacity(PREFIX.len() + RANDOM_LEN);
-        text.push_str(PREFIX);
-        text.extend(
-            (0..RANDOM_LEN).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])),
-        );
-        Self(text)
+        Self(random(PREFIX))
     }
 
     /// The id as text.
@@ -46,10 +56,7 @@ impl FromStr for SandboxId {
     type Err = InvalidSandboxId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let fits = text.len() == PREFIX.len() + RANDOM_LEN
-            && text.starts_with(PREFIX)
-            && text.bytes().all(|byte| ALPHABET.contains(&byte));
-        if fits {
+        if fits(PREFIX, text) {
             Ok(Self(text.to_owned()))
         } else {
             Err(InvalidSandboxId(text.to_owned()))

@@ -3,7 +3,8 @@
 //! In reading order: a [`SandboxId`] names a sandbox; a [`RootDirectory`] says where its
 //! files lie; a [`template`] is what it is made from; [`vm`] runs the virtual machine,
 //! [`network`] gives it a slot, [`devicemapper`] a disk, [`guest`] talks to the daemon
-//! inside; [`sandbox`] composes them all; a [`fleet`] holds every sandbox of a host.
+//! inside; [`snapshot`] keeps frozen ones on disk; [`sandbox`] composes them all; a
+//! [`fleet`] holds every sandbox of a host.
 //!
 //! ```no_run
 //! use wrenn_core::guest::Command;
@@ -31,7 +32,9 @@ pub mod guest;
 pub mod network;
 pub mod process;
 pub mod sandbox;
+pub mod snapshot;
 pub mod template;
+pub mod uffd;
 pub mod vm;
 
 pub use chain::Chain;

@@ -5,6 +5,7 @@
 //! <root>/templates/<name>/template.json, <SHA-256>.ext4
 //! <root>/imports/<random>/               a template that is being made
 //! <root>/sandboxes/<sandbox id>/         see [`crate::sandbox`]
+//! <root>/snapshots/builds/<build id>/    see [`crate::snapshot`]
 //! <root>/network/slots/<number>
 //! ```
 
@@ -41,6 +42,18 @@ impl RootDirectory {
     #[must_use]
     pub fn templates(&self) -> PathBuf {
         self.0.join("templates")
+    }
+
+    /// What snapshots are made of.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
+    }
+
+    /// Builds of snapshots, one directory each.
+    #[must_use]
+    pub fn builds(&self) -> PathBuf {
+        self.snapshots().join("builds")
     }
 
     /// Sandboxes, one directory each.

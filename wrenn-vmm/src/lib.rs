@@ -6,7 +6,8 @@
 //! arguments ─▶ run ─▶ api ─▶ machine ─┬─ cpu      vCPU threads
 //!                                     ├─ boot     kernel, parameters, ACPI tables
 //!                                     ├─ devices  serial port, keyboard, power
-//!                                     └─ virtio   drives, network, entropy
+//!                                     ├─ virtio   drives, network, entropy
+//!                                     └─ snapshot the whole machine as two files
 //! ```
 //!
 //! The guest is hostile. Whatever it writes, into memory or registers, is bounded before
@@ -29,6 +30,7 @@ pub mod memory;
 pub mod metrics;
 pub mod run;
 pub mod seccomp;
+pub mod snapshot;
 pub mod sync;
 pub mod sys;
 pub mod virtio;

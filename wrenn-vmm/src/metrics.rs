@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 
@@ -36,6 +36,49 @@ impl Serialize for Counter {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(self.value())
     }
+}
+
+/// How long something took when it was done last.
+#[derive(Debug, Default)]
+pub struct Latency(AtomicU64);
+
+impl Latency {
+    const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Keeps the time since `begun`, and logs it under Firecracker's name for the action.
+    pub fn record(&self, begun: Instant, action: &str) {
+        let elapsed = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.0.store(elapsed, Ordering::Relaxed);
+        log::info!("'{action}' VMM action took {elapsed} us.");
+    }
+}
+
+impl Serialize for Latency {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// How long each kind of action took, in microseconds.
+#[derive(Debug, Serialize)]
+pub struct LatencyMetrics {
+    /// Full snapshots.
+    #[serde(rename = "vmm_full_create_snapshot")]
+    pub full: Latency,
+    /// Snapshots of the difference.
+    #[serde(rename = "vmm_diff_create_snapshot")]
+    pub diff: Latency,
+    /// Loading.
+    #[serde(rename = "vmm_load_snapshot")]
+    pub load: Latency,
+    /// Pausing.
+    #[serde(rename = "vmm_pause_vm")]
+    pub pause: Latency,
+    /// Resuming.
+    #[serde(rename = "vmm_resume_vm")]
+    pub resume: Latency,
 }
 
 /// All drives together.
@@ -114,6 +157,9 @@ pub struct LogMetrics {
 /// All counters.
 #[derive(Debug, Serialize)]
 pub struct Metrics {
+    /// Durations.
+    #[serde(rename = "latencies_us")]
+    pub latencies: LatencyMetrics,
     /// Drives.
     pub block: BlockMetrics,
     /// Network interfaces.
@@ -128,6 +174,13 @@ pub struct Metrics {
 
 /// The counters of this process.
 pub static METRICS: Metrics = Metrics {
+    latencies: LatencyMetrics {
+        full: Latency::new(),
+        diff: Latency::new(),
+        load: Latency::new(),
+        pause: Latency::new(),
+        resume: Latency::new(),
+    },
     block: BlockMetrics {
         read_bytes: Counter::new(),
         written_bytes: Counter::new(),

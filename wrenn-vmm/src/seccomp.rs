@@ -90,13 +90,18 @@ const MAIN: &[i64] = &[
     libc::SYS_getrandom,
     // Whether the console can take more.
     libc::SYS_poll,
-    // PATCH /drives: open, look, measure.
+    // PATCH /drives and PUT /snapshot/create: open, look, measure.
     libc::SYS_openat,
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_lseek,
     libc::SYS_fcntl,
+    // PUT /snapshot/create: which pages were touched, the two files.
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
 ];
 
 const DRIVE: &[i64] = &[libc::SYS_preadv, libc::SYS_pwritev, libc::SYS_fdatasync];
@@ -110,15 +115,57 @@ const API: &[i64] = &[
     libc::SYS_ioctl,
 ];
 
-/// A driver sets the offloads of a TAP interface from the vCPU that activates the device.
-const VCPU_CONTROLS: &[u64] = &[KVM_RUN, KVM_KVMCLOCK_CTRL, TUNSETOFFLOAD];
-/// The terminal's mode at the end.
-const MAIN_CONTROLS: &[u64] = &[libc::TCGETS, libc::TCSETS];
+/// A driver sets the offloads of a TAP interface from the vCPU that activates the device;
+/// a snapshot reads registers.
+const VCPU_CONTROLS: &[u64] = &[
+    KVM_RUN,
+    KVM_KVMCLOCK_CTRL,
+    TUNSETOFFLOAD,
+    kvm_get::<kvm_bindings::kvm_mp_state>(0x98),
+    kvm_get::<kvm_bindings::kvm_regs>(0x81),
+    kvm_get::<kvm_bindings::kvm_sregs>(0x83),
+    kvm_get::<kvm_bindings::kvm_xsave>(0xa4),
+    kvm_get::<kvm_bindings::kvm_xcrs>(0xa6),
+    kvm_get::<kvm_bindings::kvm_debugregs>(0xa1),
+    kvm_get::<kvm_bindings::kvm_lapic_state>(0x8e),
+    kvm_get::<kvm_bindings::kvm_vcpu_events>(0x9f),
+    kvm_exchange::<kvm_bindings::kvm_cpuid2>(0x91),
+    kvm_exchange::<kvm_bindings::kvm_msrs>(0x88),
+    KVM_GET_TSC_KHZ,
+];
+/// The terminal's mode at the end; what a snapshot asks KVM.
+const MAIN_CONTROLS: &[u64] = &[
+    libc::TCGETS,
+    libc::TCSETS,
+    kvm_get::<kvm_bindings::kvm_pit_state2>(0x9f),
+    kvm_get::<kvm_bindings::kvm_clock_data>(0x7c),
+    kvm_exchange::<kvm_bindings::kvm_irqchip>(0x62),
+    kvm_set::<kvm_bindings::kvm_dirty_log>(0x42),
+];
 
 const F_GETFD: u64 = libc::F_GETFD as u64;
-const KVM_RUN: u64 = 0xae80;
-const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
+const KVM_RUN: u64 = kvm_call(0, 0, 0x80);
+const KVM_KVMCLOCK_CTRL: u64 = kvm_call(0, 0, 0xad);
+const KVM_GET_TSC_KHZ: u64 = kvm_call(0, 0, 0xa3);
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+
+/// A call of KVM (Linux `include/uapi/linux/kvm.h`, `asm-generic/ioctl.h`): direction,
+/// size of the argument, KVM's letter, number.
+const fn kvm_call(direction: u64, size: usize, number: u64) -> u64 {
+    (direction << 30) | ((size as u64) << 16) | (0xae << 8) | number
+}
+
+const fn kvm_set<T>(number: u64) -> u64 {
+    kvm_call(1, size_of::<T>(), number)
+}
+
+const fn kvm_get<T>(number: u64) -> u64 {
+    kvm_call(2, size_of::<T>(), number)
+}
+
+const fn kvm_exchange<T>(number: u64) -> u64 {
+    kvm_call(3, size_of::<T>(), number)
+}
 
 /// Makes all filters.
 ///
@@ -185,6 +232,14 @@ fn compile(calls: &[&[i64]], controls: &[u64]) -> Result<Filter, FilterError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calls_of_kvm_have_their_numbers() {
+        assert_eq!((KVM_RUN, KVM_KVMCLOCK_CTRL), (0xae80, 0xaead));
+        assert_eq!(kvm_get::<kvm_bindings::kvm_regs>(0x81), 0x8090_ae81);
+        assert_eq!(kvm_exchange::<kvm_bindings::kvm_msrs>(0x88), 0xc008_ae88);
+        assert_eq!(kvm_set::<kvm_bindings::kvm_dirty_log>(0x42), 0x4010_ae42);
+    }
 
     #[test]
     fn filters_compile() {

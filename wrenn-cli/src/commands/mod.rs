@@ -5,6 +5,7 @@ pub mod completions;
 pub mod doctor;
 pub mod machine;
 pub mod run;
+pub mod snapshot;
 pub mod template;
 
 use std::process::ExitCode;
@@ -16,6 +17,8 @@ use crate::GlobalArgs;
 pub enum Command {
     /// Run a command in a throw-away sandbox.
     Run(run::Args),
+    /// Snapshots and the builds that they are made of.
+    Snapshot(snapshot::Args),
     /// What sandboxes are made from: build, list, delete.
     Template(template::Args),
     /// Say what this host can run, and how to mend what it can't.
@@ -47,6 +50,7 @@ impl std::error::Error for UsageError {}
 pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(&global, args).await,
+        Command::Snapshot(args) => snapshot::run(&global, args).await,
         Command::Template(args) => template::run(&global, args).await,
         Command::Doctor(args) => doctor::run(&global, args).await,
         Command::Agent(args) => agent::run(args).await,

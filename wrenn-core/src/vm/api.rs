@@ -16,13 +16,16 @@ use rustix::fs::{FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
-use super::config::Action;
+use super::config::{Action, CreateSnapshot, LoadSnapshot};
 
 /// The longest answer that is read; what a VMM says is short.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// How long one request may take. A VMM that is taken over must not hang its host; the
 /// slowest honest answer seen is that of a boot under nested emulation, about 2 s.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+/// What the slowest disk writes of a snapshot in a second, in MiB. A snapshot that is
+/// slow is slow; only one that makes no progress at all is given up.
+const SLOWEST_SNAPSHOT_MIB: u32 = 4;
 
 /// Client of one VMM's API.
 #[derive(Clone, Debug)]
@@ -89,12 +92,14 @@ pub enum ApiError {
         reason: String,
     },
     /// No answer came.
-    #[error("{method} {path} was not answered within {} s", REQUEST_DEADLINE.as_secs())]
+    #[error("{method} {path} was not answered within {} s", deadline.as_secs())]
     Deadline {
         /// Method of the request.
         method: Method,
         /// Path of the request.
         path: String,
+        /// How long was waited.
+        deadline: Duration,
     },
 }
 
@@ -121,7 +126,9 @@ impl ApiClient {
     /// # Errors
     /// When no sensible answer comes.
     pub async fn info(&self) -> Result<InstanceInfo, ApiError> {
-        let answer = self.request(Method::GET, "", None).await?;
+        let answer = self
+            .request(Method::GET, "", None, REQUEST_DEADLINE)
+            .await?;
         serde_json::from_slice(&answer).map_err(|error| ApiError::Answer {
             method: Method::GET,
             path: "/".to_owned(),
@@ -134,7 +141,7 @@ impl ApiClient {
     /// # Errors
     /// When the VMM refuses or cannot be reached.
     pub async fn put<T: Serialize + Sync>(&self, path: &str, body: &T) -> Result<(), ApiError> {
-        self.send(Method::PUT, path, body).await
+        self.send(Method::PUT, path, body, REQUEST_DEADLINE).await
     }
 
     /// Patches `path` (without the leading slash) with `body`.
@@ -142,7 +149,7 @@ impl ApiClient {
     /// # Errors
     /// When the VMM refuses or cannot be reached.
     pub async fn patch<T: Serialize + Sync>(&self, path: &str, body: &T) -> Result<(), ApiError> {
-        self.send(Method::PATCH, path, body).await
+        self.send(Method::PATCH, path, body, REQUEST_DEADLINE).await
     }
 
     /// Asks for an action.
@@ -154,18 +161,63 @@ impl ApiClient {
             .await
     }
 
+    /// Stops the guest between two instructions. Already paused is no error.
+    ///
+    /// # Errors
+    /// When the VMM refuses or cannot be reached.
+    pub async fn pause(&self) -> Result<(), ApiError> {
+        self.patch("vm", &serde_json::json!({ "state": "Paused" }))
+            .await
+    }
+
+    /// Lets the guest go on. Already running is no error.
+    ///
+    /// # Errors
+    /// When the VMM refuses or cannot be reached.
+    pub async fn resume(&self) -> Result<(), ApiError> {
+        self.patch("vm", &serde_json::json!({ "state": "Resumed" }))
+            .await
+    }
+
+    /// Writes a paused machine of `memory_mib` MiB to files, which are not synced. The time
+    /// that it may take grows with the memory.
+    ///
+    /// # Errors
+    /// When the VMM refuses or cannot be reached; the machine goes on being paused.
+    pub async fn create_snapshot(
+        &self,
+        snapshot: &CreateSnapshot,
+        memory_mib: u32,
+    ) -> Result<(), ApiError> {
+        let deadline =
+            REQUEST_DEADLINE + Duration::from_secs((memory_mib / SLOWEST_SNAPSHOT_MIB).into());
+        self.send(Method::PUT, "snapshot/create", snapshot, deadline)
+            .await
+    }
+
+    /// Makes the machine of a snapshot, in a VMM that was told nothing yet.
+    ///
+    /// # Errors
+    /// When the VMM refuses or cannot be reached. It may have ended then.
+    pub async fn load_snapshot(&self, snapshot: &LoadSnapshot) -> Result<(), ApiError> {
+        self.put("snapshot/load", snapshot).await
+    }
+
     async fn send<T: Serialize + Sync>(
         &self,
         method: Method,
         path: &str,
         body: &T,
+        deadline: Duration,
     ) -> Result<(), ApiError> {
         let body = serde_json::to_vec(body).map_err(|error| ApiError::Answer {
             method: method.clone(),
             path: format!("/{path}"),
             reason: error.to_string(),
         })?;
-        self.request(method, path, Some(body)).await.map(|_| ())
+        self.request(method, path, Some(body), deadline)
+            .await
+            .map(|_| ())
     }
 
     async fn request(
@@ -173,11 +225,16 @@ impl ApiClient {
         method: Method,
         path: &str,
         body: Option<Vec<u8>>,
+        deadline: Duration,
     ) -> Result<Bytes, ApiError> {
         let path = format!("/{path}");
-        tokio::time::timeout(REQUEST_DEADLINE, self.exchange(&method, &path, body))
+        tokio::time::timeout(deadline, self.exchange(&method, &path, body))
             .await
-            .unwrap_or(Err(ApiError::Deadline { method, path }))
+            .unwrap_or(Err(ApiError::Deadline {
+                method,
+                path,
+                deadline,
+            }))
     }
 
     async fn exchange(

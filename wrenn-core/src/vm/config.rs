@@ -180,6 +180,60 @@ pub enum Action {
     SendCtrlAltDel,
 }
 
+/// Body of `PUT /snapshot/create`. Paths are as the VMM sees them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateSnapshot {
+    /// Which pages of memory are written.
+    pub snapshot_type: SnapshotType,
+    /// Everything but memory goes here.
+    pub snapshot_path: PathBuf,
+    /// Memory goes here. An existing file of the memory's size is updated in place.
+    pub mem_file_path: PathBuf,
+}
+
+/// Which pages of memory a snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotType {
+    /// All.
+    Full,
+    /// Those that changed since the last snapshot or load; the machine must track them.
+    Diff,
+}
+
+/// Body of `PUT /snapshot/load`. Paths are as the VMM sees them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadSnapshot {
+    /// Everything but memory.
+    pub snapshot_path: PathBuf,
+    /// Where memory comes from.
+    pub mem_backend: MemoryBackend,
+    /// Whether changed pages are tracked from now on.
+    pub track_dirty_pages: bool,
+    /// Whether the guest runs at once.
+    pub resume_vm: bool,
+    /// Network interfaces whose TAP device has another name than when the snapshot was made.
+    pub network_overrides: Vec<NetworkOverride>,
+}
+
+/// Where a loaded machine's memory comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "backend_type", content = "backend_path")]
+pub enum MemoryBackend {
+    /// A memory file, which is mapped privately.
+    File(PathBuf),
+    /// The socket of a page-fault server.
+    Uffd(PathBuf),
+}
+
+/// A network interface on another TAP device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkOverride {
+    /// Name of the interface in the API.
+    pub iface_id: String,
+    /// Name of the TAP device in the VMM's network namespace.
+    pub host_dev_name: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,6 +262,28 @@ mod tests {
             serde_json::json!({
                 "drive_id": "rootfs", "path_on_host": "/disk", "is_root_device": true,
                 "is_read_only": false, "cache_type": "Writeback"
+            })
+        );
+    }
+    #[test]
+    fn json_of_a_load_is_that_of_the_api() {
+        let load = LoadSnapshot {
+            snapshot_path: "/s".into(),
+            mem_backend: MemoryBackend::Uffd("/u".into()),
+            track_dirty_pages: true,
+            resume_vm: false,
+            network_overrides: vec![NetworkOverride {
+                iface_id: "eth0".to_owned(),
+                host_dev_name: "tap0".to_owned(),
+            }],
+        };
+        assert_eq!(
+            serde_json::to_value(load).unwrap(),
+            serde_json::json!({
+                "snapshot_path": "/s",
+                "mem_backend": { "backend_type": "Uffd", "backend_path": "/u" },
+                "track_dirty_pages": true, "resume_vm": false,
+                "network_overrides": [{ "iface_id": "eth0", "host_dev_name": "tap0" }]
             })
         );
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Vm::boot ────▶ VmmProcess (own root, user, namespaces and cgroup)
-//!     │             ▲ pidfd: told at once when it ends
+//! Vm::restore       ▲ pidfd: told at once when it ends
 //!     └─────────▶ ApiClient ──HTTP on a Unix socket──▶ VMM ──▶ guest
 //! ```
 //!
@@ -22,8 +22,9 @@ pub use api::{ApiClient, ApiError, InstanceInfo};
 pub use binary::{FindVmmError, VmmBinary};
 pub use cgroup::{CgroupError, Cgroups, Enforced, Limits, VmCgroup};
 pub use config::{
-    Action, BootSource, CacheType, Drive, InvalidResources, MachineConfig, NetworkInterface,
-    Resources, VmConfig,
+    Action, BootSource, CacheType, CreateSnapshot, Drive, InvalidResources, LoadSnapshot,
+    MachineConfig, MemoryBackend, NetworkInterface, NetworkOverride, Resources, SnapshotType,
+    VmConfig,
 };
 pub use jail::{Device, InvalidVmUsers, JailError, JailFile, JailSpec, VmUser, VmUsers};
 pub use process::{ExitReason, LaunchError, LaunchSpec, VmmProcess};
@@ -71,6 +72,41 @@ pub enum StartVmError {
     },
 }
 
+/// What a fresh VMM is told.
+enum FirstWords<'a> {
+    Boot(&'a VmConfig),
+    Load(&'a LoadSnapshot),
+}
+
+/// Describes the machine, step by step, and boots it. A failure names the step.
+async fn describe(api: &ApiClient, config: &VmConfig) -> Result<(), (&'static str, ApiError)> {
+    api.put("machine-config", &config.machine)
+        .await
+        .map_err(|e| ("the machine's size", e))?;
+    api.put("boot-source", &config.boot_source)
+        .await
+        .map_err(|e| ("the kernel", e))?;
+    for drive in &config.drives {
+        let path = format!("drives/{}", drive.drive_id);
+        api.put(&path, drive).await.map_err(|e| ("a disk", e))?;
+    }
+    for interface in &config.network_interfaces {
+        let path = format!("network-interfaces/{}", interface.iface_id);
+        api.put(&path, interface)
+            .await
+            .map_err(|e| ("the network interface", e))?;
+    }
+    if config.entropy {
+        let nothing = serde_json::Value::Object(serde_json::Map::new());
+        api.put("entropy", &nothing)
+            .await
+            .map_err(|e| ("the entropy device", e))?;
+    }
+    api.action(Action::InstanceStart)
+        .await
+        .map_err(|e| ("to boot", e))
+}
+
 fn quoted(output: &str) -> String {
     if output.is_empty() {
         String::new()
@@ -88,6 +124,21 @@ impl Vm {
     /// # Cancel safety
     /// Dropping the future kills the process.
     pub async fn boot(spec: LaunchSpec, config: &VmConfig) -> Result<Self, StartVmError> {
+        Self::start(spec, FirstWords::Boot(config)).await
+    }
+
+    /// Starts the program and has it load a snapshot.
+    ///
+    /// # Errors
+    /// When a step fails; the process is gone by then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future kills the process.
+    pub async fn restore(spec: LaunchSpec, snapshot: &LoadSnapshot) -> Result<Self, StartVmError> {
+        Self::start(spec, FirstWords::Load(snapshot)).await
+    }
+
+    async fn start(spec: LaunchSpec, words: FirstWords<'_>) -> Result<Self, StartVmError> {
         let console = spec.console();
         let socket = spec.api_socket();
         let process = VmmProcess::launch(spec).await?;
@@ -96,7 +147,7 @@ impl Vm {
             api: ApiClient::new(&socket),
             console,
         };
-        match vm.set_up(config).await {
+        match vm.set_up(words).await {
             Ok(()) => Ok(vm),
             Err(error) => {
                 vm.process.kill().await;
@@ -105,35 +156,17 @@ impl Vm {
         }
     }
 
-    async fn set_up(&mut self, config: &VmConfig) -> Result<(), StartVmError> {
+    async fn set_up(&mut self, words: FirstWords<'_>) -> Result<(), StartVmError> {
         self.wait_for_api().await?;
         let steps = async {
-            let api = &self.api;
-            api.put("machine-config", &config.machine)
-                .await
-                .map_err(|e| ("the machine's size", e))?;
-            api.put("boot-source", &config.boot_source)
-                .await
-                .map_err(|e| ("the kernel", e))?;
-            for drive in &config.drives {
-                let path = format!("drives/{}", drive.drive_id);
-                api.put(&path, drive).await.map_err(|e| ("a disk", e))?;
-            }
-            for interface in &config.network_interfaces {
-                let path = format!("network-interfaces/{}", interface.iface_id);
-                api.put(&path, interface)
+            match words {
+                FirstWords::Boot(config) => describe(&self.api, config).await,
+                FirstWords::Load(snapshot) => self
+                    .api
+                    .load_snapshot(snapshot)
                     .await
-                    .map_err(|e| ("the network interface", e))?;
+                    .map_err(|e| ("the snapshot", e)),
             }
-            if config.entropy {
-                let nothing = serde_json::Value::Object(serde_json::Map::new());
-                api.put("entropy", &nothing)
-                    .await
-                    .map_err(|e| ("the entropy device", e))?;
-            }
-            api.action(Action::InstanceStart)
-                .await
-                .map_err(|e| ("to boot", e))
         };
         let failure = tokio::select! {
             result = steps => match result {

@@ -1,15 +1,20 @@
 //! What an action does, in each state of the machine.
 //!
 //! ```text
-//! Configuring ──Start──▶ Running ◀──Resume── Paused
-//!      ▲ └ on failure       └────────Pause─────▶
-//!      └──┘
+//! Configuring ──Start──▶ Running ◀──Resume── Paused ──CreateSnapshot──▶ Paused
+//!    │ ▲ └ on failure       └────────Pause─────▶ ▲
+//!    │ └──┘                                      │
+//!    └────────────────LoadSnapshot───────────────┘ (and on to Running, if so asked)
 //! ```
+//!
+//! A load must come before anything that a machine is booted from is configured. If it
+//! fails, nothing of it is left and the next may follow; Firecracker ends in this case.
 //!
 //! An action that does not fit the state is answered with a sentence and changes nothing.
 
 use std::error::Error;
 use std::fmt::Write;
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -20,10 +25,11 @@ use crate::cpu::thread::VcpuError;
 use crate::devices::keyboard::KeyboardBufferFull;
 use crate::logger::{self, LogFileError};
 use crate::machine::{
-    BootSourceError, DriveError, Environment, Machine, NetworkError, Resources, StartError,
-    UpdateDriveError,
+    BootSourceError, CreateSnapshotError, DriveError, Environment, LoadSnapshotError, Machine,
+    NetworkError, Resources, StartError, UpdateDriveError,
 };
-use crate::metrics::{MetricsError, MetricsFile};
+use crate::metrics::{METRICS, MetricsError, MetricsFile};
+use crate::snapshot::config::{CreateSnapshotConfig, LoadSnapshotConfig, SnapshotType};
 
 /// The answer to an action: nothing, or JSON.
 pub type Answer = Result<Option<String>, ActionError>;
@@ -64,6 +70,18 @@ pub enum ActionError {
     /// Start.
     #[error("Start microvm error")]
     Start(#[from] Box<StartError>),
+    /// Snapshot.
+    #[error("Create snapshot error")]
+    CreateSnapshot(#[from] CreateSnapshotError),
+    /// Load after configuration.
+    #[error(
+        "Load snapshot error: Loading a microVM snapshot not allowed after configuring \
+         boot-specific resources."
+    )]
+    Configured,
+    /// Load.
+    #[error("Load snapshot error: Failed to restore from snapshot")]
+    LoadSnapshot(#[from] Box<LoadSnapshotError>),
     /// vCPUs.
     #[error("Internal VMM error")]
     Vcpu(#[from] VcpuError),
@@ -112,8 +130,15 @@ pub fn fault(status: StatusCode, message: &str) -> HttpResponse {
 }
 
 enum Phase {
-    Configuring(Resources),
-    Started { machine: Box<Machine>, paused: bool },
+    Configuring {
+        resources: Resources,
+        /// Whether anything was asked for that a machine is booted from.
+        configured: bool,
+    },
+    Started {
+        machine: Box<Machine>,
+        paused: bool,
+    },
 }
 
 /// Holds the machine, whatever state it is in.
@@ -129,14 +154,17 @@ impl Controller {
         Self {
             id,
             metrics: MetricsFile::default(),
-            phase: Phase::Configuring(Resources::default()),
+            phase: Phase::Configuring {
+                resources: Resources::default(),
+                configured: false,
+            },
         }
     }
 
     /// The machine, once it has been started.
     pub fn machine(&self) -> Option<&Machine> {
         match &self.phase {
-            Phase::Configuring(_) => None,
+            Phase::Configuring { .. } => None,
             Phase::Started { machine, .. } => Some(machine),
         }
     }
@@ -156,7 +184,7 @@ impl Controller {
             _ => {}
         }
         match &mut self.phase {
-            Phase::Configuring(_) => self.configure(action, environment),
+            Phase::Configuring { .. } => self.configure(action, environment),
             Phase::Started { machine, paused } => control(action, machine, paused, &self.metrics),
         }
     }
@@ -165,7 +193,7 @@ impl Controller {
         InstanceInfo {
             id: self.id.clone(),
             state: match &self.phase {
-                Phase::Configuring(_) => InstanceState::NotStarted,
+                Phase::Configuring { .. } => InstanceState::NotStarted,
                 Phase::Started { paused: true, .. } => InstanceState::Paused,
                 Phase::Started { paused: false, .. } => InstanceState::Running,
             },
@@ -175,9 +203,21 @@ impl Controller {
     }
 
     fn configure(&mut self, action: Action, environment: &mut Environment<'_>) -> Answer {
-        let Phase::Configuring(resources) = &mut self.phase else {
+        let Phase::Configuring {
+            resources,
+            configured,
+        } = &mut self.phase
+        else {
             return Err(ActionError::Started);
         };
+        *configured |= matches!(
+            action,
+            Action::SetMachine(_)
+                | Action::SetBootSource(_)
+                | Action::SetDrive(_)
+                | Action::SetNetwork(_)
+                | Action::SetEntropy(_)
+        );
         match action {
             Action::GetMachine => return json(&resources.machine),
             Action::GetConfig => return json(&resources.config()),
@@ -196,9 +236,12 @@ impl Controller {
                     paused: false,
                 };
             }
+            Action::LoadSnapshot(_) if *configured => return Err(ActionError::Configured),
+            Action::LoadSnapshot(config) => self.phase = load(&config, environment)?,
             Action::FlushMetrics
             | Action::Pause
             | Action::Resume
+            | Action::CreateSnapshot(_)
             | Action::UpdateDrive(_)
             | Action::PressControlAltDelete => return Err(ActionError::NotStarted),
             Action::GetInstance | Action::GetVersion => {}
@@ -222,14 +265,20 @@ fn control(
         // Asking for what is already so is no error.
         Action::Pause if *paused => {}
         Action::Pause => {
+            let begun = Instant::now();
             machine.pause()?;
             *paused = true;
+            METRICS.latencies.pause.record(begun, "pause vm");
         }
         Action::Resume if !*paused => {}
         Action::Resume => {
+            let begun = Instant::now();
             machine.resume()?;
             *paused = false;
+            METRICS.latencies.resume.record(begun, "resume vm");
         }
+        Action::CreateSnapshot(_) if !*paused => return Err(CreateSnapshotError::Running.into()),
+        Action::CreateSnapshot(config) => create(&config, machine)?,
         Action::PressControlAltDelete => machine.press_control_alt_delete()?,
         Action::UpdateDrive(update) => {
             if update
@@ -249,15 +298,45 @@ fn control(
         | Action::SetEntropy(_)
         | Action::SetLogger(_)
         | Action::SetMetrics(_)
+        | Action::LoadSnapshot(_)
         | Action::Start => return Err(ActionError::Started),
         Action::GetInstance | Action::GetVersion => {}
     }
     Ok(None)
 }
 
+fn create(config: &CreateSnapshotConfig, machine: &Machine) -> Result<(), CreateSnapshotError> {
+    let begun = Instant::now();
+    machine.create_snapshot(config)?;
+    let latencies = &METRICS.latencies;
+    match config.snapshot_type {
+        SnapshotType::Full => latencies.full.record(begun, "create full snapshot"),
+        SnapshotType::Diff => latencies.diff.record(begun, "create diff snapshot"),
+    }
+    Ok(())
+}
+
+fn load(
+    config: &LoadSnapshotConfig,
+    environment: &mut Environment<'_>,
+) -> Result<Phase, ActionError> {
+    let begun = Instant::now();
+    let machine = Machine::restore(config, environment).map_err(Box::new)?;
+    if config.resume_vm {
+        machine.resume()?;
+    }
+    METRICS.latencies.load.record(begun, "load snapshot");
+    Ok(Phase::Started {
+        machine: Box::new(machine),
+        paused: !config.resume_vm,
+    })
+}
+
 fn json(value: &impl Serialize) -> Answer {
     Ok(Some(serde_json::to_string(value)?))
 }
 
+#[cfg(test)]
+mod snapshot_tests;
 #[cfg(test)]
 mod tests;

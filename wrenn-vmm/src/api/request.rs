@@ -8,6 +8,7 @@ use crate::config::{
     LoggerConfig, MachineConfig, MachineConfigUpdate, MetricsConfig, NetworkInterfaceConfig,
     RequestedState, VmUpdate,
 };
+use crate::snapshot::config::{CreateSnapshotConfig, LoadSnapshotConfig};
 
 /// What a client wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,10 @@ pub enum Action {
     Pause,
     /// `PATCH /vm` `Resumed`
     Resume,
+    /// `PUT /snapshot/create`
+    CreateSnapshot(CreateSnapshotConfig),
+    /// `PUT /snapshot/load`
+    LoadSnapshot(LoadSnapshotConfig),
 }
 
 /// A request that means nothing. The texts are Firecracker's.
@@ -138,6 +143,12 @@ fn put(resource: &str, item: Option<&str>, body: &[u8]) -> Result<Action, Reques
         "entropy" => Action::SetEntropy(json(body)?),
         "logger" => Action::SetLogger(json(body)?),
         "metrics" => Action::SetMetrics(json(body)?),
+        "snapshot" => match item {
+            Some("create") => Action::CreateSnapshot(json(body)?),
+            Some("load") => Action::LoadSnapshot(json(body)?),
+            Some(other) => return no_route(Method::Put, &format!("/snapshot/{other}")),
+            None => return Err(RequestError::Body("Missing snapshot operation type.")),
+        },
         _ => return no_route(Method::Put, resource),
     })
 }

@@ -8,8 +8,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::kernel::LoadedKernel;
@@ -90,17 +92,20 @@ pub fn load(memory: &GuestMemory, file: &File) -> Result<LoadedKernel, ElfError>
     }
     let entry = u64::from_le_bytes(number(&header, 24));
     let mut end = 0;
+    let mut mapped = Vec::new();
     for segment in segments(file, &header)? {
-        place(memory, file, &segment)?;
+        mapped.extend(place(memory, file, &segment)?);
         end = end.max(segment.start + segment.memory_size);
     }
     if entry < layout::HIGH_MEMORY_START || entry >= end {
         return Err(ElfError::Header("entry point"));
     }
+    mapped.sort_by_key(|range| range.start);
     Ok(LoadedKernel {
         entry,
         end,
         header: None,
+        mapped,
     })
 }
 
@@ -134,7 +139,12 @@ fn segments(file: &File, header: &[u8; HEADER_LENGTH]) -> Result<Vec<Segment>, E
     Ok(segments)
 }
 
-fn place(memory: &GuestMemory, file: &File, segment: &Segment) -> Result<(), ElfError> {
+/// Loads one segment and says what of it is mapped.
+fn place(
+    memory: &GuestMemory,
+    file: &File,
+    segment: &Segment,
+) -> Result<Option<Range<u64>>, ElfError> {
     let (start, size) = (segment.start, segment.memory_size);
     let fits = start >= layout::HIGH_MEMORY_START
         && segment.file_size <= size
@@ -154,7 +164,10 @@ fn place(memory: &GuestMemory, file: &File, segment: &Segment) -> Result<(), Elf
         let length = host_length(whole);
         let at = GuestAddress(start);
         match sys::memory::map_file(memory, at, length, file, segment.offset) {
-            Ok(()) => whole,
+            Ok(()) => {
+                mark_changed(memory, at, length);
+                whole
+            }
             // A file system without mappings: copying still works.
             Err(error) => {
                 log::debug!("cannot map the kernel: {error}");
@@ -164,7 +177,15 @@ fn place(memory: &GuestMemory, file: &File, segment: &Segment) -> Result<(), Elf
     } else {
         0
     };
-    copy(memory, file, segment, mapped)
+    copy(memory, file, segment, mapped)?;
+    Ok((mapped > 0).then(|| start..start + mapped))
+}
+
+/// Memory has other contents now than the zeros that it came with.
+fn mark_changed(memory: &GuestMemory, start: GuestAddress, length: usize) {
+    if let Ok(slice) = vm_memory::GuestMemoryBackend::get_slice(memory, start, length) {
+        slice.bitmap().mark_dirty(0, length);
+    }
 }
 
 /// Copies what is left of a segment behind its first `skip` bytes.
@@ -195,14 +216,16 @@ fn copy(memory: &GuestMemory, file: &File, segment: &Segment, skip: u64) -> Resu
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write;
+
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
     use crate::memory::{HugePages, allocate};
 
     /// An ELF file with these segments: offset, start, size in file, size in memory.
-    fn elf(entry: u64, segments: &[[u64; 4]]) -> Vec<u8> {
+    pub(crate) fn elf(entry: u64, segments: &[[u64; 4]]) -> Vec<u8> {
         let mut bytes = vec![0; HEADER_LENGTH];
         bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
         bytes[18..20].copy_from_slice(&MACHINE_X86_64.to_le_bytes());
@@ -255,6 +278,16 @@ mod tests {
         assert_eq!(content(&memory, 0x10_0000, 0x1234), file[0x1000..0x2234]);
         assert_eq!(content(&memory, 0x10_1234, 0x1000), [0; 0x1000]);
         assert_eq!(content(&memory, 0x20_0008, 0x20), file[0x3010..0x3030]);
+        // A snapshot must not take any of it for zeros.
+        let mapped = 0x10_0000..0x10_1000;
+        assert_eq!(loaded.mapped, [mapped]);
+        let region = memory.iter().next().unwrap();
+        for page in [0x10_0000, 0x10_1000, 0x20_0000] {
+            assert!(
+                GuestMemoryRegion::bitmap(region).dirty_at(page),
+                "{page:#x}"
+            );
+        }
     }
 
     #[test]

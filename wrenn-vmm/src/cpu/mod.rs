@@ -3,4 +3,5 @@
 pub mod cpuid;
 pub mod msrs;
 pub mod registers;
+pub mod state;
 pub mod thread;

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A vCPU starts paused. Requests come through a channel and are answered through
-//! another; a running vCPU is kicked out of the guest to look (`sys::kick`).
+//! another; a running vCPU is kicked out of the guest to look (`sys::kick`). A paused one
+//! can be asked for its registers.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
@@ -17,6 +18,7 @@ use std::time::Duration;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::cpu::state::{VcpuState, VcpuStateError};
 use crate::devices::bus::Bus;
 use crate::metrics::METRICS;
 use crate::seccomp::{Filter, FilterError};
@@ -31,6 +33,15 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 enum Request {
     Pause,
     Resume,
+    /// Read the registers, these model-specific ones among them.
+    Save(Arc<[u32]>),
+}
+
+/// What a vCPU answers.
+#[derive(Debug)]
+enum Reply {
+    Done,
+    Saved(Box<Result<VcpuState, VcpuStateError>>),
 }
 
 /// Where a vCPU sees its world.
@@ -56,6 +67,21 @@ pub enum VcpuError {
     Silent {
         /// Which.
         index: u8,
+    },
+    /// It runs, or has stopped for good.
+    #[error("the registers of vCPU {index} can only be saved while it is paused")]
+    NotPaused {
+        /// Which.
+        index: u8,
+    },
+    /// Its registers cannot be read.
+    #[error("cannot save vCPU {index}")]
+    Save {
+        /// Which.
+        index: u8,
+        /// Why.
+        #[source]
+        source: VcpuStateError,
     },
     /// No thread.
     #[error("cannot start the thread of vCPU {index}")]
@@ -84,7 +110,7 @@ pub struct Vcpu {
     index: u8,
     /// `None` only while being dropped.
     requests: Option<Sender<Request>>,
-    answers: Receiver<()>,
+    answers: Receiver<Reply>,
     immediate_exit: ImmediateExit,
     /// `None` only while being dropped. The thread's result keeps the vCPU open until it
     /// is joined, and with it the page that `immediate_exit` points into.
@@ -175,7 +201,7 @@ impl Vcpu {
         }
     }
 
-    fn wait(&self) -> Result<(), VcpuError> {
+    fn wait(&self) -> Result<Reply, VcpuError> {
         self.answers
             .recv_timeout(ANSWER_DEADLINE)
             .map_err(|error| match error {
@@ -218,7 +244,25 @@ fn ask_all(vcpus: &[Vcpu], request: impl Fn() -> Request) -> Result<(), VcpuErro
     for vcpu in vcpus {
         vcpu.send(request())?;
     }
-    vcpus.iter().try_for_each(Vcpu::wait)
+    vcpus.iter().try_for_each(|vcpu| vcpu.wait().map(drop))
+}
+
+/// Reads the registers of all vCPUs, which must be paused.
+///
+/// # Errors
+/// If one is not paused, or KVM does not tell its registers.
+pub fn save_all(vcpus: &[Vcpu], msrs: &Arc<[u32]>) -> Result<Vec<VcpuState>, VcpuError> {
+    for vcpu in vcpus {
+        vcpu.send(Request::Save(msrs.clone()))?;
+    }
+    let replies: Vec<_> = vcpus.iter().map(|vcpu| (vcpu.index, vcpu.wait())).collect();
+    replies
+        .into_iter()
+        .map(|(index, reply)| match reply? {
+            Reply::Saved(state) => state.map_err(|source| VcpuError::Save { index, source }),
+            Reply::Done => Err(VcpuError::NotPaused { index }),
+        })
+        .collect()
 }
 
 fn refuse(index: u8, error: &FilterError, ends: &EndEvents) {
@@ -234,7 +278,7 @@ struct Runner {
     buses: Buses,
     immediate_exit: ImmediateExit,
     requests: Receiver<Request>,
-    answers: Sender<()>,
+    answers: Sender<Reply>,
 }
 
 impl Runner {
@@ -249,7 +293,7 @@ impl Runner {
         }
         // The channel stays open, since requests to a machine that ends may still come.
         while let Ok(_request) = self.requests.recv() {
-            if self.answers.send(()).is_err() {
+            if self.answers.send(Reply::Done).is_err() {
                 break;
             }
         }
@@ -262,13 +306,18 @@ impl Runner {
             match self.requests.recv() {
                 Ok(Request::Resume) => {}
                 Ok(Request::Pause) => {
-                    self.answers.send(()).ok()?;
+                    self.answers.send(Reply::Done).ok()?;
+                    continue;
+                }
+                Ok(Request::Save(msrs)) => {
+                    let state = Box::new(VcpuState::save(&self.fd, &msrs));
+                    self.answers.send(Reply::Saved(state)).ok()?;
                     continue;
                 }
                 Err(_) => return None,
             }
             self.immediate_exit.clear();
-            self.answers.send(()).ok()?;
+            self.answers.send(Reply::Done).ok()?;
             // Running.
             loop {
                 match self.enter_guest() {
@@ -280,10 +329,12 @@ impl Runner {
                         match self.requests.try_recv() {
                             Ok(Request::Pause) => {
                                 self.finish_exit();
-                                self.answers.send(()).ok()?;
+                                self.answers.send(Reply::Done).ok()?;
                                 break;
                             }
-                            Ok(Request::Resume) => self.answers.send(()).ok()?,
+                            Ok(Request::Resume | Request::Save(_)) => {
+                                self.answers.send(Reply::Done).ok()?;
+                            }
                             Err(TryRecvError::Empty) => {}
                             Err(TryRecvError::Disconnected) => return None,
                         }

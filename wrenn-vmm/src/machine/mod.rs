@@ -1,21 +1,27 @@
 //! The virtual machine: what it is made of, and what can be done with it once it runs.
 //!
 //! ```text
-//! Resources ──boot──▶ Machine (paused) ──▶ running ◀──▶ paused
+//! Resources ──boot──▶ Machine (paused) ──▶ running ◀──▶ paused ──save──▶ snapshot
+//! snapshot ─restore─▶ Machine (paused) ──▶ …
 //! ```
 //!
 //! `Resources` is what API requests put together; starting leaves it as it was if
 //! anything fails, so that a client can correct the request and start again.
 
+mod board;
 mod build;
 mod hypervisor;
 mod resources;
+mod restore;
+mod save;
 
 pub use build::{Environment, StartError};
 pub use hypervisor::HypervisorError;
 pub use resources::{
     BootSource, BootSourceError, Drive, DriveError, NetworkError, NetworkInterface, Resources,
 };
+pub use restore::LoadSnapshotError;
+pub use save::CreateSnapshotError;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +32,8 @@ use crate::devices::keyboard::{KeyboardBufferFull, KeyboardController};
 use crate::devices::serial::SerialPort;
 use crate::devices::vm_generation::VmGeneration;
 use crate::memory::GuestMemory;
+use crate::snapshot::memory_file::Background;
+use crate::snapshot::pager::Pager;
 use crate::virtio::block::{Backing, Block, OpenDriveError};
 use crate::virtio::net::Net;
 use crate::virtio::rng::Entropy;
@@ -36,13 +44,12 @@ use hypervisor::Hypervisor;
 pub struct Machine {
     /// First, since fields are dropped in this order: the vCPUs stop before memory goes.
     vcpus: Vec<Vcpu>,
-    #[expect(
-        dead_code,
-        reason = "keeps the virtual machine and its interrupts alive"
-    )]
     hypervisor: Hypervisor,
-    #[expect(dead_code, reason = "keeps guest memory mapped while KVM knows it")]
     memory: Arc<GuestMemory>,
+    /// What lies behind pages of memory that nobody has touched.
+    background: Background,
+    #[expect(dead_code, reason = "keeps the page-fault server at work")]
+    pager: Option<Pager>,
     devices: Devices,
     config: VmConfig,
 }

@@ -6,5 +6,8 @@ pub mod kick;
 pub mod memory;
 pub mod random;
 pub mod signals;
+pub mod sparse;
 pub mod tap;
 pub mod terminal;
+pub mod userfault;
+pub mod xsave;

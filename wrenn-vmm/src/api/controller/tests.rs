@@ -35,14 +35,14 @@ impl Sink for Nowhere {
     }
 }
 
-struct Client {
-    controller: Controller,
+pub(super) struct Client {
+    pub(super) controller: Controller,
     events: EventLoop,
     ends: EndEvents,
 }
 
 impl Client {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
         Self {
             controller: Controller::new("sb1".into()),
@@ -54,32 +54,41 @@ impl Client {
         }
     }
 
-    fn send(&mut self, method: Method, path: &str, body: &str) -> HttpResponse {
+    pub(super) fn send(&mut self, method: Method, path: &str, body: &str) -> HttpResponse {
         let request = HttpRequest {
             method,
             path: path.into(),
             body: (!body.is_empty()).then(|| body.into()),
         };
         match request::parse(&request) {
-            Ok(action) => response(&self.controller.handle(
-                action,
-                &mut Environment {
-                    events: &mut self.events,
-                    console: console(Nowhere).unwrap().0,
-                    ends: &self.ends,
-                    filters: &Filters::default(),
-                    input_wanted: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
-                },
-            )),
+            Ok(action) => response(&self.with_environment(|controller, environment| {
+                controller.handle(action, environment)
+            })),
             Err(error) => fault(StatusCode::BadRequest, &error.to_string()),
         }
     }
 
-    fn status(&mut self, method: Method, path: &str, body: &str) -> u16 {
+    pub(super) fn with_environment<T>(
+        &mut self,
+        act: impl FnOnce(&mut Controller, &mut Environment<'_>) -> T,
+    ) -> T {
+        act(
+            &mut self.controller,
+            &mut Environment {
+                events: &mut self.events,
+                console: console(Nowhere).unwrap().0,
+                ends: &self.ends,
+                filters: &Filters::default(),
+                input_wanted: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            },
+        )
+    }
+
+    pub(super) fn status(&mut self, method: Method, path: &str, body: &str) -> u16 {
         self.send(method, path, body).status as u16
     }
 
-    fn config(&mut self) -> serde_json::Value {
+    pub(super) fn config(&mut self) -> serde_json::Value {
         let response = self.send(Method::Get, "/vm/config", "");
         serde_json::from_str(&response.body.unwrap()).unwrap()
     }
@@ -91,6 +100,10 @@ fn drive(id: &str, path: &Path) -> String {
     })
     .to_string()
 }
+
+const CREATE: &str = r#"{"snapshot_type":"Full","snapshot_path":"s","mem_file_path":"m"}"#;
+const LOAD: &str = r#"{"snapshot_path":"/nonexistent/state",
+    "mem_backend":{"backend_type":"File","backend_path":"/nonexistent/memory"}}"#;
 
 #[test]
 fn status_of_each_request() {
@@ -213,6 +226,21 @@ fn status_of_each_request() {
         (Patch, "/vm", r#"{"state":"Resumed"}"#, 400),
         (Patch, "/vm", r#"{"state":"Running"}"#, 400),
         (Delete, "/drives/data", "", 400),
+        (Get, "/snapshot/create", "", 400),
+        (Put, "/snapshot", "{}", 400),
+        (Put, "/snapshot/other", "{}", 400),
+        (Put, "/snapshot/create", "", 400),
+        (Put, "/snapshot/create", "{}", 400),
+        (Put, "/snapshot/create", CREATE, 400),
+        (
+            Put,
+            "/snapshot/create",
+            r#"{"snapshot_type":"Half","snapshot_path":"s","mem_file_path":"m"}"#,
+            400,
+        ),
+        (Put, "/snapshot/load", "{}", 400),
+        (Put, "/snapshot/load", LOAD, 400),
+        (Patch, "/snapshot/load", LOAD, 400),
     ];
     let mut client = Client::new();
     for (method, path, body, status) in table {
@@ -280,4 +308,55 @@ fn error_text_holds_each_cause_once() {
         "{\"fault_message\":\"Boot source error: The kernel file cannot be opened: \
          /nonexistent: No such file or directory (os error 2)\"}"
     );
+}
+
+pub(super) fn fault_of(client: &mut Client, path: &str, body: &str) -> String {
+    let response = client.send(Method::Put, path, body);
+    assert_eq!(response.status, StatusCode::BadRequest);
+    let body: serde_json::Value = serde_json::from_str(&response.body.unwrap()).unwrap();
+    body["fault_message"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn snapshot_of_nothing_is_refused_as_firecracker_does() {
+    assert_eq!(
+        fault_of(&mut Client::new(), "/snapshot/create", CREATE),
+        "The requested operation is not supported before starting the microVM."
+    );
+}
+
+#[test]
+fn load_comes_before_configuration_and_a_failed_one_changes_nothing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut client = Client::new();
+    for _ in 0..2 {
+        let fault = fault_of(&mut client, "/snapshot/load", LOAD);
+        assert!(fault.starts_with("Load snapshot error:"), "{fault}");
+        assert!(fault.contains("/nonexistent/state"), "{fault}");
+    }
+    let info = client.send(Method::Get, "/", "").body.unwrap();
+    assert!(info.contains("Not started"), "{info}");
+    // Log and metrics belong to the process.
+    assert_eq!(client.status(Method::Put, "/logger", "{}"), 204);
+    assert!(fault_of(&mut client, "/snapshot/load", LOAD).contains("/nonexistent/state"));
+
+    let body = drive("data", file.path());
+    assert_eq!(client.status(Method::Put, "/drives/data", &body), 204);
+    assert_eq!(
+        fault_of(&mut client, "/snapshot/load", LOAD),
+        "Load snapshot error: Loading a microVM snapshot not allowed after configuring \
+         boot-specific resources."
+    );
+}
+
+#[test]
+fn file_that_is_no_state_is_refused_with_the_reason() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, &[1; 1000]).unwrap();
+    let body = serde_json::json!({
+        "snapshot_path": file.path(),
+        "mem_backend": {"backend_type": "File", "backend_path": "/nonexistent"},
+    });
+    let fault = fault_of(&mut Client::new(), "/snapshot/load", &body.to_string());
+    assert!(fault.contains("no state file of wrenn-vmm"), "{fault}");
 }

@@ -31,7 +31,7 @@ impl Bench {
         file.write_all(&content).unwrap();
         let backing = Backing::open(file.path(), read_only).unwrap();
         let device = Block::new(backing, "root", read_only, CacheType::Writeback);
-        let memory = allocate(MEMORY_MIB, HugePages::None, false).unwrap();
+        let memory = allocate(MEMORY_MIB, HugePages::None, true).unwrap();
         memory.write_obj(0xeeu8, GuestAddress(STATUS)).unwrap();
         Self {
             memory,
@@ -102,6 +102,31 @@ fn read_fills_scattered_buffers() {
     assert_eq!(bench.byte(DATA), 3);
     assert_eq!(bench.byte(DATA + 0x1000 + 411), 3);
     assert_eq!(bench.byte(DATA + 0x1000 + 412), 4);
+}
+
+#[test]
+fn every_page_that_the_device_writes_is_recorded() {
+    use crate::snapshot::memory_file::{bitmap_of, forget_changes};
+    use vm_memory::GuestMemoryBackend;
+
+    let mut bench = Bench::new(false);
+    bench.header(0, 3);
+    let memory = bench.memory.clone();
+    let mut driver = TestDriver::new(&memory, RINGS);
+    driver.request(&[
+        (HEADER, 16, 0),
+        (DATA + 0xff0, 512, WRITE),
+        (STATUS, 1, WRITE),
+    ]);
+    forget_changes(&memory);
+    bench.run(&driver).unwrap();
+    let bitmap = bitmap_of(memory.iter().next().unwrap()).unwrap();
+    let changed: Vec<u64> = (0..MEMORY_MIB << 20)
+        .step_by(0x1000)
+        .filter(|address| bitmap.is_addr_set(crate::memory::host_length(*address)))
+        .collect();
+    // The used ring, both pages of the data, the status.
+    assert_eq!(changed, [RINGS + 0x2000, DATA, DATA + 0x1000, STATUS]);
 }
 
 #[test]

@@ -1,0 +1,5 @@
+//! Snapshots of machines.
+
+mod pager;
+mod sys;
+mod vmm;

@@ -1,0 +1,7 @@
+//! Serves the memory of one restored VM, see `wrenn_core::uffd::program`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wrenn_core::uffd::program::main()
+}
