@@ -91,6 +91,36 @@ fn parts_that_make_no_sense_are_refused() {
     }
 }
 
+/// A search that walks the extents would take hours for these, and be noticed.
+#[test]
+fn a_million_lookups_among_a_million_extents_end() {
+    const EXTENTS: u32 = 1_000_000;
+    // Half of them close together, half far apart: the coarse index alone is no help.
+    let parts = (0..EXTENTS).map(|number| {
+        let pages = if number < EXTENTS / 2 { 1 } else { 64 };
+        let offset = u64::from(number % 1000) * 128 * PAGE;
+        (
+            pages * PAGE,
+            Source::Build {
+                row: number % 7,
+                offset,
+            },
+        )
+    });
+    let map = ExtentMap::of_parts(geometry(33_000_000), parts).unwrap();
+    assert_eq!(map.len(), EXTENTS as usize + 1);
+    let size = map.geometry().memory_size();
+    let mut offset = 1_u64;
+    for _ in 0..1_000_000 {
+        offset = offset
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1)
+            % size;
+        let extent = map.lookup(offset).unwrap();
+        assert!((extent.offset..extent.offset + extent.length).contains(&offset));
+    }
+}
+
 /// Runs that cover up to so many pages, small and large ones mixed.
 pub(in crate::snapshot) fn runs() -> impl Strategy<Value = Vec<(u32, Target)>> {
     let target = prop_oneof![

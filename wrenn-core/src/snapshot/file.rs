@@ -2,14 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::checksum;
 use super::header::FileSeal;
 
-/// The longest small file that is read into memory: a manifest or a VM's state.
-const MAX_WHOLE_BYTES: u64 = 256 << 20;
+/// The longest file that is read into memory as a whole. Headers are the longest: this is
+/// one of 89 million extents.
+const MAX_WHOLE_BYTES: u64 = 1 << 30;
 
 /// A step that failed on a file or directory.
 #[derive(Debug, thiserror::Error)]
@@ -60,25 +61,36 @@ impl FileError {
     }
 }
 
-/// Opens a file that somebody else may have put there: no link, no pipe, no device, and
-/// no second name of a file from elsewhere.
-pub(super) fn open_regular(path: &Path, write: bool) -> Result<File, FileError> {
-    use std::os::unix::fs::MetadataExt;
+/// Opens a file that must be one: no link, no pipe, no device.
+pub(super) fn open_regular(path: &Path) -> Result<File, FileError> {
+    open(path, false).map(|(file, _)| file)
+}
 
+/// Opens a file that a VMM put there, to be written to: one that has no second name, by
+/// which it could be a file from elsewhere.
+pub(super) fn open_foreign(path: &Path) -> Result<File, FileError> {
+    match open(path, true)? {
+        (file, 1) => Ok(file),
+        _ => Err(FileError::of("open", path)(io::Error::other(
+            "it has a second name",
+        ))),
+    }
+}
+
+/// Opens an ordinary file, and says how many names it has.
+fn open(path: &Path, write: bool) -> Result<(File, u64), FileError> {
     let failed = FileError::of::<io::Error>("open", path);
     let file = File::options()
         .read(true)
         .write(write)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
         .map_err(&failed)?;
     let meta = file.metadata().map_err(&failed)?;
-    if meta.is_file() && meta.nlink() == 1 {
-        Ok(file)
+    if meta.is_file() {
+        Ok((file, meta.nlink()))
     } else {
-        Err(failed(io::Error::other(
-            "it is no ordinary file of one name",
-        )))
+        Err(failed(io::Error::other("it is no ordinary file")))
     }
 }
 
@@ -102,7 +114,7 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<FileSeal, FileError
 /// Reads a file of a sane length.
 pub(super) fn read_whole(path: &Path) -> Result<Vec<u8>, FileError> {
     let failed = FileError::of::<io::Error>("read", path);
-    let file = open_regular(path, false)?;
+    let file = open_regular(path)?;
     let length = file.metadata().map_err(&failed)?.len();
     if length > MAX_WHOLE_BYTES {
         return Err(failed(io::Error::other(format!("it has {length} bytes"))));

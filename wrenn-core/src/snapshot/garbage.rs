@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use super::file::FileError;
 use super::id::BuildId;
 use super::pin::Pin;
-use super::store::{BuildStore, ReadHeadError};
+use super::store::{BuildStore, ReadHeadError, remove_moved};
 use crate::SandboxId;
 
 /// Builds that are locked and looked at together: each lock is an open descriptor.
@@ -156,7 +156,10 @@ impl BuildStore {
             }
         }
         match alone {
-            Some(alone) if holders.is_empty() => Ok(self.remove(id, alone)?),
+            Some(_alone) if holders.is_empty() => {
+                remove_moved(&self.move_away(id)?);
+                Ok(())
+            }
             Some(_) => Err(in_use(id, holders)),
             None => {
                 holders.push(Holder::Process);
@@ -195,13 +198,18 @@ impl BuildStore {
                 .into_iter()
                 .filter(|id| !locked.contains_key(id))
                 .collect();
+            let mut moved = Vec::new();
             for id in self.garbage(&mut heads, &references, &in_use)? {
                 if let Some(alone) = locked.remove(&id) {
-                    self.remove(&id, alone)?;
+                    moved.push((self.move_away(&id)?, alone));
                     info!(build_id = %id, "removed a build that nobody needs");
                     collected.push(id);
                 }
             }
+            // Removing large files takes a while, for which nobody has to wait who wants
+            // to open one of those that turned out to be needed.
+            drop(locked);
+            moved.iter().for_each(|(aside, _alone)| remove_moved(aside));
         }
         Ok(collected)
     }

@@ -265,7 +265,8 @@ impl World {
                     .unwrap();
                 for id in garbage.iter().take(removals) {
                     let alone = Pin::exclusive(&store.directory(id)).unwrap().unwrap();
-                    store.remove(id, alone).unwrap();
+                    remove_moved(&store.move_away(id).unwrap());
+                    drop(alone);
                 }
                 // And one that was moved away and not yet removed.
                 if let Some(id) = garbage.get(removals) {

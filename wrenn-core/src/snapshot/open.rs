@@ -170,7 +170,7 @@ impl Snapshot {
                 return Err(OpenSnapshotError::Damaged(directory.join(MANIFEST)));
             }
             let path = directory.join(name);
-            let further = file::open_regular(&path, false)?;
+            let further = file::open_regular(&path)?;
             let found = further
                 .metadata()
                 .map_err(FileError::of("look at", &path))?;
@@ -283,7 +283,7 @@ impl Snapshot {
         }
         for (name, record) in &self.manifest.files {
             let path = self.directory.join(name);
-            let further = file::open_regular(&path, false)?;
+            let further = file::open_regular(&path)?;
             let found = FileRecord::of(&further).map_err(FileError::of("read", &path))?;
             if found != *record {
                 return Err(ReadMemoryError::Sums(path));
@@ -313,7 +313,7 @@ impl Snapshot {
 impl Layer {
     fn open(row: Row, directory: &Path, pin: Pin) -> Result<Self, OpenSnapshotError> {
         let path = directory.join(MEMORY);
-        let memory = file::open_regular(&path, false)?;
+        let memory = file::open_regular(&path)?;
         let found = memory.metadata().map_err(FileError::of("look at", &path))?;
         if found.len() != row.memory_length {
             return Err(OpenSnapshotError::Damaged(path));

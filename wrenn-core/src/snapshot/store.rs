@@ -165,16 +165,20 @@ impl BuildStore {
             .join(format!("{id}{ASIDE}{:016x}", rand::random::<u64>()))
     }
 
-    /// Takes a build away in one step, then removes it. Who calls this holds its lock alone.
-    pub(super) fn remove(&self, id: &BuildId, alone: Pin) -> Result<(), FileError> {
+    /// Takes a build away in one step and gives the path at which it is to be removed. Who
+    /// calls this holds its lock alone.
+    pub(super) fn move_away(&self, id: &BuildId) -> Result<PathBuf, FileError> {
         let aside = self.aside(id);
         let directory = self.directory(id);
         std::fs::rename(&directory, &aside).map_err(FileError::of("move away", &directory))?;
-        if let Err(error) = file::remove_tree(&aside) {
-            warn!(%error, "the next sweep removes the rest of a build");
-        }
-        drop(alone);
-        Ok(())
+        Ok(aside)
+    }
+}
+
+/// Removes what was moved away. What cannot be removed now is swept later.
+pub(super) fn remove_moved(aside: &Path) {
+    if let Err(error) = file::remove_tree(aside) {
+        warn!(%error, "the next sweep removes the rest of a build");
     }
 }
 
@@ -193,7 +197,7 @@ fn read_head(path: &Path) -> Result<Head, ReadHeadError> {
         path: path.to_owned(),
         source,
     };
-    let header = file::open_regular(path, false)?;
+    let header = file::open_regular(path)?;
     let read = |bytes: &mut [u8]| -> Result<(), ReadHeadError> {
         match header.read_exact_at(bytes, 0) {
             Ok(()) => Ok(()),

@@ -293,7 +293,7 @@ impl BuildWriter {
     ) -> Result<FileSeal, WriteBuildError> {
         for name in self.files.keys() {
             let path = self.path.join(name);
-            let further = file::open_regular(&path, false)?;
+            let further = file::open_regular(&path)?;
             further.sync_all().map_err(FileError::of("sync", &path))?;
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -342,7 +342,7 @@ impl Drop for BuildWriter {
 
 /// Opens a file that a VMM wrote and closes it to everybody else.
 fn seal_in(path: &Path) -> Result<(File, u64), FileError> {
-    let file = file::open_regular(path, true)?;
+    let file = file::open_foreign(path)?;
     let owner_only = std::fs::Permissions::from_mode(0o600);
     file.set_permissions(owner_only)
         .map_err(FileError::of("close", path))?;
@@ -365,7 +365,7 @@ fn take(from: &Path, to: &Path) -> Result<(), WriteBuildError> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), WriteBuildError> {
-    let source = file::open_regular(from, false)?;
+    let source = file::open_regular(from)?;
     sparse::copy_file(&source, to).map_err(FileError::of("write", to))?;
     Ok(())
 }
