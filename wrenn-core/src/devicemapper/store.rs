@@ -31,6 +31,9 @@ const PAIR_LEN: u64 = 16;
 ///
 /// The default is 4 KiB, the block of the guest's file system: a write of whole blocks
 /// then replaces a chunk without reading it, and the store takes no more than was written.
+/// On an emulated machine, 256 scattered blocks over data took 14 ms with 4 KiB, and 1.4 s
+/// with 16 KiB, where the rest of each chunk is copied; 16 MiB in sequence took 3.6 s and
+/// 4.4 s.
 /// Larger chunks need less kernel memory (32 bytes for each run of written chunks).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkSize {
