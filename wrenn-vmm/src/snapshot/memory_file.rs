@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
@@ -146,10 +146,23 @@ pub fn write_changed(path: &Path, memory: &GuestMemory) -> Result<Written, Write
     let mut buffer = vec![0; CHUNK];
     for (region, offset) in with_offsets(memory) {
         let length = host_length(region.len());
-        let bitmap = GuestMemoryRegion::bitmap(region);
+        let Some(log) = bitmap_of(region).map(log_of) else {
+            continue;
+        };
         for start in (0..length).step_by(CHUNK) {
+            let first = start / PAGE_SIZE;
+            let words = first / 64..(first + PAGES_IN_CHUNK) / 64;
+            if log
+                .get(words)
+                .is_some_and(|words| *words == [0; PAGES_IN_CHUNK / 64])
+            {
+                continue;
+            }
             let pages = PAGES_IN_CHUNK.min((length - start) / PAGE_SIZE);
-            let changed = |page: usize| bitmap.dirty_at(start + page * PAGE_SIZE);
+            let changed = |page: usize| {
+                let page = first + page;
+                (log[page / 64] >> (page % 64)) & 1 == 1
+            };
             for (_, run) in runs(pages, changed).filter(|(changed, _)| *changed) {
                 let from = start + run.start * PAGE_SIZE;
                 let piece = &mut buffer[..run.len() * PAGE_SIZE];
@@ -170,6 +183,14 @@ pub fn merge_log(bitmap: &AtomicBitmap, log: &[u64]) {
             rest &= rest - 1;
         }
     }
+}
+
+/// All of a bitmap at once, in the form of KVM's log. Nobody else may change it meanwhile.
+fn log_of(bitmap: &AtomicBitmap) -> Vec<u64> {
+    // Only this call gives whole words. What it takes out is put back.
+    let log = bitmap.get_and_reset();
+    merge_log(bitmap, &log);
+    log
 }
 
 /// The bitmap of a region, if changes are recorded.

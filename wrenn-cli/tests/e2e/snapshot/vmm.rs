@@ -121,6 +121,8 @@ impl Bench {
         let vm = Vm::restore(self.spec(), &self.load(name, backend))
             .await
             .unwrap();
+        let log = std::fs::read_to_string(self.file("vmm.log")).unwrap();
+        assert!(!log.contains("cannot be restored"), "{log}");
         self.greet(vm, Some(token.clone())).await
     }
 

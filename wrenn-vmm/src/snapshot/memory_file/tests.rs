@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 
 use proptest::prelude::*;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
