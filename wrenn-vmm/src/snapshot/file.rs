@@ -122,7 +122,7 @@ pub fn write(path: &Path, state: &MachineState) -> Result<(), WriteStateError> {
 /// Reads the file at `path`.
 ///
 /// # Errors
-/// If it is not exactly what [`write`] has written.
+/// If it is not exactly what [`write()`] has written.
 pub fn read(path: &Path) -> Result<MachineState, ReadStateError> {
     let most = HEADER_LENGTH + BODY_MAX + CHECKSUM_LENGTH + 1;
     let mut bytes = Vec::new();
