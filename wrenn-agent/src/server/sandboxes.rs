@@ -207,7 +207,7 @@ fn describe(sandbox: &SandboxHandle, token: Token) -> Sandbox {
         }),
         state: state(status.state).into(),
         reason: status.reason.clone().unwrap_or_default(),
-        created_at: sandbox.created_at().to_owned(),
+        created_at: status.created_at.clone(),
         timeout_sec: status.timeout.as_secs(),
         idle_ms: u64::try_from(sandbox.activity().idle().as_millis()).unwrap_or(u64::MAX),
         metadata: asked.metadata.clone().into_iter().collect(),

@@ -33,7 +33,6 @@ pub struct SandboxHandle(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     asked: SandboxConfig,
-    created_at: String,
     activity: Activity,
     status: watch::Sender<Status>,
     /// Why it was never there, once that is known.
@@ -81,12 +80,11 @@ fn because(reason: &Option<String>) -> String {
 }
 
 impl SandboxHandle {
-    pub(super) fn new(asked: SandboxConfig, created_at: String) -> (Self, mpsc::Receiver<Request>) {
+    pub(super) fn new(asked: SandboxConfig) -> (Self, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(QUEUE);
         let status = watch::Sender::new(Status::pending(asked.timeout));
         let inner = Inner {
             asked,
-            created_at,
             activity: Activity::default(),
             status,
             failure: OnceLock::new(),
@@ -105,12 +103,6 @@ impl SandboxHandle {
     #[must_use]
     pub fn asked(&self) -> &SandboxConfig {
         &self.0.asked
-    }
-
-    /// When its creation began, in RFC 3339.
-    #[must_use]
-    pub fn created_at(&self) -> &str {
-        &self.0.created_at
     }
 
     /// What it is at this moment.

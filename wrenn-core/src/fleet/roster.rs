@@ -38,9 +38,9 @@ impl Roster {
 
     /// Takes in what was taken over, and waits until its state is known.
     pub(super) async fn take_in(&self, adopted: Adopted) {
-        let (config, created_at) = match &adopted {
-            Adopted::Running(sandbox) => (sandbox.config(), sandbox.created_at().to_owned()),
-            Adopted::Broken(remains) => (remains.config(), remains.created_at().to_owned()),
+        let config = match &adopted {
+            Adopted::Running(sandbox) => sandbox.config(),
+            Adopted::Broken(remains) => remains.config(),
         };
         // What runs already is counted, whatever the limits say today.
         let reserved = match &adopted {
@@ -48,7 +48,7 @@ impl Roster {
             Adopted::Broken(_) => None,
         };
         let id = config.id.clone();
-        let (handle, requests) = SandboxHandle::new(config, created_at);
+        let (handle, requests) = SandboxHandle::new(config);
         self.lock().insert(id.clone(), handle.clone());
         let task = task::adopted(handle.clone(), adopted, reserved, requests, self.clone());
         self.0.tasks.spawn(task);
@@ -76,8 +76,7 @@ impl Roster {
             };
         }
         let reserved = self.0.admission.admit(config.resources, root)?;
-        let created_at = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
-        let (handle, requests) = SandboxHandle::new(config.clone(), created_at);
+        let (handle, requests) = SandboxHandle::new(config.clone());
         sandboxes.insert(config.id.clone(), handle.clone());
         drop(sandboxes);
         let creation = create(config);

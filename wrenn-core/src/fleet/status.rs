@@ -13,6 +13,8 @@ pub struct Status {
     pub state: State,
     /// Why it is in [`State::Error`].
     pub reason: Option<String>,
+    /// When its creation began, in RFC 3339; empty until it has.
+    pub created_at: String,
     /// How long it may be idle before it is paused; zero for any length.
     pub timeout: Duration,
     /// The client of its guest's daemon, while it runs.
@@ -30,6 +32,7 @@ impl Status {
         Self {
             state: State::Pending,
             reason: None,
+            created_at: String::new(),
             timeout,
             guest: None,
             slot: None,

@@ -244,6 +244,7 @@ impl Owner {
             Body::Running(sandbox) => Status {
                 state: status.state.after(event).unwrap_or(State::Running),
                 reason: None,
+                created_at: sandbox.created_at().to_owned(),
                 timeout: sandbox.config().timeout,
                 guest: Some(sandbox.guest().clone()),
                 slot: Some(sandbox.slot()),
@@ -252,6 +253,7 @@ impl Owner {
             },
             Body::Broken(remains) => Status {
                 timeout: remains.config().timeout,
+                created_at: remains.created_at().to_owned(),
                 ..status.without_vm(State::Error, Some(remains.reason().to_owned()))
             },
         });

@@ -280,7 +280,7 @@ mod tests {
                     cut(host), cut(size), cut(offset),
                 )
             }).collect();
-            for saved in [4096, 1 << 40, u64::MAX & !4095] {
+            for saved in [4096, 1 << 40, !4095] {
                 if let Ok(layout) = parse(&format!("[{}]", text.join(",")), saved) {
                     layout.at_address(address);
                     layout.at_offset(address);

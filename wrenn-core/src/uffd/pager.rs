@@ -319,7 +319,9 @@ impl Serving<'_> {
         if let Some(set) = prefetch {
             let thread = thread::Builder::new()
                 .name("prefetch".to_owned())
-                .spawn_scoped(scope, || worker::prefetch(self.memory, set, ending));
+                .spawn_scoped(scope, move || {
+                    worker::prefetch(self.memory, set, workers.get(), ending);
+                });
             started.push(thread.map_err(threads("start a thread"))?);
         }
         Ok(started)

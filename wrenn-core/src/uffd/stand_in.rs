@@ -1,5 +1,6 @@
 //! What a VMM does with a pager, without a VM: for tests and benchmarks.
 
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::handshake::timespec;
-use super::sys::{AnonymousMemory, Event, Filled, SourceAddress, Userfaultfd};
+use super::sys::{AnonymousMemory, Event, FileMapping, Filled, SourceAddress, Userfaultfd};
 use super::{HUGE_PAGE_SIZE, PAGE_SIZE};
 
 /// Memory with nothing in it, watched by a userfaultfd. A thread that touches a page waits
@@ -132,11 +133,26 @@ impl GuestMemory {
     /// # Errors
     /// If they are not missing.
     pub fn fill(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let (address, length) = (self.memory.address() + offset, bytes.len() as u64);
-        match self
-            .userfaultfd
-            .copy(address, SourceAddress::of(bytes), length)
-        {
+        self.fill_with(offset, SourceAddress::of(bytes), bytes.len() as u64)
+    }
+
+    /// As [`GuestMemory::fill`], out of a file.
+    ///
+    /// # Errors
+    /// If the pages are not missing.
+    pub fn fill_from(
+        &self,
+        offset: u64,
+        file: &MemoryFile,
+        at: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        self.fill_with(offset, file.0.address(at), length)
+    }
+
+    fn fill_with(&self, offset: u64, source: SourceAddress, length: u64) -> io::Result<()> {
+        let address = self.memory.address() + offset;
+        match self.userfaultfd.copy(address, source, length) {
             Filled::Bytes(filled) if filled == length => Ok(()),
             other => Err(io::Error::other(format!("{other:?}"))),
         }
@@ -164,6 +180,50 @@ impl GuestMemory {
 impl AsFd for GuestMemory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.userfaultfd.as_fd()
+    }
+}
+
+/// A memory file that is mapped as a pager has it: read-only, one copy for all.
+#[derive(Debug)]
+pub struct MemoryFile(FileMapping);
+
+impl MemoryFile {
+    /// Maps all of it.
+    ///
+    /// # Errors
+    /// If the file cannot be mapped.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        FileMapping::new(&file, index(length)).map(Self)
+    }
+}
+
+/// A memory file that is mapped as a VMM has it that needs no pager: each page that is
+/// written becomes its own.
+#[derive(Debug)]
+pub struct PrivateMemory(AnonymousMemory);
+
+impl PrivateMemory {
+    /// Maps all of it.
+    ///
+    /// # Errors
+    /// If the file cannot be mapped.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        AnonymousMemory::over_file(&file, index(length)).map(Self)
+    }
+
+    /// The eight bytes at this offset, a multiple of eight.
+    #[must_use]
+    pub fn load(&self, offset: u64) -> u64 {
+        self.0.load(index(offset))
+    }
+
+    /// Writes eight bytes, which stay out of the file.
+    pub fn store(&self, offset: u64, word: u64) {
+        self.0.store(index(offset), word);
     }
 }
 

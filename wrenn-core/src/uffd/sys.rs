@@ -387,6 +387,22 @@ impl AnonymousMemory {
         })
     }
 
+    /// Maps `length` bytes that are those of a file until they are written.
+    pub(super) fn over_file(file: &File, length: usize) -> io::Result<Self> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel chooses an address where nothing is mapped; the file is open.
+        // Only atomic numbers are read there, for which all contents are valid.
+        let address =
+            unsafe { rustix::mm::mmap(null_mut(), length, access, MapFlags::PRIVATE, file, 0) }?;
+        let address = address.expose_provenance();
+        Ok(Self {
+            mapped_at: address,
+            mapped_length: length,
+            address,
+            length,
+        })
+    }
+
     pub(super) fn address(&self) -> u64 {
         self.address as u64
     }

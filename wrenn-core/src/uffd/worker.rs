@@ -179,14 +179,17 @@ fn read_event(error: rustix::io::Errno) -> FillError {
     FillError::ReadEvent(error.into())
 }
 
-/// A thread that brings the working set, in the order in which it was needed, and stands
-/// back while faults are resolved. What it cannot bring is left to the faults.
-pub(super) fn prefetch(memory: &Memory, set: &WorkingSet, ending: &Ending) {
+/// A thread that brings the working set, in the order in which it was needed. What it
+/// cannot bring is left to the faults.
+///
+/// It stands back while as many faults are resolved as there are workers. Were one enough,
+/// it would never get ahead of a VM that asks for one page after the other.
+pub(super) fn prefetch(memory: &Memory, set: &WorkingSet, workers: usize, ending: &Ending) {
     let mut scratch = Scratch::default();
     for range in set.ranges() {
         let (mut at, end) = (range.offset, range.offset + range.length);
         while at < end {
-            while memory.busy.load(Ordering::Relaxed) > 0 && !ending.is_stopping() {
+            while memory.busy.load(Ordering::Relaxed) >= workers && !ending.is_stopping() {
                 std::thread::sleep(BREATH);
             }
             if ending.is_stopping() {

@@ -129,8 +129,8 @@ async fn a_pager_ends_when_its_vmm_does_and_says_what_it_did() {
     let saved = Saved::of_pages(PAGES);
     let pager = launch(&saved, &config(&saved)).await.unwrap();
     let mut vmm = Vmm::start(&saved);
-    assert!(!saved.socket().exists(), "nobody else can connect");
     assert_eq!(vmm.word(4096), Some(saved.word(4096)));
+    assert!(!saved.socket().exists(), "nobody else can connect");
     vmm.kill();
     let exit = pager.exited().await;
     assert_eq!(exit.reason, ExitReason::Code(0));

@@ -124,9 +124,8 @@ fn a_fault_outside_of_what_was_described_ends_it() {
     drop(connection);
 }
 
-/// A region that is not watched at all: nothing can be filled, and prefetching gives up.
 #[test]
-fn a_userfaultfd_that_blocks_is_refused_or_made_not_to() {
+fn a_userfaultfd_that_blocks_is_made_not_to() {
     let saved = Saved::of_pages(4);
     let memory = GuestMemory::new(saved.length()).unwrap();
     let flags = rustix::fs::OFlags::empty();

@@ -68,7 +68,7 @@ fn a_vmm_that_dies_is_told_to_everybody_who_waits() {
             .unwrap()
             .into_owned();
         assert!(
-            metrics.disk_bytes > 1 << 20 && metrics.memory_bytes == 0,
+            metrics.disk_bytes > 0 && metrics.memory_bytes == 0,
             "{metrics:?}"
         );
         let request = GetConsoleRequest {

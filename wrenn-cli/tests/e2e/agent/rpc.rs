@@ -76,7 +76,7 @@ fn a_sandbox_is_created_found_used_and_destroyed() {
         let metrics = metrics.unwrap().into_owned();
         assert!(metrics.cpu_seconds > 0.0, "{metrics:?}");
         assert!(metrics.memory_bytes > 8 << 20, "{metrics:?}");
-        assert!(metrics.disk_bytes > 1 << 20, "{metrics:?}");
+        assert!(metrics.disk_bytes > 0, "{metrics:?}");
         assert!(metrics.guest_memory_total_bytes > 64 << 20, "{metrics:?}");
         assert!(metrics.guest_disk_total_bytes > 64 << 20, "{metrics:?}");
 
