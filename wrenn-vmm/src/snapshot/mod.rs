@@ -7,7 +7,7 @@
 //!                       └ Diff: only pages changed since the last snapshot or load
 //! ```
 //!
-//! The state file ([`file`]) holds what is not memory ([`state`]). The memory file
+//! The state file ([`mod@file`]) holds what is not memory ([`state`]). The memory file
 //! ([`memory_file`]) is guest memory as it is, region after region; what is zero in a
 //! full one is a hole. On load, memory is a private mapping of that file, or it is left
 //! empty and a page-fault server in another process fills it ([`pager`]).
