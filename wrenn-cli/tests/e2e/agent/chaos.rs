@@ -170,8 +170,7 @@ async fn assert_what_was_acknowledged(agent: &TestAgent, ledger: &Ledger, round:
 }
 
 async fn list(agent: &TestAgent) -> Vec<Sandbox> {
-    let answer = agent
-        .client()
-        .list_sandboxes(ListSandboxesRequest::default());
+    let client = agent.client();
+    let answer = client.list_sandboxes(ListSandboxesRequest::default());
     answer.await.unwrap().into_owned().sandboxes
 }
