@@ -1,8 +1,8 @@
 //! Which builds the sandboxes of a root directory need.
 
+use super::State;
 use super::record::SandboxRecord;
 use super::sweep::sandbox_ids;
-use super::{State, SweepError};
 use crate::RootDirectory;
 use crate::snapshot::{
     BuildId, BuildStore, CollectError, FileError, Holder, OpenStoreError, Reference,

@@ -26,7 +26,7 @@ use super::prepare::{self, Prepared, prepare, vm_user};
 use super::record::{RecordError, SandboxRecord};
 use super::{CreateSandboxError, DestroyError, Remains, Sandbox, SandboxConfig, State, Timings};
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, UnhealthyError};
-use crate::network::NetworkSlot;
+use crate::network::{EgressPolicy, NetworkSlot};
 use crate::snapshot::{
     BuildId, BuildStore, CompactError, OpenSnapshotError, OpenStoreError, Snapshot,
 };
@@ -162,8 +162,24 @@ impl Paused {
     pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), RecordError> {
         let before = std::mem::replace(&mut self.record.timeout_sec, timeout.as_secs());
         self.record
-            .write(self.directory.path())
+            .write_synced(self.directory.path())
             .inspect_err(|_| self.record.timeout_sec = before)
+    }
+
+    /// Changes what its guest may connect to once it runs again.
+    ///
+    /// # Errors
+    /// When that cannot be written down; the old policy holds then.
+    pub fn set_egress(&mut self, policy: EgressPolicy) -> Result<(), RecordError> {
+        let before = std::mem::replace(&mut self.record.egress, policy);
+        self.record
+            .write_synced(self.directory.path())
+            .inspect_err(|_| self.record.egress = before)
+    }
+
+    /// Where everything lies.
+    pub(crate) fn root(&self) -> &RootDirectory {
+        &self.host.root
     }
 
     /// Goes away without it; [`Host::adopt`](super::Host::adopt) finds it again.
