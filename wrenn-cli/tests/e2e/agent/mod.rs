@@ -7,4 +7,4 @@ mod faults;
 mod files;
 mod jail;
 mod rpc;
-mod stage;
+pub(crate) mod stage;
