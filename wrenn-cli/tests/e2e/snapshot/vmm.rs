@@ -44,7 +44,7 @@ impl Bench {
     async fn new(host: &Host) -> Self {
         let id = SandboxId::random();
         let template = Template::open(host.root(), MINIMAL).unwrap();
-        let network = Network::open(NetworkConfig::default(), host.root().path())
+        let network = Network::open(NetworkConfig::default(), host.root().path(), |_| true)
             .await
             .unwrap();
         let slot = network.create_slot(id.as_str()).await.unwrap();
