@@ -2,12 +2,15 @@
 //! reader can act on. What only helps whoever runs the host stays in the log.
 
 use wrenn_core::devicemapper::CreateDiskError;
-use wrenn_core::fleet::{CreateError, DestroyRefused, NotRunning};
+use wrenn_core::fleet::{CreateError, DestroyRefused, NotRunning, PauseRefused, ResumeRefused};
 use wrenn_core::guest::{GuestError, RpcCode};
 use wrenn_core::sandbox::{
-    ChangeEgressError, CopyDiskError, CreateSandboxError, MakeDiskError, RecordError,
+    ChangeEgressError, CopyDiskError, CreateSandboxError, MakeDiskError, PauseError, RecordError,
+    RestoreRootDiskError, ResumeError,
 };
+use wrenn_core::snapshot::{FileError, WriteBuildError};
 use wrenn_core::template::OpenTemplateError;
+use wrenn_core::vm::StartVmError;
 use wrenn_core::{Chain, InvalidSandboxId, SandboxId};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 
@@ -72,10 +75,7 @@ impl Answer for CreateSandboxError {
         match self {
             Self::Template(error) => error.answer(),
             Self::Memory { .. } => (ErrorCode::ResourceExhausted, self.to_string()),
-            Self::Disk(error) if is_out_of_space(error) => (
-                ErrorCode::ResourceExhausted,
-                "no space is left on this host's disk; destroy a sandbox".to_owned(),
-            ),
+            Self::Disk(error) if is_out_of_space(error) => full_disk(),
             Self::Slot(error) if is_full(error) => (
                 ErrorCode::ResourceExhausted,
                 "all network slots of this host are in use; destroy a sandbox".to_owned(),
@@ -147,6 +147,68 @@ impl Answer for NotRunning {
         let message = cut(&self.to_string(), MAX_GUEST_WORDS).to_owned();
         (ErrorCode::FailedPrecondition, message)
     }
+}
+
+impl Answer for PauseRefused {
+    fn answer(&self) -> (ErrorCode, String) {
+        match self {
+            Self::State { .. } => {
+                let message = cut(&self.to_string(), MAX_GUEST_WORDS).to_owned();
+                (ErrorCode::FailedPrecondition, message)
+            }
+            Self::Failed { source, .. } => match &**source {
+                PauseError::Build(WriteBuildError::File(FileError::NoSpace { .. })) => full_disk(),
+                _ => (ErrorCode::Internal, OURS.to_owned()),
+            },
+        }
+    }
+}
+
+impl Answer for ResumeRefused {
+    fn answer(&self) -> (ErrorCode, String) {
+        match self {
+            Self::State { .. } => {
+                let message = cut(&self.to_string(), MAX_GUEST_WORDS).to_owned();
+                (ErrorCode::FailedPrecondition, message)
+            }
+            Self::Full(refusal) => (ErrorCode::ResourceExhausted, refusal.to_string()),
+            Self::Timeout { .. } => (ErrorCode::Internal, OURS.to_owned()),
+            Self::Failed { source, .. } => source.answer(),
+        }
+    }
+}
+
+impl Answer for ResumeError {
+    fn answer(&self) -> (ErrorCode, String) {
+        match self {
+            Self::Open(_) | Self::Compact(_) | Self::NoBuild | Self::NoDisk => (
+                ErrorCode::DataLoss,
+                "its snapshot is damaged or gone, and the host's log says what of it; put it back, or destroy the sandbox".to_owned(),
+            ),
+            Self::Prepare(error) => error.answer(),
+            Self::Disk(RestoreRootDiskError::Copy(CopyDiskError::NoSpace { .. })) => full_disk(),
+            Self::Disk(RestoreRootDiskError::NoDeviceMapper) => {
+                (ErrorCode::FailedPrecondition, self.to_string())
+            }
+            Self::Vm(error @ StartVmError::OtherVmm { .. }) => {
+                (ErrorCode::FailedPrecondition, error.to_string())
+            }
+            Self::Store(_)
+            | Self::Disk(_)
+            | Self::Directory { .. }
+            | Self::Vm(_)
+            | Self::Unhealthy(_)
+            | Self::Ended(_)
+            | Self::Init(_)
+            | Self::Record(_)
+            | Self::Thread => (ErrorCode::Internal, OURS.to_owned()),
+        }
+    }
+}
+
+fn full_disk() -> (ErrorCode, String) {
+    let message = "no space is left on this host's disk; destroy a sandbox";
+    (ErrorCode::ResourceExhausted, message.to_owned())
 }
 
 impl Answer for DestroyRefused {
@@ -223,6 +285,7 @@ mod tests {
     use wrenn_core::fleet::Refusal;
     use wrenn_core::network::LeaseError;
     use wrenn_core::sandbox::State;
+    use wrenn_core::vm::WrittenBy;
 
     use super::*;
 
@@ -253,6 +316,10 @@ mod tests {
     fn every_error_has_its_code_and_its_sentence() {
         let id = || ID.parse::<SandboxId>().unwrap();
         let failed = |error: CreateSandboxError| CreateError::Failed(Arc::new(error)).answer();
+        let resume = |error: ResumeError| {
+            let (id, source) = (id(), Arc::new(error));
+            ResumeRefused::Failed { id, source }.answer()
+        };
         let secret = || PathBuf::from("/secret");
         let answers = [
             InvalidSandboxId("x".repeat(1000)).answer(),
@@ -299,6 +366,37 @@ mod tests {
                 reason: Some("its VM ended (signal 9)".to_owned()),
             }
             .answer(),
+            PauseRefused::State {
+                id: id(),
+                state: State::Error,
+                reason: Some("its VM ended (signal 9)".to_owned()),
+            }
+            .answer(),
+            PauseRefused::Failed {
+                id: id(),
+                source: Arc::new(PauseError::Thread),
+            }
+            .answer(),
+            ResumeRefused::State {
+                id: id(),
+                state: State::Stopped,
+                reason: None,
+            }
+            .answer(),
+            resume(ResumeError::NoBuild),
+            resume(ResumeError::Prepare(CreateSandboxError::Memory {
+                asked_mib: 9,
+                available_mib: 8,
+            })),
+            resume(ResumeError::Vm(StartVmError::OtherVmm {
+                wrote: WrittenBy {
+                    vmm: "one".to_owned(),
+                    version: "1".to_owned(),
+                },
+                has: "another".to_owned(),
+                version: "2".to_owned(),
+            })),
+            resume(ResumeError::Thread),
             rpc(RpcCode::NotFound, "cannot stat '/x'").answer(),
             rpc(RpcCode::Unauthenticated, "no user 'x'").answer(),
             rpc(RpcCode::FailedPrecondition, "it is closed").answer(),

@@ -15,12 +15,13 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use wrenn_core::fleet::{Fleet, FleetEvent};
-use wrenn_core::sandbox::{State, Timings};
+use wrenn_core::sandbox::{PauseTimings, State, Timings};
 
 /// The type of what [`Metrics::render`] gives.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Label = [(&'static str, &'static str); 1];
+type Labels = [(&'static str, &'static str); 2];
 
 /// Cheap to clone; all clones count the same.
 #[derive(Clone, Debug)]
@@ -32,6 +33,9 @@ struct Inner {
     sandboxes: Family<Label, Gauge>,
     creations: Family<Label, Counter>,
     phases: Family<Label, Histogram, fn() -> Histogram>,
+    /// Pauses and resumes.
+    turns: Family<Labels, Counter>,
+    turn_phases: Family<Labels, Histogram, fn() -> Histogram>,
     broken: Counter,
     destroyed: Counter,
     taken_over: Counter,
@@ -74,6 +78,19 @@ impl Metrics {
             Unit::Seconds,
             phases.clone(),
         );
+        let turns = Family::<Labels, Counter>::default();
+        registry.register(
+            "turns",
+            "Pauses and resumes that have ended, by outcome",
+            turns.clone(),
+        );
+        let turn_phases = Family::new_with_constructor(phase_histogram as fn() -> Histogram);
+        registry.register_with_unit(
+            "turn_phase",
+            "How long a step of a pause or resume took",
+            Unit::Seconds,
+            turn_phases.clone(),
+        );
         let broken = Counter::default();
         registry.register("broken", "Sandboxes whose VM ended", broken.clone());
         let destroyed = Counter::default();
@@ -96,11 +113,19 @@ impl Metrics {
         for outcome in ["succeeded", "failed", "abandoned"] {
             let _from_nothing = creations.get_or_create(&[("outcome", outcome)]);
         }
+        for turn in ["pause", "resume"] {
+            for outcome in ["succeeded", "failed"] {
+                let labels = [("turn", turn), ("outcome", outcome)];
+                let _from_nothing = turns.get_or_create(&labels);
+            }
+        }
         Self(Arc::new(Inner {
             registry,
             sandboxes,
             creations,
             phases,
+            turns,
+            turn_phases,
             broken,
             destroyed,
             taken_over,
@@ -138,6 +163,14 @@ impl Metrics {
             }
             FleetEvent::NotCreated(_) => self.ended("failed"),
             FleetEvent::Abandoned(_) => self.ended("abandoned"),
+            FleetEvent::Paused(_, timings) => {
+                self.turned("pause", "succeeded", &pause_phases(timings));
+            }
+            FleetEvent::NotPaused(_) => self.turned("pause", "failed", &[]),
+            FleetEvent::Resumed(_, timings) => {
+                self.turned("resume", "succeeded", &phases(timings));
+            }
+            FleetEvent::NotResumed(_) => self.turned("resume", "failed", &[]),
             FleetEvent::TakenOver(_) => {
                 self.0.taken_over.inc();
             }
@@ -148,6 +181,21 @@ impl Metrics {
                 self.0.destroyed.inc();
             }
             _ => {}
+        }
+    }
+
+    fn turned(
+        &self,
+        turn: &'static str,
+        outcome: &'static str,
+        phases: &[(&'static str, Duration)],
+    ) {
+        let labels = [("turn", turn), ("outcome", outcome)];
+        self.0.turns.get_or_create(&labels).inc();
+        for (phase, took) in phases {
+            let labels = [("turn", turn), ("phase", *phase)];
+            let histogram = self.0.turn_phases.get_or_create(&labels);
+            histogram.observe(took.as_secs_f64());
         }
     }
 
@@ -230,6 +278,18 @@ pub(crate) fn phases(timings: &Timings) -> [(&'static str, Duration); 6] {
     ]
 }
 
+/// Each step of a pause by name.
+fn pause_phases(timings: &PauseTimings) -> [(&'static str, Duration); 6] {
+    [
+        ("sync", timings.sync),
+        ("capture", timings.capture),
+        ("disk", timings.disk),
+        ("publish", timings.publish),
+        ("release", timings.release),
+        ("total", timings.total),
+    ]
+}
+
 #[allow(
     clippy::cast_precision_loss,
     reason = "no host has more memory than a double counts in MiB"
@@ -256,6 +316,9 @@ mod tests {
             },
         ));
         metrics.count(&FleetEvent::NotCreated(SandboxId::random()));
+        let paused = FleetEvent::Paused(SandboxId::random(), PauseTimings::default());
+        metrics.count(&paused);
+        metrics.count(&FleetEvent::NotResumed(SandboxId::random()));
         metrics.command_started();
         let open = metrics.stream_opened();
         drop(metrics.stream_opened());
@@ -273,6 +336,9 @@ mod tests {
             "wrenn_agent_creations_total{outcome=\"failed\"} 1",
             "wrenn_agent_creations_total{outcome=\"abandoned\"} 0",
             "wrenn_agent_creation_phase_seconds_count{phase=\"total\"} 1",
+            "wrenn_agent_turns_total{turn=\"pause\",outcome=\"succeeded\"} 1",
+            "wrenn_agent_turns_total{turn=\"resume\",outcome=\"failed\"} 1",
+            "wrenn_agent_turn_phase_seconds_count{turn=\"pause\",phase=\"sync\"} 1",
             "wrenn_agent_execs_total 1",
             "wrenn_agent_open_streams 1",
             "wrenn_agent_limit{resource=\"memory_bytes\"} 1073741824.0",

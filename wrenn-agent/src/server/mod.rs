@@ -70,6 +70,9 @@ impl HostAgent for Service {
         get_sandbox: GetSandboxRequest => GetSandboxResponse, sandboxes::get;
         list_sandboxes: ListSandboxesRequest => ListSandboxesResponse, sandboxes::list;
         ping_sandbox: PingSandboxRequest => PingSandboxResponse, sandboxes::ping;
+        pause_sandbox: PauseSandboxRequest => PauseSandboxResponse, sandboxes::pause;
+        resume_sandbox: ResumeSandboxRequest => ResumeSandboxResponse, sandboxes::resume;
+        pause_all: PauseAllRequest => PauseAllResponse, sandboxes::pause_all;
         destroy_sandbox: DestroySandboxRequest => DestroySandboxResponse, sandboxes::destroy;
         set_egress: SetEgressRequest => SetEgressResponse, sandboxes::set_egress;
         get_metrics: GetMetricsRequest => GetMetricsResponse, sandboxes::metrics;

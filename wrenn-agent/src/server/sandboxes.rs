@@ -92,6 +92,47 @@ pub(super) async fn ping(
     })
 }
 
+pub(super) async fn pause(
+    agent: &Arc<Agent>,
+    request: PauseSandboxRequest,
+) -> Result<PauseSandboxResponse, ConnectError> {
+    let sandbox = agent.sandbox(&request.id)?;
+    sandbox.pause().await.map_err(|error| answer(&error))?;
+    Ok(PauseSandboxResponse {
+        sandbox: MessageField::some(describe(&sandbox, Token::Left)),
+    })
+}
+
+pub(super) async fn resume(
+    agent: &Arc<Agent>,
+    request: ResumeSandboxRequest,
+) -> Result<ResumeSandboxResponse, ConnectError> {
+    let sandbox = agent.sandbox(&request.id)?;
+    let timeout = request.timeout_sec.map(Duration::from_secs);
+    let resumed = sandbox.resume(timeout).await;
+    resumed.map_err(|error| answer(&error))?;
+    Ok(ResumeSandboxResponse {
+        sandbox: MessageField::some(describe(&sandbox, Token::Shown)),
+    })
+}
+
+pub(super) async fn pause_all(
+    agent: &Arc<Agent>,
+    _request: PauseAllRequest,
+) -> Result<PauseAllResponse, ConnectError> {
+    let mut response = PauseAllResponse::default();
+    for (id, outcome) in agent.fleet.pause_all().await {
+        match outcome {
+            Ok(()) => response.paused.push(id.to_string()),
+            Err(error) => {
+                let said = answer(&error).message.unwrap_or_default();
+                response.failed.insert(id.to_string(), said);
+            }
+        }
+    }
+    Ok(response)
+}
+
 pub(super) async fn destroy(
     agent: &Arc<Agent>,
     request: DestroySandboxRequest,

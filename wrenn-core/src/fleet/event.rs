@@ -1,7 +1,7 @@
 //! What a fleet tells those who count or report.
 
 use crate::SandboxId;
-use crate::sandbox::Timings;
+use crate::sandbox::{PauseTimings, Timings};
 
 /// Something that happened to a sandbox of a fleet.
 #[derive(Clone, Debug)]
@@ -13,7 +13,15 @@ pub enum FleetEvent {
     NotCreated(SandboxId),
     /// It was destroyed before it was ready.
     Abandoned(SandboxId),
-    /// It was taken over, running or broken.
+    /// It was paused, and took this long.
+    Paused(SandboxId, PauseTimings),
+    /// It could not be paused.
+    NotPaused(SandboxId),
+    /// It was resumed, and took this long.
+    Resumed(SandboxId, Timings),
+    /// It could not be resumed, and is paused as before.
+    NotResumed(SandboxId),
+    /// It was taken over, running, paused or broken.
     TakenOver(SandboxId),
     /// Its VM ended and it is in error now.
     Broke(SandboxId),

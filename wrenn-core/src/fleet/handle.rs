@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{CreateError, Status};
+use super::{CreateError, Refusal, Status};
 use crate::SandboxId;
 use crate::guest::GuestClient;
 use crate::network::{EgressPolicy, SlotCounters};
 use crate::sandbox::{
-    Activity, ChangeEgressError, DestroyError, InUse, RecordError, SandboxConfig, State,
+    Activity, ChangeEgressError, DestroyError, InUse, PauseError, RecordError, ResumeError,
+    SandboxConfig, State,
 };
 
 /// Requests that may wait for a sandbox's task. More only wait longer to be sent.
@@ -23,6 +24,10 @@ pub(super) enum Request {
     SetTimeout(Duration, oneshot::Sender<Result<(), RecordError>>),
     SetEgress(EgressPolicy, oneshot::Sender<Result<(), ChangeEgressError>>),
     Traffic(oneshot::Sender<Option<SlotCounters>>),
+    Pause(oneshot::Sender<Result<(), PauseRefused>>),
+    Resume(Option<Duration>, oneshot::Sender<Result<(), ResumeRefused>>),
+    /// It was idle for longer than it may be. Only its task itself says so.
+    Expire,
     Leave,
 }
 
@@ -70,6 +75,66 @@ pub struct DestroyRefused {
     /// What was left.
     #[source]
     pub source: Arc<DestroyError>,
+}
+
+/// Why a sandbox was not paused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PauseRefused {
+    /// It is nothing that can be paused.
+    #[error("sandbox {id} is {state}{}, and only one that is running can be paused", because(.reason))]
+    State {
+        /// The sandbox.
+        id: SandboxId,
+        /// Where it is in its life.
+        state: State,
+        /// Why it broke, if it did.
+        reason: Option<String>,
+    },
+    /// A step failed. Its state says whether it goes on.
+    #[error("sandbox {id} could not be paused")]
+    Failed {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: Arc<PauseError>,
+    },
+}
+
+/// Why a sandbox was not resumed. One that was paused still is.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ResumeRefused {
+    /// It is nothing that can be resumed.
+    #[error("sandbox {id} is {state}{}, and only one that is paused can be resumed", because(.reason))]
+    State {
+        /// The sandbox.
+        id: SandboxId,
+        /// Where it is in its life.
+        state: State,
+        /// Why it broke, if it did.
+        reason: Option<String>,
+    },
+    /// The host is full.
+    #[error(transparent)]
+    Full(#[from] Refusal),
+    /// Its time-out could not be changed.
+    #[error("cannot write down the time-out of sandbox {id}")]
+    Timeout {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: Arc<RecordError>,
+    },
+    /// A step failed.
+    #[error("sandbox {id} could not be resumed, and is paused as before")]
+    Failed {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: Arc<ResumeError>,
+    },
 }
 
 fn because(reason: &Option<String>) -> String {
@@ -200,6 +265,38 @@ impl SandboxHandle {
         let (reply, answer) = oneshot::channel();
         self.ask(Request::Traffic(reply)).await;
         answer.await.ok().flatten()
+    }
+
+    /// Writes its memory and disk down and gives back all else that it has of the host. One
+    /// that is paused already is no error.
+    ///
+    /// # Errors
+    /// When it does not run, or a step fails; then it goes on, or is broken.
+    ///
+    /// # Cancel safety
+    /// Once asked for, it goes on without the future.
+    pub async fn pause(&self) -> Result<(), PauseRefused> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Pause(reply)).await;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(self.status().cannot_pause(self.id())))
+    }
+
+    /// Lets it go on where it was paused, with another time-out if one is given. One that
+    /// runs already is no error.
+    ///
+    /// # Errors
+    /// When it is not paused, the host is full, or a step fails; then it is paused as before.
+    ///
+    /// # Cancel safety
+    /// Once asked for, it goes on without the future.
+    pub async fn resume(&self, timeout: Option<Duration>) -> Result<(), ResumeRefused> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Resume(timeout, reply)).await;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(self.status().cannot_resume(self.id())))
     }
 
     /// Ends it, data included. One that has ended already is no error.

@@ -9,10 +9,13 @@
 //!                               └── SandboxHandle ◀─┘ ──▶ GuestClient (exec, files)
 //! ```
 //!
-//! Steps of a life (create, destroy) run on the sandbox's task. A caller that goes away
+//! Steps of a life (create, pause, resume, destroy) run on the sandbox's task. A caller that goes away
 //! cuts none of them in two; two that cross each other queue. What only talks to the guest
 //! does not pass through the task: a handle gives out the guest's client, with a token of
 //! [use](crate::sandbox::InUse) that keeps the sandbox from counting as idle meanwhile.
+//!
+//! A sandbox that has a time-out and was idle for longer is paused by its task. A paused one
+//! has no share of the host; whether it can have one again is asked when it is resumed.
 //!
 //! A fleet that is [left](Fleet::leave), or whose process dies, leaves its sandboxes
 //! running; the next [`Fleet::open`] takes them over.
@@ -26,18 +29,28 @@ mod task;
 
 pub use admission::{Limits, Refusal, Reserved};
 pub use event::FleetEvent;
-pub use handle::{DestroyRefused, GuestLease, NotRunning, SandboxHandle};
+pub use handle::{
+    DestroyRefused, GuestLease, NotRunning, PauseRefused, ResumeRefused, SandboxHandle,
+};
 pub use status::Status;
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
 use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 use tracing::{info, warn};
 
-use crate::sandbox::{AdoptError, CreateSandboxError, Host, Keep, SandboxConfig, SweepError};
+use crate::sandbox::{
+    AdoptError, CreateSandboxError, Host, Keep, SandboxConfig, State, SweepError,
+};
 use crate::template::Template;
-use crate::{RootDirectory, SandboxId};
+use crate::{Chain, RootDirectory, SandboxId};
 use roster::Roster;
+
+/// How many sandboxes are paused at once where all are: each reads and writes all of its
+/// memory.
+const PAUSED_AT_ONCE: usize = 4;
 
 /// The sandboxes of one host. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -94,6 +107,7 @@ impl Fleet {
                 Err(error) => warn!(sandbox_id = %id, %error, "left as it is"),
             }
         }
+        roster.accompany(collect_builds(host.clone(), roster.events()));
         Ok(Self {
             root: host.root().clone(),
             host: Some(host),
@@ -152,6 +166,22 @@ impl Fleet {
         self.roster.list()
     }
 
+    /// Pauses every sandbox that runs, a few at a time, and says which could not be.
+    pub async fn pause_all(&self) -> Vec<(SandboxId, Result<(), PauseRefused>)> {
+        let running = self.list().into_iter().filter(|sandbox| {
+            let state = sandbox.status().state;
+            matches!(state, State::Running | State::Pausing)
+        });
+        futures::stream::iter(running)
+            .map(|sandbox| async move {
+                let paused = sandbox.pause().await;
+                (sandbox.id().clone(), paused)
+            })
+            .buffer_unordered(PAUSED_AT_ONCE)
+            .collect()
+            .await
+    }
+
     /// What happens to its sandboxes from now on. Who reads too slowly misses the oldest.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<FleetEvent> {
@@ -176,6 +206,26 @@ impl Fleet {
         self.roster.leave().await;
         if let Some(host) = &self.host {
             host.settled().await;
+        }
+    }
+}
+
+/// Removes builds that nobody needs: those that an earlier fleet left, and each time that a
+/// sandbox stops needing some.
+async fn collect_builds(host: Host, mut events: broadcast::Receiver<FleetEvent>) {
+    loop {
+        match host.collect_builds().await {
+            Ok(collected) if collected.is_empty() => {}
+            Ok(collected) => info!(builds = collected.len(), "removed builds that nobody needs"),
+            Err(error) => warn!(error = %Chain(&error), "builds that nobody needs stay"),
+        }
+        loop {
+            match events.recv().await {
+                Ok(FleetEvent::Destroyed(_) | FleetEvent::Paused(..) | FleetEvent::Resumed(..))
+                | Err(RecvError::Lagged(_)) => break,
+                Ok(_) => {}
+                Err(RecvError::Closed) => return,
+            }
         }
     }
 }

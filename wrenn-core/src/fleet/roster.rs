@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::admission::Admission;
-use super::{CreateError, FleetEvent, Limits, Reserved, SandboxHandle, task};
+use super::admission::{Admission, Reservation};
+use super::{CreateError, FleetEvent, Limits, Refusal, Reserved, SandboxHandle, task};
 use crate::sandbox::{Adopted, CreateSandboxError, Sandbox, SandboxConfig};
+use crate::vm::Resources;
 use crate::{RootDirectory, SandboxId};
 
 /// Events that a slow reader may lag behind.
@@ -23,6 +25,7 @@ struct Shared {
     admission: Admission,
     sandboxes: Mutex<BTreeMap<SandboxId, SandboxHandle>>,
     tasks: TaskTracker,
+    left: CancellationToken,
     events: broadcast::Sender<FleetEvent>,
 }
 
@@ -32,6 +35,7 @@ impl Roster {
             admission: Admission::new(limits),
             sandboxes: Mutex::new(BTreeMap::new()),
             tasks: TaskTracker::new(),
+            left: CancellationToken::new(),
             events: broadcast::Sender::new(EVENTS),
         }))
     }
@@ -40,12 +44,13 @@ impl Roster {
     pub(super) async fn take_in(&self, adopted: Adopted) {
         let config = match &adopted {
             Adopted::Running(sandbox) => sandbox.config(),
+            Adopted::Paused(paused) => paused.config(),
             Adopted::Broken(remains) => remains.config(),
         };
         // What runs already is counted, whatever the limits say today.
         let reserved = match &adopted {
             Adopted::Running(_) => Some(self.0.admission.count(config.resources)),
-            Adopted::Broken(_) => None,
+            Adopted::Paused(_) | Adopted::Broken(_) => None,
         };
         let id = config.id.clone();
         let (handle, requests) = SandboxHandle::new(config);
@@ -106,8 +111,26 @@ impl Roster {
         for handle in self.list() {
             handle.leave().await;
         }
+        self.0.left.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+    }
+
+    /// Promises what a sandbox needs that is to run again.
+    pub(super) fn admit(
+        &self,
+        resources: Resources,
+        root: &RootDirectory,
+    ) -> Result<Reservation, Refusal> {
+        self.0.admission.admit(resources, root)
+    }
+
+    /// Does this in the background, until the fleet is left.
+    pub(super) fn accompany(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let left = self.0.left.clone();
+        self.0.tasks.spawn(async move {
+            let _ended = left.run_until_cancelled(work).await;
+        });
     }
 
     /// Takes a sandbox that is no more out of the map.

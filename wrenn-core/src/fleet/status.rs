@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::{PauseRefused, ResumeRefused};
+use crate::SandboxId;
 use crate::guest::GuestClient;
 use crate::network::SlotNumber;
 use crate::sandbox::{State, Timings};
@@ -23,7 +25,7 @@ pub struct Status {
     pub slot: Option<SlotNumber>,
     /// The process id of its VMM, while it runs.
     pub vmm_pid: Option<u32>,
-    /// How long each step of its creation took, where it was created by this program.
+    /// How long each step of its creation or last resume took, where this program did it.
     pub timings: Option<Timings>,
 }
 
@@ -38,6 +40,22 @@ impl Status {
             slot: None,
             vmm_pid: None,
             timings: None,
+        }
+    }
+
+    pub(super) fn cannot_pause(&self, id: &SandboxId) -> PauseRefused {
+        PauseRefused::State {
+            id: id.clone(),
+            state: self.state,
+            reason: self.reason.clone(),
+        }
+    }
+
+    pub(super) fn cannot_resume(&self, id: &SandboxId) -> ResumeRefused {
+        ResumeRefused::State {
+            id: id.clone(),
+            state: self.state,
+            reason: self.reason.clone(),
         }
     }
 

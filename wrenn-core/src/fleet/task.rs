@@ -11,13 +11,17 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::admission::Reservation;
 use super::handle::Request;
 use super::roster::Roster;
-use super::{CreateError, FleetEvent, SandboxHandle, Status};
+use super::{CreateError, FleetEvent, PauseRefused, ResumeRefused, SandboxHandle, Status};
 use crate::chain::Chain;
 use crate::network::SlotCounters;
 use crate::sandbox::{
-    Adopted, CreateSandboxError, DestroyError, Event, RecordError, Remains, Sandbox, State,
+    Adopted, AfterPause, ChangeEgressError, CreateSandboxError, DestroyError, Event, FailedPause,
+    FailedResume, Paused, RecordError, Remains, Sandbox, State,
 };
 use crate::vm::ExitReason;
+
+/// How often it is looked whether a sandbox is idle.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// What is left to do about a sandbox that is being created.
 enum Creation {
@@ -28,6 +32,7 @@ enum Creation {
 /// What a task owns.
 enum Body {
     Running(Box<Sandbox>),
+    Paused(Box<Paused>),
     Broken(Box<Remains>),
 }
 
@@ -100,6 +105,7 @@ pub(super) async fn adopted(
         handle,
         body: match adopted {
             Adopted::Running(sandbox) => Body::Running(sandbox),
+            Adopted::Paused(paused) => Body::Paused(paused),
             Adopted::Broken(remains) => Body::Broken(remains),
         },
         reserved,
@@ -141,14 +147,31 @@ impl Owner {
                     answer(reply, done);
                 }
                 Request::SetEgress(policy, reply) => {
-                    let done = match &mut self.body {
+                    let done: Result<_, ChangeEgressError> = match &mut self.body {
                         Body::Running(sandbox) => sandbox.set_egress(policy).await,
+                        Body::Paused(paused) => paused.set_egress(policy).map_err(Into::into),
                         // It connects to nothing.
                         Body::Broken(_) => Ok(()),
                     };
                     answer(reply, done);
                 }
                 Request::Traffic(reply) => answer(reply, self.traffic().await),
+                Request::Pause(reply) => {
+                    let done;
+                    (self, done) = self.pause(roster).await;
+                    answer(reply, done);
+                }
+                Request::Resume(timeout, reply) => {
+                    let done;
+                    (self, done) = self.resume(timeout, roster).await;
+                    answer(reply, done);
+                }
+                Request::Expire => {
+                    info!("was idle for too long");
+                    (self, _) = self.pause(roster).await;
+                    // If that failed, it is not tried again at once.
+                    self.handle.activity().touch();
+                }
                 Request::Leave => return self.leave(),
                 Request::Destroy(reply) => {
                     let done = self.destroy(roster).await;
@@ -168,6 +191,7 @@ impl Owner {
         if let Body::Running(sandbox) = &self.body {
             let reason = tokio::select! {
                 request = self.requests.recv() => return (request.unwrap_or(Request::Leave), self),
+                () = expired(&self.handle, sandbox.config().timeout) => return (Request::Expire, self),
                 reason = sandbox.exited() => ended(sandbox, reason),
             };
             warn!(reason, "broken");
@@ -185,15 +209,119 @@ impl Owner {
             .publish(status.without_vm(state, Some(reason.clone())));
         self.body = match self.body {
             Body::Running(sandbox) => Body::Broken(Box::new(sandbox.fail(reason).await)),
-            broken => broken,
+            other => other,
         };
         self.reserved = None;
         self
     }
 
+    /// Pauses it. Whatever talks to its guest is told first that it no longer runs.
+    async fn pause(mut self, roster: &Roster) -> (Self, Result<(), PauseRefused>) {
+        let status = self.handle.status();
+        let sandbox = match self.body {
+            Body::Running(sandbox) => sandbox,
+            Body::Paused(_) => return (self, Ok(())),
+            Body::Broken(_) => {
+                let refused = status.cannot_pause(self.handle.id());
+                return (self, Err(refused));
+            }
+        };
+        let state = status.state.after(Event::PauseAsked);
+        let pausing = status.without_vm(state.unwrap_or(State::Pausing), None);
+        self.handle.publish(pausing);
+        match sandbox.pause().await {
+            Ok(paused) => {
+                let (id, timings) = (paused.id().clone(), *paused.timings());
+                self.body = Body::Paused(Box::new(paused));
+                self.reserved = None;
+                self.publish(Event::Paused);
+                roster.tell(FleetEvent::Paused(id, timings));
+                (self, Ok(()))
+            }
+            Err(FailedPause { error, left }) => {
+                let event = match left {
+                    AfterPause::Running(sandbox) => {
+                        self.body = Body::Running(sandbox);
+                        Event::PauseFailed
+                    }
+                    AfterPause::Broken(remains) => {
+                        self.body = Body::Broken(remains);
+                        self.reserved = None;
+                        roster.tell(FleetEvent::Broke(self.handle.id().clone()));
+                        Event::Failed
+                    }
+                };
+                self.publish(event);
+                let id = self.handle.id().clone();
+                roster.tell(FleetEvent::NotPaused(id.clone()));
+                let source = Arc::new(error);
+                (self, Err(PauseRefused::Failed { id, source }))
+            }
+        }
+    }
+
+    async fn resume(
+        mut self,
+        timeout: Option<Duration>,
+        roster: &Roster,
+    ) -> (Self, Result<(), ResumeRefused>) {
+        let status = self.handle.status();
+        let id = self.handle.id().clone();
+        if matches!(self.body, Body::Broken(_)) {
+            let refused = status.cannot_resume(&id);
+            return (self, Err(refused));
+        }
+        if let Some(timeout) = timeout
+            && let Err(error) = self.set_timeout(timeout)
+        {
+            let source = Arc::new(error);
+            return (self, Err(ResumeRefused::Timeout { id, source }));
+        }
+        self.handle.activity().touch();
+        let paused = match self.body {
+            Body::Paused(paused) => paused,
+            running_or_broken => {
+                self.body = running_or_broken;
+                return (self, Ok(()));
+            }
+        };
+        let reserved = match roster.admit(paused.config().resources, paused.root()) {
+            Ok(reserved) => reserved,
+            Err(refusal) => {
+                self.body = Body::Paused(paused);
+                return (self, Err(refusal.into()));
+            }
+        };
+        let status = self.handle.status();
+        let state = status.state.after(Event::ResumeAsked);
+        let resuming = status.without_vm(state.unwrap_or(State::Resuming), None);
+        self.handle.publish(resuming);
+        match paused.resume().await {
+            Ok(sandbox) => {
+                let timings = *sandbox.timings();
+                self.body = Body::Running(Box::new(sandbox));
+                self.reserved = Some(reserved);
+                self.handle.activity().touch();
+                self.publish(Event::Resumed);
+                roster.tell(FleetEvent::Resumed(id, timings));
+                (self, Ok(()))
+            }
+            Err(FailedResume { error, paused }) => {
+                drop(reserved);
+                self.body = Body::Paused(Box::new(paused));
+                self.publish(Event::ResumeFailed);
+                roster.tell(FleetEvent::NotResumed(id.clone()));
+                let source = Arc::new(error);
+                (self, Err(ResumeRefused::Failed { id, source }))
+            }
+        }
+    }
+
     fn set_timeout(&mut self, timeout: Duration) -> Result<(), RecordError> {
-        if let Body::Running(sandbox) = &mut self.body {
-            sandbox.set_timeout(timeout)?;
+        match &mut self.body {
+            Body::Running(sandbox) => sandbox.set_timeout(timeout)?,
+            Body::Paused(paused) => paused.set_timeout(timeout)?,
+            Body::Broken(_) => {}
         }
         let status = self.handle.status();
         self.handle.publish(Status { timeout, ..status });
@@ -213,6 +341,7 @@ impl Owner {
     fn leave(self) {
         match self.body {
             Body::Running(sandbox) => sandbox.leave(),
+            Body::Paused(paused) => paused.leave(),
             Body::Broken(remains) => remains.leave(),
         }
     }
@@ -220,6 +349,7 @@ impl Owner {
     async fn destroy(self, roster: &Roster) -> Result<(), Arc<DestroyError>> {
         let done = match self.body {
             Body::Running(sandbox) => sandbox.destroy().await,
+            Body::Paused(paused) => paused.destroy().await,
             Body::Broken(remains) => remains.destroy().await,
         };
         match &done {
@@ -251,12 +381,26 @@ impl Owner {
                 vmm_pid: Some(sandbox.vm().pid()),
                 timings: Some(*sandbox.timings()),
             },
+            Body::Paused(paused) => Status {
+                timeout: paused.config().timeout,
+                ..status.without_vm(State::Paused, None)
+            },
             Body::Broken(remains) => Status {
                 timeout: remains.config().timeout,
                 created_at: remains.created_at().to_owned(),
                 ..status.without_vm(State::Error, Some(remains.reason().to_owned()))
             },
         });
+    }
+}
+
+/// Ends when a sandbox has been idle for longer than it may be.
+async fn expired(handle: &SandboxHandle, timeout: Duration) {
+    if timeout.is_zero() {
+        return std::future::pending().await;
+    }
+    while handle.activity().idle() <= timeout {
+        tokio::time::sleep(LOOK).await;
     }
 }
 

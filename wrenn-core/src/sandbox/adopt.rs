@@ -6,9 +6,14 @@
 //! pending, stopped       any             swept: promised to nobody, or to be gone
 //! running                alive           taken over, slot and disk with it
 //! running                gone            error, its data kept
+//! paused                 any             paused; what a pause or a resume that was cut
+//!                                        short left of VM, disk and slot is removed
 //! error                  -               error, as before
 //! ```
+//!
+//! A VM that is found stopped was being paused when its owner died, and goes on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -16,11 +21,12 @@ use tracing::{info, warn};
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::RootDisk;
 use super::host::Shared;
+use super::pause::{self, PauseTimings};
 use super::record::{RecordError, SandboxRecord};
-use super::{Remains, Sandbox, State, Timings, prepare};
+use super::{Paused, Remains, Sandbox, State, Timings, prepare, sweep};
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient};
 use crate::network::{NetworkSlot, SlotNumber};
-use crate::vm::Vm;
+use crate::vm::{ApiError, Vm};
 use crate::{Chain, SandboxId};
 
 /// How long the daemon of a guest that is taken over may take to answer. It is no
@@ -32,6 +38,8 @@ const GREETING: Duration = Duration::from_secs(5);
 pub enum Adopted {
     /// It runs as if nothing had happened.
     Running(Box<Sandbox>),
+    /// It lies on disk.
+    Paused(Box<Paused>),
     /// It broke, now or earlier.
     Broken(Box<Remains>),
 }
@@ -59,7 +67,7 @@ pub enum AdoptError {
     Directory(#[from] DirectoryError),
 }
 
-pub(super) async fn adopt(host: &Shared, id: SandboxId) -> Result<Adopted, AdoptError> {
+pub(super) async fn adopt(host: &Arc<Shared>, id: SandboxId) -> Result<Adopted, AdoptError> {
     let path = host.root.sandbox(&id);
     // A look before the lock, whose taking makes a file.
     if !path.is_dir() {
@@ -80,6 +88,9 @@ pub(super) async fn adopt(host: &Shared, id: SandboxId) -> Result<Adopted, Adopt
     };
     match record.state {
         State::Running => Ok(take_over(host, directory, record).await),
+        State::Paused => Ok(Adopted::Paused(Box::new(
+            lie_down(host, directory, record).await,
+        ))),
         State::Error => {
             let reason = record.reason.clone().unwrap_or_default();
             Ok(Adopted::Broken(Box::new(Remains::write(
@@ -95,7 +106,11 @@ pub(super) async fn adopt(host: &Shared, id: SandboxId) -> Result<Adopted, Adopt
     }
 }
 
-async fn take_over(host: &Shared, directory: SandboxDirectory, record: SandboxRecord) -> Adopted {
+async fn take_over(
+    host: &Arc<Shared>,
+    directory: SandboxDirectory,
+    record: SandboxRecord,
+) -> Adopted {
     let id = directory.id().clone();
     let vm = record.vmm.as_ref().and_then(|vmm| {
         let cgroup = host.cgroups.adopt(&id);
@@ -110,6 +125,7 @@ async fn take_over(host: &Shared, directory: SandboxDirectory, record: SandboxRe
     });
     match (vm, disk, slot, guest) {
         (Some(vm), Some(disk), Some(slot), Some(guest)) => {
+            go_on(&vm, &id).await;
             if let Err(error) = guest.wait_healthy(GREETING).await {
                 warn!(sandbox_id = %id, %error, "taken over, but its guest does not answer yet");
             }
@@ -122,6 +138,7 @@ async fn take_over(host: &Shared, directory: SandboxDirectory, record: SandboxRe
                 guest,
                 record,
                 timings: Timings::default(),
+                host: Arc::clone(host),
             }))
         }
         (vm, disk, slot, _) => {
@@ -140,6 +157,39 @@ async fn take_over(host: &Shared, directory: SandboxDirectory, record: SandboxRe
             warn!(sandbox_id = %id, reason, "cannot be taken over");
             Adopted::Broken(Box::new(Remains::write(directory, record, reason)))
         }
+    }
+}
+
+/// A paused sandbox has nothing but files. An owner that died while it paused or resumed it
+/// may have left the rest; whoever has the lock may remove that.
+async fn lie_down(
+    host: &Arc<Shared>,
+    mut directory: SandboxDirectory,
+    mut record: SandboxRecord,
+) -> Paused {
+    directory.keep();
+    let id = directory.id().clone();
+    if pause::may_have_more(&directory)
+        && let Err(error) = sweep::strays(host, &id).await
+    {
+        warn!(sandbox_id = %id, error = %Chain(&error), "what a dead owner left stays for now");
+    }
+    pause::clear(&directory);
+    (record.vmm, record.slot) = (None, None);
+    Paused::new(Arc::clone(host), directory, record, PauseTimings::default())
+}
+
+/// Lets a VM go on that was stopped for a pause that never came about.
+async fn go_on(vm: &Vm, id: &SandboxId) {
+    let resumed = async {
+        if vm.api().info().await?.state == "Paused" {
+            info!(sandbox_id = %id, "goes on: it was being paused when its owner died");
+            vm.api().resume().await?;
+        }
+        Ok::<_, ApiError>(())
+    };
+    if let Err(error) = resumed.await {
+        warn!(sandbox_id = %id, error = %Chain(&error), "taken over, but its VMM does not answer");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Creating a sandbox, step by step.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
@@ -8,8 +9,9 @@ use tracing::{Instrument, info, info_span};
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{MakeDiskError, RootDisk};
 use super::host::Shared;
+use super::images;
 use super::prepare::{Prepared, give_back, prepare, vm_user};
-use super::record::{RecordError, SandboxRecord};
+use super::record::{GuestSetup, RecordError, SandboxRecord};
 use super::{GuestAccess, Keep, Sandbox, SandboxConfig, State};
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError};
 use crate::network::{CreateSlotError, GrantTapError, NetworkSlot, SetEgressError};
@@ -123,7 +125,7 @@ pub struct Timings {
 
 impl Sandbox {
     pub(super) async fn create(
-        host: &Shared,
+        host: &Arc<Shared>,
         config: SandboxConfig,
     ) -> Result<Self, CreateSandboxError> {
         let span = info_span!("create", sandbox_id = %config.id, template = config.template);
@@ -133,12 +135,15 @@ impl Sandbox {
             check_memory(config.resources)?;
             let directory = SandboxDirectory::create(&host.root, config.id.clone())?;
             let created_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-            let record = SandboxRecord::begin(&config, created_at);
+            let mut record = SandboxRecord::begin(&config, created_at);
+            record.setup = GuestSetup::of(&template.manifest);
             if config.keep == Keep::UntilDestroyed {
                 record.write(directory.path())?;
             }
             let mut timings = Timings::default();
-            let prepared = prepare(host, &config, &template, &directory, &mut timings).await?;
+            images::note(&directory, &template.manifest.rootfs_sha256)?;
+            let disk = make_disk(host, &template, &directory);
+            let prepared = prepare(host, &config, disk, &mut timings).await?;
             let mut sandbox = boot(host, record, &template, directory, prepared, timings).await?;
             sandbox.timings.total = begun.elapsed();
             info!(timings = ?sandbox.timings, "the sandbox runs");
@@ -149,8 +154,18 @@ impl Sandbox {
     }
 }
 
-async fn boot(
+async fn make_disk(
     host: &Shared,
+    template: &Template,
+    directory: &SandboxDirectory,
+) -> Result<RootDisk, CreateSandboxError> {
+    let bytes = template.manifest.size_mib << 20;
+    let mapper = host.mapper.as_ref();
+    Ok(RootDisk::make(mapper, directory, &template.rootfs, bytes).await?)
+}
+
+async fn boot(
+    host: &Arc<Shared>,
     mut record: SandboxRecord,
     template: &Template,
     directory: SandboxDirectory,
@@ -183,8 +198,9 @@ async fn boot(
         guest,
         record,
         timings,
+        host: Arc::clone(host),
     };
-    match greet(host, &config, template, &mut sandbox, begun).await {
+    match greet(host, &config, &mut sandbox, begun).await {
         Ok(()) => Ok(sandbox),
         Err(error) => {
             if let Err(destroy) = sandbox.destroy().await {
@@ -199,7 +215,6 @@ async fn boot(
 async fn greet(
     host: &Shared,
     config: &SandboxConfig,
-    template: &Template,
     sandbox: &mut Sandbox,
     begun: Instant,
 ) -> Result<(), CreateSandboxError> {
@@ -215,7 +230,7 @@ async fn greet(
     sandbox.timings.healthy = begun.elapsed();
 
     let init = Instant::now();
-    let request = first_words(config, template);
+    let request = first_words(config, &sandbox.record.setup);
     sandbox.record.token.clone_from(&request.access_token);
     tokio::select! {
         told = sandbox.guest.init(&request) => told?,
@@ -288,10 +303,11 @@ fn describe(config: &SandboxConfig, template: &Template, slot: &NetworkSlot) -> 
     }
 }
 
-/// What every guest is told before anybody's command runs in it.
-fn first_words(config: &SandboxConfig, template: &Template) -> InitRequest {
+/// What every guest is told before anybody's command runs in it, when it has booted and
+/// when it has come back.
+pub(super) fn first_words(config: &SandboxConfig, setup: &GuestSetup) -> InitRequest {
     let entropy: [u8; 64] = rand::random();
-    let mut env = template.manifest.env.clone();
+    let mut env = setup.env.clone();
     env.extend(config.env.clone());
     InitRequest {
         timestamp: Some(humantime::format_rfc3339_nanos(SystemTime::now()).to_string()),
@@ -300,8 +316,8 @@ fn first_words(config: &SandboxConfig, template: &Template) -> InitRequest {
             GuestAccess::Token => Some(AccessToken::random().reveal().to_owned()),
             GuestAccess::Open => None,
         },
-        default_user: Some(template.manifest.default_user.clone()),
-        default_workdir: template.manifest.working_directory.clone(),
+        default_user: setup.default_user.clone(),
+        default_workdir: setup.working_directory.clone(),
         hostname: Some(config.id.to_string()),
         entropy: Some(base64::engine::general_purpose::STANDARD.encode(entropy)),
         ..InitRequest::default()
@@ -310,7 +326,7 @@ fn first_words(config: &SandboxConfig, template: &Template) -> InitRequest {
 
 /// Refuses what the host's memory cannot hold now. A guest's memory is only taken as it
 /// is touched, so without this the host would run out later, at the cost of all.
-fn check_memory(resources: Resources) -> Result<(), CreateSandboxError> {
+pub(super) fn check_memory(resources: Resources) -> Result<(), CreateSandboxError> {
     let Ok(meminfo) = std::fs::read_to_string("/proc/meminfo") else {
         return Ok(());
     };

@@ -38,11 +38,13 @@ pub enum DirectoryError {
     Taken(SandboxId),
 }
 
-/// The directory of one sandbox. Dropping it removes it in the background.
+/// The directory of one sandbox. Dropping it removes it, unless it is to be kept.
 #[derive(Debug)]
 pub(super) struct SandboxDirectory {
     id: SandboxId,
     path: PathBuf,
+    /// Whether dropping it leaves the files.
+    kept: bool,
     /// There until the directory is removed.
     lock: Option<OwnerLock>,
 }
@@ -69,6 +71,7 @@ impl SandboxDirectory {
         Ok(Self {
             id,
             path,
+            kept: false,
             lock: Some(lock),
         })
     }
@@ -83,6 +86,7 @@ impl SandboxDirectory {
         Ok(lock.map(|lock| Self {
             id,
             path,
+            kept: false,
             lock: Some(lock),
         }))
     }
@@ -98,6 +102,11 @@ impl SandboxDirectory {
     /// The path of one of its files.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// From now on dropping it removes nothing: somebody's data is in it.
+    pub(super) fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// Lets go of it without removing anything.
@@ -128,6 +137,9 @@ impl SandboxDirectory {
 impl Drop for SandboxDirectory {
     fn drop(&mut self) {
         let Some(lock) = self.lock.take() else { return };
+        if self.kept {
+            return;
+        }
         // The files of one sandbox are few: this takes milliseconds, and happens only
         // where nobody asked for an orderly end.
         if let Err(error) = remove(&self.path, lock) {

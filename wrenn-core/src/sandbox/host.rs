@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::adopt::{self, AdoptError, Adopted};
+use super::builds::{self, CollectBuildsError};
 use super::sweep::{self, Leftovers, SweepError};
 use super::{CreateSandboxError, Sandbox, SandboxConfig};
 use crate::devicemapper::{self, DeviceMapper};
 use crate::network::{Network, NetworkConfig, OpenNetworkError, PoolConfig, SlotPool};
+use crate::snapshot::BuildId;
 use crate::vm::{Cgroups, Enforced, FindVmmError, VmUsers, VmmBinary};
 use crate::{Chain, RootDirectory, SandboxId};
 
@@ -157,6 +159,15 @@ impl Host {
     /// When there is none of this id, or its owner lives.
     pub async fn adopt(&self, id: SandboxId) -> Result<Adopted, AdoptError> {
         adopt::adopt(&self.0, id).await
+    }
+
+    /// Removes every build that no sandbox needs, and what dead processes left half
+    /// written. Returns the builds' ids.
+    ///
+    /// # Errors
+    /// When it cannot be found out what is needed, then nothing more is removed.
+    pub async fn collect_builds(&self) -> Result<Vec<BuildId>, CollectBuildsError> {
+        builds::collect(&self.0.root).await
     }
 
     /// Where everything lies.

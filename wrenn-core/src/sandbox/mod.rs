@@ -19,17 +19,23 @@
 //! [`Host::open`]; one that was to last until it is destroyed goes on running, and
 //! [`Host::adopt`] takes it over.
 //!
+//! Such a sandbox can also be [paused](Sandbox::pause): then it is a [`Paused`] one, which
+//! uses nothing but the room of its files, until it is [resumed](Paused::resume).
+//!
 //! A [`Sandbox`] has one owner and no opinion about requests that cross each other; a
 //! [`Fleet`](crate::fleet::Fleet) gives each sandbox a task and everybody else a handle.
 
 mod activity;
 mod adopt;
+mod builds;
 mod config;
 mod create;
 mod directory;
 mod disk;
 mod host;
 mod images;
+mod pause;
+mod paused;
 mod prepare;
 mod record;
 mod remains;
@@ -38,12 +44,15 @@ mod sweep;
 
 pub use activity::{Activity, InUse};
 pub use adopt::{AdoptError, Adopted};
+pub use builds::CollectBuildsError;
 pub use config::{GuestAccess, Keep, SandboxConfig};
 pub use create::{CreateSandboxError, Timings};
 pub use directory::DirectoryError;
-pub use disk::{CopyDiskError, MakeDiskError};
+pub use disk::{CopyDiskError, FlushDiskError, MakeDiskError, RestoreRootDiskError};
 pub use host::{Host, HostConfig, OpenHostError};
 pub use images::SandboxImages;
+pub use pause::{AfterPause, FailedPause, PauseError, PauseTimings};
+pub use paused::{FailedResume, Paused, ResumeError};
 pub use record::RecordError;
 pub use remains::Remains;
 pub use state::{Event, State};
@@ -51,6 +60,7 @@ pub use sweep::{Leftovers, SweepError};
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::devicemapper::RemoveDiskError;
@@ -59,10 +69,12 @@ use crate::network::{
     CountError, EgressPolicy, NetworkSlot, RemoveSlotError, SetEgressError, SlotCounters,
     SlotNumber,
 };
+use crate::snapshot::BuildId;
 use crate::vm::{ExitReason, LaunchSpec, Vm};
 use crate::{RootDirectory, SandboxId};
 use directory::SandboxDirectory;
 use disk::RootDisk;
+use host::Shared;
 use record::SandboxRecord;
 
 /// A running sandbox.
@@ -77,6 +89,7 @@ pub struct Sandbox {
     guest: GuestClient,
     record: SandboxRecord,
     timings: Timings,
+    host: Arc<Shared>,
 }
 
 /// What could not be given back. It is tried again in the background and by later sweeps.
@@ -165,7 +178,7 @@ impl Sandbox {
         self.directory.path()
     }
 
-    /// How long each step of its creation took.
+    /// How long each step of its creation, or of its last resume, took.
     #[must_use]
     pub fn timings(&self) -> &Timings {
         &self.timings
@@ -175,6 +188,12 @@ impl Sandbox {
     #[must_use]
     pub fn config(&self) -> SandboxConfig {
         self.record.config()
+    }
+
+    /// The build that it was resumed from, if it was.
+    #[must_use]
+    pub fn build(&self) -> Option<&BuildId> {
+        self.record.build.as_ref()
     }
 
     /// When its creation began, in RFC 3339.

@@ -4,14 +4,12 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use super::SandboxConfig;
 use super::create::{CreateSandboxError, Timings};
-use super::directory::SandboxDirectory;
 use super::disk::RootDisk;
 use super::host::Shared;
-use super::{SandboxConfig, images};
 use crate::Chain;
 use crate::network::{EgressPolicy, NetworkSlot};
-use crate::template::Template;
 use crate::vm::{Limits, VmCgroup, VmUser};
 
 /// Everything but the VM.
@@ -21,20 +19,15 @@ pub(super) struct Prepared {
     pub(super) cgroup: Option<VmCgroup>,
 }
 
-/// Makes it all. Whatever one of them fails on, the others are given back.
-pub(super) async fn prepare(
+/// Makes slot and cgroup, while `disk` makes the disk. Whatever one of them fails on, the
+/// others are given back.
+pub(super) async fn prepare<E: From<CreateSandboxError>>(
     host: &Shared,
     config: &SandboxConfig,
-    template: &Template,
-    directory: &SandboxDirectory,
+    disk: impl Future<Output = Result<RootDisk, E>>,
     timings: &mut Timings,
-) -> Result<Prepared, CreateSandboxError> {
-    images::note(directory, &template.manifest.rootfs_sha256)?;
-    let disk = timed(async {
-        let bytes = template.manifest.size_mib << 20;
-        let mapper = host.mapper.as_ref();
-        Ok(RootDisk::make(mapper, directory, &template.rootfs, bytes).await?)
-    });
+) -> Result<Prepared, E> {
+    let disk = timed(disk);
     let slot = timed(take_slot(host, config));
     let (cgroups, limits) = (host.cgroups.clone(), Limits::of(config.resources));
     let id = config.id.clone();
@@ -55,27 +48,25 @@ pub(super) async fn prepare(
             let (disk, disk_error) = apart(disk);
             let (slot, slot_error) = apart(slot);
             give_back(disk.map(|(disk, _)| disk), slot.map(|(slot, _)| slot)).await;
-            let errors = [disk_error, slot_error, cgroup.err()];
-            Err(errors
-                .into_iter()
-                .flatten()
-                .next()
-                .unwrap_or(CreateSandboxError::Thread))
+            Err(disk_error.unwrap_or_else(|| {
+                let error = slot_error.or(cgroup.err());
+                error.unwrap_or(CreateSandboxError::Thread).into()
+            }))
         }
     }
 }
 
-/// Gives back what a sandbox had that did not come to be, the disk first.
+/// Gives back what a sandbox had that has no VM any more, the disk first.
 pub(super) async fn give_back(disk: Option<RootDisk>, slot: Option<NetworkSlot>) {
     if let Some(disk) = disk
         && let Err(error) = disk.remove().await
     {
-        warn!(error = %Chain(&error), "the disk of a sandbox that was not created");
+        warn!(error = %Chain(&error), "a disk that is given back");
     }
     if let Some(slot) = slot
         && let Err(error) = slot.remove().await
     {
-        warn!(error = %Chain(&error), "the slot of a sandbox that was not created");
+        warn!(error = %Chain(&error), "a slot that is given back");
     }
 }
 
@@ -108,9 +99,7 @@ async fn take_slot(
     }
 }
 
-async fn timed<T>(
-    work: impl Future<Output = Result<T, CreateSandboxError>>,
-) -> Result<(T, Duration), CreateSandboxError> {
+async fn timed<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<(T, Duration), E> {
     let begun = Instant::now();
     let made = work.await?;
     Ok((made, begun.elapsed()))

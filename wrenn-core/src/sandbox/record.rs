@@ -1,8 +1,8 @@
 //! `sandbox.json`: what a later program must know to take a sandbox over.
 //!
 //! Written aside and renamed at every change of state, before the change is told to
-//! anybody. It holds the access token, so only root may read it. It is not synced: after a
-//! loss of power the VM that it describes is gone as well.
+//! anybody. It holds the access token, so only root may read it. It is synced only for a
+//! sandbox that is paused: after a loss of power any VM that it describes is gone as well.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,6 +18,8 @@ use super::{GuestAccess, Keep, SandboxConfig, State};
 use crate::SandboxId;
 use crate::network::EgressPolicy;
 use crate::process::ProcessIdentity;
+use crate::snapshot::BuildId;
+use crate::template::TemplateManifest;
 use crate::vm::Resources;
 
 /// Layout version of the file.
@@ -47,6 +49,35 @@ pub(super) struct SandboxRecord {
     /// Number of its network slot.
     pub(super) slot: Option<u16>,
     pub(super) vmm: Option<ProcessIdentity>,
+    /// What its template says about every command.
+    #[serde(default)]
+    pub(super) setup: GuestSetup,
+    /// The build that it is paused as, or was resumed from: its memory is read from there.
+    #[serde(default)]
+    pub(super) build: Option<BuildId>,
+    /// The build since which its VMM knows which pages have changed. There from a resume
+    /// on until a snapshot is asked for, after which the VMM has forgotten them.
+    #[serde(default)]
+    pub(super) dirty_since: Option<BuildId>,
+}
+
+/// What a template says about its guest's commands, for a guest that comes back when its
+/// template may be gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GuestSetup {
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) default_user: Option<String>,
+    pub(super) working_directory: Option<String>,
+}
+
+impl GuestSetup {
+    pub(super) fn of(template: &TemplateManifest) -> Self {
+        Self {
+            env: template.env.clone(),
+            default_user: Some(template.default_user.clone()),
+            working_directory: template.working_directory.clone(),
+        }
+    }
 }
 
 /// Why a record cannot be written or read.
@@ -110,6 +141,9 @@ impl SandboxRecord {
             disk: None,
             slot: None,
             vmm: None,
+            setup: GuestSetup::default(),
+            build: None,
+            dirty_since: None,
         }
     }
 
@@ -152,6 +186,17 @@ impl SandboxRecord {
                 std::fs::rename(&aside, &path)
             });
         written.map_err(|source| RecordError::Write { path, source })
+    }
+
+    /// Writes it so that it survives a loss of power.
+    pub(super) fn write_synced(&self, directory: &Path) -> Result<(), RecordError> {
+        self.write(directory)?;
+        let path = directory.join(NAME);
+        let synced = File::open(&path).and_then(|file| {
+            file.sync_all()?;
+            File::open(directory)?.sync_all()
+        });
+        synced.map_err(|source| RecordError::Write { path, source })
     }
 
     /// Reads that of the sandbox's directory; `None` where there is none.

@@ -101,6 +101,30 @@ fn sweep_now(root: &RootDirectory, cgroups: &Cgroups) -> Result<(), SweepError> 
     Ok(())
 }
 
+/// Removes the VMM, cgroup, disk and slot of a sandbox that is to have none of them. The
+/// caller owns its directory, so nobody else makes them anew.
+pub(super) async fn strays(host: &Shared, id: &SandboxId) -> Result<(), SweepError> {
+    let (root, cgroups, own) = (host.root.clone(), host.cgroups.clone(), id.clone());
+    tokio::task::spawn_blocking(move || {
+        for (pid, process) in vmm_processes(&root, Some(&own))? {
+            info!(sandbox_id = %own, pid, "ending the VMM of a dead owner");
+            end(pid, &process);
+        }
+        cgroups.sweep(&own);
+        Ok::<_, SweepError>(())
+    })
+    .await
+    .map_err(|_| SweepError::Thread)??;
+    if let Some(mapper) = &host.mapper {
+        let own = id.clone();
+        mapper.sweep(move |other| *other != own).await?;
+    }
+    let own = id.clone();
+    let others = move |owner: &str| owner != own.as_str();
+    host.network.sweep(others).await?;
+    Ok(())
+}
+
 /// Whether a sandbox is to be left alone whoever owned it.
 fn outlives_its_owner(root: &RootDirectory, id: &SandboxId) -> bool {
     match SandboxRecord::read(&root.sandbox(id)) {
@@ -157,7 +181,7 @@ fn sandbox_ids(root: &RootDirectory, cgroups: &Cgroups) -> Result<Vec<SandboxId>
 }
 
 /// Ids of which a directory or a lock is there.
-fn directories(root: &RootDirectory) -> Result<Vec<SandboxId>, SweepError> {
+pub(super) fn directories(root: &RootDirectory) -> Result<Vec<SandboxId>, SweepError> {
     let mut ids: Vec<SandboxId> = entries(&root.sandboxes())?
         .iter()
         .filter_map(|path| path.file_name()?.to_str())

@@ -24,7 +24,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -340,11 +340,15 @@ impl Drop for BuildWriter {
     }
 }
 
-/// Opens a file that a VMM wrote and closes it to everybody else.
+/// Opens a file that a VMM wrote and takes it from its user: from now on it is ours, and
+/// nobody writes to it. Whoever is shown it may read it, since each VMM that resumes from
+/// it is another user; the directory of builds keeps out all others.
 fn seal_in(path: &Path) -> Result<(File, u64), FileError> {
     let file = file::open_foreign(path)?;
-    let owner_only = std::fs::Permissions::from_mode(0o600);
-    file.set_permissions(owner_only)
+    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    fchown(&file, Some(user.as_raw()), Some(group.as_raw()))
+        .map_err(FileError::of("take over", path))?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o444))
         .map_err(FileError::of("close", path))?;
     let length = file
         .metadata()

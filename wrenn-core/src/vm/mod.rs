@@ -59,6 +59,19 @@ pub enum StartVmError {
         /// The end of what it printed.
         output: String,
     },
+    /// Another VMM, or another version of it, wrote the snapshot.
+    #[error(
+        "{} {} wrote the snapshot, and this is {has} {version}; resume it with the VMM that wrote it",
+        .wrote.vmm, .wrote.version
+    )]
+    OtherVmm {
+        /// Who wrote it.
+        wrote: WrittenBy,
+        /// Name of the VMM that was started.
+        has: String,
+        /// Its version.
+        version: String,
+    },
     /// A request of the set-up was refused or failed.
     #[error("the VMM refused {step}{}", quoted(.output))]
     Configure {
@@ -72,10 +85,19 @@ pub enum StartVmError {
     },
 }
 
+/// Which VMM wrote a snapshot. No other may load it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenBy {
+    /// Its name, as its API gives it.
+    pub vmm: String,
+    /// Its version.
+    pub version: String,
+}
+
 /// What a fresh VMM is told.
 enum FirstWords<'a> {
     Boot(&'a VmConfig),
-    Load(&'a LoadSnapshot),
+    Load(&'a LoadSnapshot, &'a WrittenBy),
 }
 
 /// Describes the machine, step by step, and boots it. A failure names the step.
@@ -127,15 +149,19 @@ impl Vm {
         Self::start(spec, FirstWords::Boot(config)).await
     }
 
-    /// Starts the program and has it load a snapshot.
+    /// Starts the program and has it load a snapshot, if it is the VMM that wrote it.
     ///
     /// # Errors
-    /// When a step fails; the process is gone by then.
+    /// When it is another, or a step fails; the process is gone by then.
     ///
     /// # Cancel safety
     /// Dropping the future kills the process.
-    pub async fn restore(spec: LaunchSpec, snapshot: &LoadSnapshot) -> Result<Self, StartVmError> {
-        Self::start(spec, FirstWords::Load(snapshot)).await
+    pub async fn restore(
+        spec: LaunchSpec,
+        snapshot: &LoadSnapshot,
+        wrote: &WrittenBy,
+    ) -> Result<Self, StartVmError> {
+        Self::start(spec, FirstWords::Load(snapshot, wrote)).await
     }
 
     async fn start(spec: LaunchSpec, words: FirstWords<'_>) -> Result<Self, StartVmError> {
@@ -157,11 +183,20 @@ impl Vm {
     }
 
     async fn set_up(&mut self, words: FirstWords<'_>) -> Result<(), StartVmError> {
-        self.wait_for_api().await?;
+        let found = self.wait_for_api().await?;
+        if let FirstWords::Load(_, wrote) = &words
+            && (&wrote.vmm, &wrote.version) != (&found.app_name, &found.vmm_version)
+        {
+            return Err(StartVmError::OtherVmm {
+                wrote: (*wrote).clone(),
+                has: found.app_name,
+                version: found.vmm_version,
+            });
+        }
         let steps = async {
             match words {
                 FirstWords::Boot(config) => describe(&self.api, config).await,
-                FirstWords::Load(snapshot) => self
+                FirstWords::Load(snapshot, _) => self
                     .api
                     .load_snapshot(snapshot)
                     .await
@@ -191,7 +226,7 @@ impl Vm {
     }
 
     /// Waits until the socket answers: at once, then after 1 ms, doubling up to 20 ms.
-    async fn wait_for_api(&mut self) -> Result<(), StartVmError> {
+    async fn wait_for_api(&mut self) -> Result<InstanceInfo, StartVmError> {
         let mut pause = Duration::from_millis(1);
         loop {
             let error = match self.api.info().await {
@@ -201,7 +236,7 @@ impl Vm {
                         version = info.vmm_version,
                         "the VMM answers"
                     );
-                    return Ok(());
+                    return Ok(info);
                 }
                 Err(error) if error.is_not_listening() => error,
                 Err(source) => {

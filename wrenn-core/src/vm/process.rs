@@ -103,7 +103,20 @@ impl LaunchSpec {
     }
 
     pub(super) fn api_socket_in(directory: &Path) -> PathBuf {
-        directory.join(SHARED).join(SOCKET)
+        Self::shared_in(directory).join(SOCKET)
+    }
+
+    /// The directory that VMM and host share, for the sandbox of this directory: the only
+    /// place where the VMM makes files. It is emptied at each launch.
+    #[must_use]
+    pub fn shared_in(directory: &Path) -> PathBuf {
+        directory.join(SHARED)
+    }
+
+    /// The path by which the VMM knows the file of this name in the shared directory.
+    #[must_use]
+    pub fn shared_path(name: &str) -> PathBuf {
+        jail::path_inside(SHARED).join(name)
     }
 
     /// The program's arguments. As its own name, which no VMM reads, it is told a path
@@ -469,14 +482,16 @@ fn start(
 fn with_own_files(spec: &LaunchSpec) -> Result<JailSpec, LaunchError> {
     let log = spec.directory.join(LOG);
     create(&log)?;
-    let shared = spec.directory.join(SHARED);
-    DirBuilder::new()
-        .mode(0o700)
-        .create(&shared)
-        .map_err(|source| LaunchError::File {
-            path: shared.clone(),
-            source,
-        })?;
+    let shared = LaunchSpec::shared_in(&spec.directory);
+    // A VMM before this one may have left files in it, and all of them are its own.
+    let emptied = match std::fs::remove_dir_all(&shared) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => DirBuilder::new().mode(0o700).create(&shared),
+    };
+    emptied.map_err(|source| LaunchError::File {
+        path: shared.clone(),
+        source,
+    })?;
     let mut jail = spec.jail.clone();
     jail.files.push(JailFile::writable(log, LOG));
     jail.files.push(JailFile::writable(shared, SHARED));

@@ -4,12 +4,13 @@ mod client;
 mod copy;
 mod create;
 mod exec;
+mod pause;
 mod show;
 mod signal;
 
 use std::process::ExitCode;
 
-use wrenn_proto::hostagent::{DestroySandboxRequest, PingSandboxRequest};
+use wrenn_proto::hostagent::{DestroySandboxRequest, PingSandboxRequest, ResumeSandboxRequest};
 
 use client::AgentClient;
 
@@ -23,6 +24,7 @@ Examples:
   wrenn agent exec -it $id -- sh
   wrenn agent cp ./file $id:/tmp/file
   wrenn agent list --json | jq -r '.sandboxes[].id'
+  wrenn agent pause $id && wrenn agent resume $id
   wrenn agent destroy $id
 
 The exit code of exec is the command's own; 1 if the agent refuses or cannot be reached.")]
@@ -73,6 +75,21 @@ enum Command {
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         timeout: Option<std::time::Duration>,
     },
+    /// Write sandboxes down, memory and disk, and give back all else that they have.
+    Pause {
+        #[arg(required_unless_present = "all")]
+        ids: Vec<String>,
+        /// Every sandbox that runs.
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+    },
+    /// Let a paused sandbox go on.
+    Resume {
+        id: String,
+        /// How long it may be idle from now on: 30s, 5m; 0s for any length.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        timeout: Option<std::time::Duration>,
+    },
     /// End sandboxes, data included.
     Destroy {
         #[arg(required = true)]
@@ -109,6 +126,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 timeout_sec: timeout.map(|timeout| timeout.as_secs()),
             };
             let answer = agent.rpc.ping_sandbox(request).await;
+            agent.check(answer)?;
+        }
+        Command::Pause { ids, all } => pause::run(&agent, ids, all).await?,
+        Command::Resume { id, timeout } => {
+            let request = ResumeSandboxRequest {
+                id,
+                timeout_sec: timeout.map(|timeout| timeout.as_secs()),
+            };
+            let answer = agent.rpc.resume_sandbox(request).await;
             agent.check(answer)?;
         }
         Command::Destroy { ids } => {

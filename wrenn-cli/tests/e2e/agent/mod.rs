@@ -8,4 +8,4 @@ mod faults;
 mod files;
 mod jail;
 mod rpc;
-mod stage;
+pub(crate) mod stage;

@@ -24,12 +24,12 @@ use crate::stage::{self, MINIMAL, until};
 
 /// Runs one test with an agent of its own. Whatever becomes of it, its sandboxes are gone
 /// afterwards, and the agent has logged no error.
-pub(super) fn enter<F: Future<Output = ()>>(test: impl FnOnce(Arc<TestAgent>) -> F) {
+pub(crate) fn enter<F: Future<Output = ()>>(test: impl FnOnce(Arc<TestAgent>) -> F) {
     enter_with(&[], test);
 }
 
 /// The same, with options.
-pub(super) fn enter_with<F: Future<Output = ()>>(
+pub(crate) fn enter_with<F: Future<Output = ()>>(
     options: &[&str],
     test: impl FnOnce(Arc<TestAgent>) -> F,
 ) {
@@ -66,7 +66,7 @@ async fn destroy_all(host: Host) {
 }
 
 /// The program under test.
-pub(super) struct TestAgent {
+pub(crate) struct TestAgent {
     options: Vec<String>,
     directory: tempfile::TempDir,
     running: std::sync::Mutex<Option<(Child, SocketAddr)>>,
@@ -82,7 +82,7 @@ impl TestAgent {
     }
 
     /// Starts the agent, on a port of its own, and waits until it serves.
-    pub(super) async fn start(&self) {
+    pub(crate) async fn start(&self) {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -123,7 +123,7 @@ impl TestAgent {
     }
 
     /// Ends the agent by a signal, if it runs, and waits for its end.
-    pub(super) async fn end(&self, signal: Signal) {
+    pub(crate) async fn end(&self, signal: Signal) {
         let Some((mut child, _)) = self.running.lock().unwrap().take() else {
             return;
         };
@@ -133,29 +133,29 @@ impl TestAgent {
         child.wait().unwrap();
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.running.lock().unwrap().as_ref().unwrap().0.id()
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.running.lock().unwrap().as_ref().unwrap().1
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address())
     }
 
-    pub(super) fn client(&self) -> HostAgentClient<HttpClient> {
+    pub(crate) fn client(&self) -> HostAgentClient<HttpClient> {
         client_of(self.address())
     }
 
     /// A client of an agent that may be dead at this moment.
-    pub(super) fn client_if_running(&self) -> Option<HostAgentClient<HttpClient>> {
+    pub(crate) fn client_if_running(&self) -> Option<HostAgentClient<HttpClient>> {
         let running = self.running.lock().unwrap();
         running.as_ref().map(|(_, address)| client_of(*address))
     }
 
-    pub(super) fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
@@ -164,13 +164,13 @@ impl TestAgent {
     }
 
     /// A small sandbox.
-    pub(super) async fn create(&self) -> Sandbox {
+    pub(crate) async fn create(&self) -> Sandbox {
         let answer = self.client().create_sandbox(small()).await.unwrap();
         answer.into_owned().sandbox.into_option().unwrap()
     }
 
     /// Runs a line of shell as root to its end.
-    pub(super) async fn shell(&self, id: &str, line: &str) -> String {
+    pub(crate) async fn shell(&self, id: &str, line: &str) -> String {
         let answer = self.exec(id, line).await.unwrap();
         let exit = answer.exit.as_option().unwrap();
         let stderr = String::from_utf8_lossy(&answer.stderr);
@@ -181,7 +181,7 @@ impl TestAgent {
             .to_owned()
     }
 
-    pub(super) async fn exec(&self, id: &str, line: &str) -> Result<ExecResponse, ConnectError> {
+    pub(crate) async fn exec(&self, id: &str, line: &str) -> Result<ExecResponse, ConnectError> {
         let request = ExecRequest {
             id: id.to_owned(),
             command: Some(sh(line)).into(),
@@ -198,7 +198,7 @@ fn client_of(address: SocketAddr) -> HostAgentClient<HttpClient> {
 }
 
 /// Whether a process has ended, reaped or not.
-pub(super) fn ended(pid: u32) -> bool {
+pub(crate) fn ended(pid: u32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => stat
             .rsplit(')')
@@ -211,7 +211,7 @@ pub(super) fn ended(pid: u32) -> bool {
 }
 
 /// The request for a small sandbox with a new id.
-pub(super) fn small() -> CreateSandboxRequest {
+pub(crate) fn small() -> CreateSandboxRequest {
     CreateSandboxRequest {
         id: SandboxId::random().to_string(),
         template: MINIMAL.to_owned(),
@@ -225,7 +225,7 @@ pub(super) fn small() -> CreateSandboxRequest {
 }
 
 /// A line for the guest's shell, as root.
-pub(super) fn sh(line: &str) -> GuestCommand {
+pub(crate) fn sh(line: &str) -> GuestCommand {
     GuestCommand {
         program: "sh".to_owned(),
         args: vec!["-c".to_owned(), line.to_owned()],
@@ -235,7 +235,7 @@ pub(super) fn sh(line: &str) -> GuestCommand {
 }
 
 /// Asserts that a call was refused, with this code and these words.
-pub(super) fn refused<T>(result: Result<T, ConnectError>, code: ErrorCode, words: &str) {
+pub(crate) fn refused<T>(result: Result<T, ConnectError>, code: ErrorCode, words: &str) {
     let error = match result {
         Ok(_) => panic!("it is answered, and not refused with '{words}'"),
         Err(error) => error,
@@ -246,14 +246,14 @@ pub(super) fn refused<T>(result: Result<T, ConnectError>, code: ErrorCode, words
 }
 
 /// A command that is followed.
-pub(super) struct Followed {
-    pub(super) up: BidiSendHalf<ExecStreamRequest>,
-    pub(super) down: futures::stream::BoxStream<'static, Result<Event, ConnectError>>,
-    pub(super) pid: u32,
+pub(crate) struct Followed {
+    pub(crate) up: BidiSendHalf<ExecStreamRequest>,
+    pub(crate) down: futures::stream::BoxStream<'static, Result<Event, ConnectError>>,
+    pub(crate) pid: u32,
 }
 
 impl Followed {
-    pub(super) async fn start(agent: &TestAgent, id: &str, command: GuestCommand) -> Self {
+    pub(crate) async fn start(agent: &TestAgent, id: &str, command: GuestCommand) -> Self {
         let (mut up, receive) = agent.client().exec_stream().await.unwrap().into_split();
         let start = ExecStart {
             id: id.to_owned(),
@@ -266,14 +266,14 @@ impl Followed {
         Self { up, down, pid }
     }
 
-    pub(super) async fn input(&mut self, bytes: impl Into<bytes::Bytes>) {
+    pub(crate) async fn input(&mut self, bytes: impl Into<bytes::Bytes>) {
         use wrenn_proto::hostagent::__buffa::oneof::exec_stream_request::Message;
         let message = Some(Message::Input(bytes.into()));
         self.up.send(ExecStreamRequest { message }).await.unwrap();
     }
 
     /// Reads output until it contains `wanted`.
-    pub(super) async fn read_until(&mut self, wanted: &str) -> String {
+    pub(crate) async fn read_until(&mut self, wanted: &str) -> String {
         read_until(&mut self.down, wanted).await
     }
 }
@@ -290,7 +290,7 @@ macro_rules! plain_events {
         ))
     };
 }
-pub(super) use plain_events;
+pub(crate) use plain_events;
 
 type Events = futures::stream::BoxStream<'static, Result<Event, ConnectError>>;
 
@@ -303,7 +303,7 @@ fn events(
     plain_events!(receive)
 }
 
-pub(super) async fn started(down: &mut Events) -> u32 {
+pub(crate) async fn started(down: &mut Events) -> u32 {
     match next(down).await.unwrap() {
         Event::Started(started) => started.pid,
         other => panic!("{other:?} came first"),
@@ -311,7 +311,7 @@ pub(super) async fn started(down: &mut Events) -> u32 {
 }
 
 /// The next event that is no keep-alive.
-pub(super) async fn next(down: &mut Events) -> Result<Event, ConnectError> {
+pub(crate) async fn next(down: &mut Events) -> Result<Event, ConnectError> {
     use futures::StreamExt as _;
     loop {
         match down.next().await.expect("the stream goes on") {
@@ -321,7 +321,7 @@ pub(super) async fn next(down: &mut Events) -> Result<Event, ConnectError> {
     }
 }
 
-pub(super) async fn read_until(down: &mut Events, wanted: &str) -> String {
+pub(crate) async fn read_until(down: &mut Events, wanted: &str) -> String {
     let mut seen = String::new();
     while !seen.contains(wanted) {
         match next(down).await.unwrap() {
@@ -335,7 +335,7 @@ pub(super) async fn read_until(down: &mut Events, wanted: &str) -> String {
 }
 
 /// Reads to the end: standard output, standard error, and the one exit event.
-pub(super) async fn read_all(
+pub(crate) async fn read_all(
     down: &mut Events,
 ) -> (Vec<u8>, Vec<u8>, wrenn_proto::hostagent::ExitStatus) {
     use futures::StreamExt as _;

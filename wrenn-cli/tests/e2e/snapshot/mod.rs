@@ -1,5 +1,6 @@
 //! Snapshots of machines.
 
+mod cycle;
 mod pager;
 mod sys;
 mod vmm;

@@ -1,7 +1,8 @@
 //! What a VMM does with snapshots, through the `vm` engine alone: the same for every VMM.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use wrenn_core::SandboxId;
@@ -10,8 +11,9 @@ use wrenn_core::network::{Network, NetworkConfig, NetworkSlot};
 use wrenn_core::sandbox::Host;
 use wrenn_core::template::Template;
 use wrenn_core::vm::{
-    BootSource, CreateSnapshot, Drive, LaunchSpec, LoadSnapshot, MachineConfig, MemoryBackend,
-    NetworkInterface, NetworkOverride, Resources, SnapshotType, Vm, VmConfig, VmmBinary,
+    BootSource, CreateSnapshot, Device, Drive, JailFile, JailSpec, LaunchSpec, LoadSnapshot,
+    MachineConfig, MemoryBackend, NetworkInterface, NetworkOverride, Resources, SnapshotType, Vm,
+    VmConfig, VmUser, VmUsers, VmmBinary, WrittenBy,
 };
 
 use super::pager::Pager;
@@ -33,19 +35,24 @@ struct Bench {
     binary: VmmBinary,
     network: Network,
     slot: NetworkSlot,
+    user: VmUser,
     directory: PathBuf,
+    wrote: OnceLock<WrittenBy>,
 }
 
 impl Bench {
     async fn new(host: &Host) -> Self {
         let id = SandboxId::random();
         let template = Template::open(host.root(), MINIMAL).unwrap();
-        let network = Network::open(NetworkConfig::default(), host.root().path())
+        let network = Network::open(NetworkConfig::default(), host.root().path(), |_| true)
             .await
             .unwrap();
         let slot = network.create_slot(id.as_str()).await.unwrap();
+        let user = VmUsers::default().of_slot(slot.number().get());
+        slot.grant_tap(user.get(), user.get()).await.unwrap();
         let directory = host.root().path().join(format!("snapshot-{id}"));
         std::fs::create_dir(&directory).unwrap();
+        std::fs::create_dir(directory.join("pager")).unwrap();
         std::fs::copy(&template.rootfs, directory.join("rootfs.ext4")).unwrap();
         Self {
             id,
@@ -53,7 +60,9 @@ impl Bench {
             binary: VmmBinary::find(Some(host.vmm()), None).unwrap(),
             network,
             slot,
+            user,
             directory,
+            wrote: OnceLock::new(),
         }
     }
 
@@ -61,18 +70,47 @@ impl Bench {
         self.directory.join(name)
     }
 
-    fn spec(&self) -> LaunchSpec {
-        // The socket of the VMM before this one.
-        std::fs::remove_file(self.file("vmm.sock")).ok();
+    fn kernel(&self) -> JailFile {
+        JailFile::read_only(&self.template.kernel, "vmlinux")
+    }
+
+    fn initrd(&self) -> Option<JailFile> {
+        let initrd = self.template.initrd.as_ref()?;
+        Some(JailFile::read_only(initrd, "initrd.img"))
+    }
+
+    /// A file of a snapshot, as a VMM is shown it.
+    fn shown(&self, file: &str) -> JailFile {
+        JailFile::read_only(self.file(file), file)
+    }
+
+    fn pager(&self) -> JailFile {
+        JailFile::writable(self.file("pager"), "pager")
+    }
+
+    fn spec(&self, shown: Vec<JailFile>, further: Option<Device>) -> LaunchSpec {
+        let mut files = vec![JailFile::writable(self.file("rootfs.ext4"), "rootfs.ext4")];
+        files.extend(shown);
+        let mut devices = vec![Device::Kvm, Device::NetTun];
+        devices.extend(further);
         LaunchSpec {
             binary: self.binary.clone(),
             id: self.id.clone(),
-            api_socket: self.file("vmm.sock"),
-            console: self.file("console.log"),
-            log: self.file("vmm.log"),
-            disk: self.file("rootfs.ext4"),
+            directory: self.directory.clone(),
             network_namespace: Some(self.slot.namespace_path()),
+            jail: JailSpec {
+                user: self.user,
+                files,
+                devices,
+            },
+            cgroup: None,
         }
+    }
+
+    /// What a VMM that loads this snapshot is shown of it.
+    fn spec_of(&self, name: &str) -> LaunchSpec {
+        let files = ["state", "memory"].map(|part| self.shown(&format!("{name}.{part}")));
+        self.spec(files.to_vec(), None)
     }
 
     async fn boot(&self) -> Guest {
@@ -83,13 +121,13 @@ impl Bench {
                 ..MachineConfig::from(Resources::new(1, MEMORY_MIB.into()).unwrap())
             },
             boot_source: BootSource {
-                kernel_image_path: self.template.kernel.clone(),
+                kernel_image_path: self.kernel().inside(),
                 boot_args: format!(
                     "{KERNEL_ARGS} wrenn.hostname={} wrenn.ip={address}/{prefix} wrenn.gateway={}",
                     self.id,
                     self.slot.gateway(),
                 ),
-                initrd_path: self.template.initrd.clone(),
+                initrd_path: self.initrd().map(|file| file.inside()),
             },
             drives: vec![Drive::root(&LaunchSpec::stable_disk_path())],
             network_interfaces: vec![NetworkInterface {
@@ -99,13 +137,20 @@ impl Bench {
             }],
             entropy: true,
         };
-        let vm = Vm::boot(self.spec(), &config).await.unwrap();
+        let mut files = vec![self.kernel()];
+        files.extend(self.initrd());
+        let vm = Vm::boot(self.spec(files, None), &config).await.unwrap();
+        let info = vm.api().info().await.unwrap();
+        self.wrote.get_or_init(|| WrittenBy {
+            vmm: info.app_name,
+            version: info.vmm_version,
+        });
         self.greet(vm, None).await
     }
 
     fn load(&self, name: &str, mem_backend: MemoryBackend) -> LoadSnapshot {
         LoadSnapshot {
-            snapshot_path: self.file(&format!("{name}.state")),
+            snapshot_path: self.shown(&format!("{name}.state")).inside(),
             mem_backend,
             track_dirty_pages: true,
             resume_vm: true,
@@ -116,19 +161,29 @@ impl Bench {
         }
     }
 
-    /// A new VMM with the snapshot of this name.
-    async fn restore(&self, name: &str, backend: MemoryBackend, token: &AccessToken) -> Guest {
-        let vm = Vm::restore(self.spec(), &self.load(name, backend))
-            .await
-            .unwrap();
+    async fn restore_from_file(&self, name: &str, token: &AccessToken) -> Guest {
+        let load = self.load(name, self.memory_of(name));
+        let wrote = self.wrote.get().unwrap();
+        let vm = Vm::restore(self.spec_of(name), &load, wrote).await.unwrap();
         let log = std::fs::read_to_string(self.file("vmm.log")).unwrap();
         assert!(!log.contains("cannot be restored"), "{log}");
         self.greet(vm, Some(token.clone())).await
     }
 
-    async fn restore_from_file(&self, name: &str, token: &AccessToken) -> Guest {
-        let memory = MemoryBackend::File(self.file(&format!("{name}.memory")));
-        self.restore(name, memory, token).await
+    fn memory_of(&self, name: &str) -> MemoryBackend {
+        MemoryBackend::File(self.shown(&format!("{name}.memory")).inside())
+    }
+
+    /// The same, with its pages from whoever listens in the pager's directory.
+    async fn restore_by_faults(&self, name: &str, token: &AccessToken) -> Guest {
+        let backend = MemoryBackend::Uffd(self.pager().inside().join("pager.sock"));
+        let files = vec![self.shown(&format!("{name}.state")), self.pager()];
+        let spec = self.spec(files, Some(Device::Userfaultfd));
+        let wrote = self.wrote.get().unwrap();
+        let vm = Vm::restore(spec, &self.load(name, backend), wrote)
+            .await
+            .unwrap();
+        self.greet(vm, Some(token.clone())).await
     }
 
     async fn greet(&self, vm: Vm, token: Option<AccessToken>) -> Guest {
@@ -148,10 +203,11 @@ impl Bench {
     }
 
     async fn snapshot(&self, guest: &Guest, kind: SnapshotType, name: &str) {
+        let [state, memory] = ["state", "memory"].map(|part| format!("{name}.{part}"));
         let request = CreateSnapshot {
             snapshot_type: kind,
-            snapshot_path: self.file(&format!("{name}.state")),
-            mem_file_path: self.file(&format!("{name}.memory")),
+            snapshot_path: LaunchSpec::shared_path(&state),
+            mem_file_path: LaunchSpec::shared_path(&memory),
         };
         guest
             .vm
@@ -159,8 +215,25 @@ impl Bench {
             .create_snapshot(&request, MEMORY_MIB)
             .await
             .unwrap();
-        let memory = std::fs::metadata(request.mem_file_path).unwrap();
+        // Out of the VMM's reach, and readable for the next one, whoever that is.
+        let shared = LaunchSpec::shared_in(&self.directory);
+        for file in [&state, &memory] {
+            std::fs::rename(shared.join(file), self.file(file)).unwrap();
+            let readable = std::fs::Permissions::from_mode(0o444);
+            std::fs::set_permissions(self.file(file), readable).unwrap();
+        }
+        let memory = std::fs::metadata(self.file(&memory)).unwrap();
         assert_eq!(memory.len(), u64::from(MEMORY_MIB) << 20);
+    }
+
+    /// Lays a copy of one snapshot's memory where the VMM is going to write another's.
+    fn lay_under(&self, base: &str, name: &str) {
+        let shared = LaunchSpec::shared_in(&self.directory);
+        let copy = shared.join(format!("{name}.memory"));
+        std::fs::copy(self.file(&format!("{base}.memory")), &copy).unwrap();
+        let writable = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&copy, writable).unwrap();
+        chown(&copy, Some(self.user.get()), Some(self.user.get())).unwrap();
     }
 
     async fn tear_down(self) {
@@ -252,7 +325,7 @@ fn full_and_diff_snapshots_go_on_from_a_file_and_from_a_page_fault_server() {
         merge(&bench.file("alone.memory"), &bench.file("full.memory"));
         let before = first.counts_on_from(before).await;
         first.vm.api().pause().await.unwrap();
-        std::fs::copy(bench.file("full.memory"), bench.file("second.memory")).unwrap();
+        bench.lay_under("full", "second");
         bench.snapshot(&first, SnapshotType::Diff, "second").await;
         let token = first.token.clone();
         first.vm.kill().await;
@@ -266,14 +339,15 @@ fn full_and_diff_snapshots_go_on_from_a_file_and_from_a_page_fault_server() {
         let token = second.token.clone();
         second.vm.kill().await;
 
-        let pager = Pager::start(&bench.file("pager.sock"), &bench.file("third.memory"));
-        let backend = MemoryBackend::Uffd(bench.file("pager.sock"));
-        let third = bench.restore("third", backend, &token).await;
+        let socket = bench.file("pager/pager.sock");
+        let pager = Pager::start(&socket, &bench.file("third.memory"));
+        chown(&socket, Some(bench.user.get()), Some(bench.user.get())).unwrap();
+        let third = bench.restore_by_faults("third", &token).await;
         let before = third.counts_on_from(before).await;
         third.knows_the_time().await;
         third.has_a_sound_disk().await;
         third.vm.api().pause().await.unwrap();
-        std::fs::copy(bench.file("third.memory"), bench.file("fourth.memory")).unwrap();
+        bench.lay_under("third", "fourth");
         bench.snapshot(&third, SnapshotType::Diff, "fourth").await;
         let token = third.token.clone();
         third.vm.kill().await;
@@ -314,15 +388,15 @@ fn requests_out_of_turn_are_refused_and_a_damaged_file_too() {
         let api = guest.vm.api();
         let create = CreateSnapshot {
             snapshot_type: SnapshotType::Full,
-            snapshot_path: bench.file("full.state"),
-            mem_file_path: bench.file("full.memory"),
+            snapshot_path: LaunchSpec::shared_path("full.state"),
+            mem_file_path: LaunchSpec::shared_path("full.memory"),
         };
         let running = api.create_snapshot(&create, MEMORY_MIB).await.unwrap_err();
         assert!(running.to_string().contains("400"), "{running}");
         api.pause().await.unwrap();
         api.pause().await.unwrap();
         bench.snapshot(&guest, SnapshotType::Full, "full").await;
-        let load = bench.load("full", MemoryBackend::File(bench.file("full.memory")));
+        let load = bench.load("full", bench.memory_of("full"));
         let started = api.load_snapshot(&load).await.unwrap_err();
         assert!(started.to_string().contains("400"), "{started}");
         api.resume().await.unwrap();
@@ -334,9 +408,18 @@ fn requests_out_of_turn_are_refused_and_a_damaged_file_too() {
         flipped[whole.len() / 2] ^= 0x10;
         for damaged in [&flipped[..], &whole[..whole.len() / 2], b""] {
             std::fs::write(bench.file("full.state"), damaged).unwrap();
-            let error = Vm::restore(bench.spec(), &load).await.unwrap_err();
+            let wrote = bench.wrote.get().unwrap();
+            let restored = Vm::restore(bench.spec_of("full"), &load, wrote).await;
+            let error = restored.unwrap_err();
             assert!(error.to_string().contains("VMM"), "{error}");
         }
+        let other = WrittenBy {
+            vmm: "another".to_owned(),
+            version: "0.1".to_owned(),
+        };
+        let restored = Vm::restore(bench.spec_of("full"), &load, &other).await;
+        let error = restored.unwrap_err().to_string();
+        assert!(error.contains("another 0.1 wrote the snapshot"), "{error}");
         bench.tear_down().await;
     });
 }

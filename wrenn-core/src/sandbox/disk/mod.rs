@@ -9,13 +9,16 @@
 
 mod copy;
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::directory::SandboxDirectory;
 use crate::devicemapper::{
-    AdoptDiskError, CreateDiskError, DeviceMapper, RemoveDiskError, SnapshotDisk, StoreShape,
+    AdoptDiskError, CreateDiskError, DeviceMapper, RemoveDiskError, RestoreDiskError, SnapshotDisk,
+    StoreShape, SyncDiskError,
 };
 
 pub use copy::CopyDiskError;
@@ -60,6 +63,52 @@ pub enum MakeDiskError {
     Thread,
 }
 
+/// Why a sandbox's disk was not made again from a copy of it.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreRootDiskError {
+    /// What an earlier resume left of it cannot be removed.
+    #[error("cannot remove {path}")]
+    Remove {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The copy.
+    #[error(transparent)]
+    Copy(#[from] CopyDiskError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] RestoreDiskError),
+    /// It was made where there is a device mapper.
+    #[error("it lies over its template's image, and this host has no device mapper")]
+    NoDeviceMapper,
+    /// A worker thread was lost.
+    #[error("a worker thread died")]
+    Thread,
+}
+
+/// Why it is not certain that what was written to a sandbox's disk is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum FlushDiskError {
+    /// The copy.
+    #[error("cannot sync {path}")]
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] SyncDiskError),
+    /// A worker thread was lost.
+    #[error("a worker thread died")]
+    Thread,
+}
+
 /// Why a sandbox's disk was not taken over.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TakeOverDiskError {
@@ -69,6 +118,27 @@ pub(super) enum TakeOverDiskError {
     NoDeviceMapper,
     #[error(transparent)]
     Adopt(#[from] AdoptDiskError),
+}
+
+impl DiskRecord {
+    /// Name of the file that holds what was written, in the sandbox's directory and in
+    /// builds.
+    pub(super) const fn file_name(&self) -> &'static str {
+        match self {
+            Self::Snapshot { .. } => STORE,
+            Self::Copy => COPY,
+        }
+    }
+}
+
+fn remove_file(directory: &SandboxDirectory, name: &str) -> Result<(), RestoreRootDiskError> {
+    let path = directory.file(name);
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(RestoreRootDiskError::Remove { path, source })
+        }
+        _ => Ok(()),
+    }
 }
 
 impl RootDisk {
@@ -94,6 +164,55 @@ impl RootDisk {
             .await
             .map_err(|_| MakeDiskError::Thread)??;
         Ok(Self::Copy(to))
+    }
+
+    /// Makes the disk of a sandbox again, as it is in the file `saved`, which is only read.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives back what was made, but for files in the directory.
+    pub(super) async fn restore(
+        mapper: Option<&DeviceMapper>,
+        directory: &SandboxDirectory,
+        record: &DiskRecord,
+        saved: &Path,
+    ) -> Result<Self, RestoreRootDiskError> {
+        remove_file(directory, record.file_name())?;
+        let (from, to) = (saved.to_owned(), directory.file(record.file_name()));
+        let path = to.clone();
+        tokio::task::spawn_blocking(move || copy::copy(&from, &to))
+            .await
+            .map_err(|_| RestoreRootDiskError::Thread)??;
+        match record {
+            DiskRecord::Copy => Ok(Self::Copy(path)),
+            DiskRecord::Snapshot { base } => {
+                let mapper = mapper.ok_or(RestoreRootDiskError::NoDeviceMapper)?;
+                let disk = mapper.restore(directory.id(), base, &path).await?;
+                Ok(Self::Snapshot(Box::new(disk)))
+            }
+        }
+    }
+
+    /// Waits until all that the guest has written is in the file in the sandbox's
+    /// directory. Its VM is paused.
+    pub(super) async fn flush(&self) -> Result<(), FlushDiskError> {
+        match self {
+            Self::Snapshot(disk) => Ok(disk.sync().await?),
+            Self::Copy(path) => {
+                let path = path.clone();
+                tokio::task::spawn_blocking(move || {
+                    let synced = File::open(&path).and_then(|file| file.sync_all());
+                    synced.map_err(|source| FlushDiskError::Copy { path, source })
+                })
+                .await
+                .map_err(|_| FlushDiskError::Thread)?
+            }
+        }
+    }
+
+    /// Removes the files that a disk which was given back left in the directory.
+    pub(super) fn remove_files(directory: &SandboxDirectory) -> Result<(), RestoreRootDiskError> {
+        remove_file(directory, STORE)?;
+        remove_file(directory, COPY)
     }
 
     /// Takes over the disk of a sandbox that outlived its owner.

@@ -1,0 +1,295 @@
+//! Sandboxes that are paused and resumed, by the agent.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
+use wrenn_proto::hostagent::*;
+
+use crate::agent::stage::{Followed, TestAgent, enter, enter_with, next, refused, sh, small};
+use crate::stage::{self, until};
+
+const CYCLES: u64 = 4;
+/// What goes on in the guest all the while: a counter in the memory of one process, a
+/// sleeper, and a connection whose ends are two programs.
+const COMPANY: &str = "mkdir -p /var/tmp/tree /run/memory; mkfifo /run/pipe
+    setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n >/run/count.new; \
+        mv /run/count.new /run/count; sleep 0.1; done' </dev/null >/dev/null 2>&1 &
+    setsid sleep 100000 </dev/null >/dev/null 2>&1 & echo $! >/run/sleeper
+    setsid nc -l -p 7777 </dev/null >/run/received 2>/dev/null &
+    setsid sh -c 'exec 3<>/run/pipe; sleep 100000' </dev/null >/dev/null 2>&1 &
+    setsid sh -c 'until nc 127.0.0.1 7777 </run/pipe; do sleep 0.2; done' >/dev/null 2>&1 &";
+/// Everything that must be as it was, from memory and, past the cache, from the disk.
+const SUMS: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; \
+    find /run/memory /var/tmp/tree -type f | sort | xargs sha256sum; \
+    cat /proc/sys/kernel/random/boot_id; cat /run/sleeper; \
+    cut -d' ' -f22 /proc/$(cat /run/sleeper)/stat";
+
+async fn get(agent: &TestAgent, id: &str) -> Sandbox {
+    let request = GetSandboxRequest { id: id.to_owned() };
+    let answer = agent.client().get_sandbox(request).await.unwrap();
+    answer.into_owned().sandbox.into_option().unwrap()
+}
+
+async fn state(agent: &TestAgent, id: &str) -> State {
+    get(agent, id).await.state.as_known().unwrap()
+}
+
+async fn pause(agent: &TestAgent, id: &str) -> Result<(), ConnectError> {
+    let request = PauseSandboxRequest { id: id.to_owned() };
+    agent.client().pause_sandbox(request).await.map(drop)
+}
+
+async fn resume(agent: &TestAgent, id: &str) -> Result<(), ConnectError> {
+    let request = ResumeSandboxRequest {
+        id: id.to_owned(),
+        timeout_sec: None,
+    };
+    agent.client().resume_sandbox(request).await.map(drop)
+}
+
+async fn destroy(agent: &TestAgent, id: &str) {
+    let request = DestroySandboxRequest { id: id.to_owned() };
+    agent.client().destroy_sandbox(request).await.unwrap();
+}
+
+async fn reserved(agent: &TestAgent) -> u32 {
+    let host = agent.client().get_host(GetHostRequest::default()).await;
+    host.unwrap().into_owned().sandboxes
+}
+
+fn record(id: &str) -> serde_json::Value {
+    let sandbox = stage::root().path().join("sandboxes").join(id);
+    let record = std::fs::read_to_string(sandbox.join("sandbox.json")).unwrap();
+    serde_json::from_str(&record).unwrap()
+}
+
+/// The build that a sandbox is paused as, or was resumed from.
+fn build_of(id: &str) -> PathBuf {
+    let build = record(id)["build"].as_str().unwrap().to_owned();
+    stage::root().builds().join(build)
+}
+
+fn builds() -> usize {
+    std::fs::read_dir(stage::root().builds()).map_or(0, Iterator::count)
+}
+
+async fn no_build_is_left() {
+    until("builds that nobody needs are gone", || async {
+        builds() == 0
+    })
+    .await;
+}
+
+async fn knows_the_time(agent: &TestAgent, id: &str) {
+    let seconds: u64 = agent.shell(id, "date +%s").await.parse().unwrap();
+    let guest = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let difference = SystemTime::now()
+        .duration_since(guest)
+        .unwrap_or_else(|error| error.duration());
+    assert!(difference < Duration::from_secs(10), "{difference:?}");
+}
+
+async fn count(agent: &TestAgent, id: &str) -> u64 {
+    agent.shell(id, "cat /run/count").await.parse().unwrap()
+}
+
+#[test]
+fn a_sandbox_goes_on_where_it_was_through_many_pauses_and_an_agents_death() {
+    enter(|agent| async move {
+        let created = agent.create().await;
+        let id = created.id.as_str();
+        agent.shell(id, COMPANY).await;
+        let mut token = created.access_token.clone();
+        for cycle in 0..CYCLES {
+            let change = format!(
+                "dd if=/dev/urandom of=/run/memory/{cycle} bs=64k count=16 2>/dev/null; \
+                 dd if=/dev/urandom of=/run/memory/each bs=64k count=8 2>/dev/null; \
+                 mkdir -p /var/tmp/tree/{cycle}; \
+                 dd if=/dev/urandom of=/var/tmp/tree/{cycle}/file bs=64k count=16 2>/dev/null; \
+                 echo {cycle} >>/var/tmp/tree/log"
+            );
+            agent.shell(id, &change).await;
+            let sums = agent.shell(id, SUMS).await;
+            let counted = count(&agent, id).await;
+            let mut followed = Followed::start(&agent, id, sh("echo ready; sleep 1000")).await;
+            followed.read_until("ready").await;
+
+            pause(&agent, id).await.unwrap();
+            pause(&agent, id).await.unwrap();
+            let told = next(&mut followed.down).await;
+            refused(told, ErrorCode::FailedPrecondition, "paus");
+            assert_eq!(state(&agent, id).await, State::STATE_PAUSED);
+            assert_eq!(reserved(&agent).await, 0);
+            let exec = agent.exec(id, "true").await;
+            refused(exec, ErrorCode::FailedPrecondition, "is paused");
+            match cycle {
+                1 => {
+                    agent.end(Signal::SIGKILL).await;
+                    agent.start().await;
+                }
+                2 => {
+                    agent.end(Signal::SIGTERM).await;
+                    agent.start().await;
+                }
+                _ => {}
+            }
+            assert_eq!(state(&agent, id).await, State::STATE_PAUSED);
+
+            resume(&agent, id).await.unwrap();
+            resume(&agent, id).await.unwrap();
+            knows_the_time(&agent, id).await;
+            assert_eq!(reserved(&agent).await, 1);
+            assert_eq!(agent.shell(id, SUMS).await, sums, "cycle {cycle}");
+            until("the counter moves", || async {
+                count(&agent, id).await > counted
+            })
+            .await;
+            agent
+                .shell(id, &format!("echo cycle {cycle} >/run/pipe"))
+                .await;
+            until("the connection works", || async {
+                let lines = agent.shell(id, "wc -l </run/received").await;
+                lines == (cycle + 1).to_string()
+            })
+            .await;
+            let now = get(&agent, id).await;
+            assert_eq!(now.state.as_known(), Some(State::STATE_RUNNING));
+            assert_ne!(
+                now.access_token, token,
+                "each resume gives a token of its own"
+            );
+            token = now.access_token;
+        }
+        let complaints =
+            "dmesg | grep -iE 'I/O error|EXT4-fs (error|warning)|blocked for more' || :";
+        assert_eq!(agent.shell(id, complaints).await, "");
+        destroy(&agent, id).await;
+        no_build_is_left().await;
+    });
+}
+
+#[test]
+fn a_vmm_that_dies_after_a_resume_breaks_the_sandbox_and_not_its_build() {
+    enter(|agent| async move {
+        let id = agent.create().await.id;
+        pause(&agent, &id).await.unwrap();
+        resume(&agent, &id).await.unwrap();
+        let vmm = record(&id)["vmm"]["pid"].as_i64().unwrap();
+        kill(Pid::from_raw(i32::try_from(vmm).unwrap()), Signal::SIGKILL).unwrap();
+        until("it is broken", || async {
+            state(&agent, &id).await == State::STATE_ERROR
+        })
+        .await;
+        let refusal = pause(&agent, &id).await;
+        refused(refusal, ErrorCode::FailedPrecondition, "is error");
+        let refusal = resume(&agent, &id).await;
+        refused(refusal, ErrorCode::FailedPrecondition, "is error");
+        assert!(build_of(&id).is_dir());
+        destroy(&agent, &id).await;
+        no_build_is_left().await;
+    });
+}
+
+#[test]
+fn a_resume_that_fails_leaves_the_sandbox_paused() {
+    enter_with(&["--max-vcpus", "1"], |agent| async move {
+        let id = agent.create().await.id;
+        agent
+            .shell(&id, "echo kept >/run/file; echo kept >/var/tmp/file")
+            .await;
+        pause(&agent, &id).await.unwrap();
+
+        let state_file = build_of(&id).join("vmstate.bin");
+        let whole = std::fs::read(&state_file).unwrap();
+        let mut damaged = whole.clone();
+        damaged[whole.len() / 2] ^= 0x10;
+        std::fs::write(&state_file, &damaged).unwrap();
+        refused(resume(&agent, &id).await, ErrorCode::DataLoss, "damaged");
+        assert_eq!(state(&agent, &id).await, State::STATE_PAUSED);
+        assert_eq!(reserved(&agent).await, 0);
+        std::fs::write(&state_file, &whole).unwrap();
+
+        // Somebody else has its place.
+        let other = agent.client().create_sandbox(small()).await.unwrap();
+        let other = other.into_owned().sandbox.into_option().unwrap().id;
+        let refusal = resume(&agent, &id).await;
+        refused(refusal, ErrorCode::ResourceExhausted, "vCPUs");
+        assert_eq!(state(&agent, &id).await, State::STATE_PAUSED);
+        destroy(&agent, &other).await;
+
+        resume(&agent, &id).await.unwrap();
+        let kept = agent.shell(&id, "cat /run/file /var/tmp/file").await;
+        assert_eq!(kept, "kept\nkept");
+    });
+}
+
+#[test]
+fn what_is_idle_for_too_long_is_paused_and_all_can_be() {
+    enter(|agent| async move {
+        let request = CreateSandboxRequest {
+            timeout_sec: 3,
+            ..small()
+        };
+        let id = request.id.clone();
+        agent.client().create_sandbox(request).await.unwrap();
+        agent.shell(&id, "echo kept >/run/file; sleep 5").await;
+        until("it is paused", || async {
+            state(&agent, &id).await == State::STATE_PAUSED
+        })
+        .await;
+        let request = ResumeSandboxRequest {
+            id: id.clone(),
+            timeout_sec: Some(0),
+        };
+        agent.client().resume_sandbox(request).await.unwrap();
+        assert_eq!(agent.shell(&id, "cat /run/file").await, "kept");
+        assert_eq!(get(&agent, &id).await.timeout_sec, 0);
+
+        let answer = agent.client().pause_all(PauseAllRequest::default()).await;
+        let answer = answer.unwrap().into_owned();
+        assert_eq!(answer.paused, [id.clone()]);
+        assert!(answer.failed.is_empty(), "{:?}", answer.failed);
+        assert_eq!(state(&agent, &id).await, State::STATE_PAUSED);
+        destroy(&agent, &id).await;
+        no_build_is_left().await;
+    });
+}
+
+#[test]
+fn an_agent_that_is_killed_while_it_pauses_loses_nothing() {
+    enter(|agent| async move {
+        let id = agent.create().await.id;
+        agent
+            .shell(&id, "echo kept >/run/file; echo kept >/var/tmp/file")
+            .await;
+        let asked = tokio::spawn({
+            let (agent, id) = (agent.clone(), id.clone());
+            async move { pause(&agent, &id).await }
+        });
+        let shared = stage::root()
+            .path()
+            .join("sandboxes")
+            .join(&id)
+            .join("shared");
+        until("the VMM writes memory", || async {
+            asked.is_finished() || shared.join("memory.bin").exists()
+        })
+        .await;
+        agent.end(Signal::SIGKILL).await;
+        drop(asked.await);
+        agent.start().await;
+        if state(&agent, &id).await == State::STATE_PAUSED {
+            resume(&agent, &id).await.unwrap();
+        }
+        assert_eq!(state(&agent, &id).await, State::STATE_RUNNING);
+        let kept = agent.shell(&id, "cat /run/file /var/tmp/file").await;
+        assert_eq!(kept, "kept\nkept");
+        pause(&agent, &id).await.unwrap();
+        resume(&agent, &id).await.unwrap();
+        let kept = agent.shell(&id, "cat /run/file /var/tmp/file").await;
+        assert_eq!(kept, "kept\nkept");
+    });
+}

@@ -1,0 +1,109 @@
+//! Which builds the sandboxes of a root directory need.
+
+use super::State;
+use super::record::SandboxRecord;
+use super::sweep::directories;
+use crate::RootDirectory;
+use crate::snapshot::{
+    BuildId, BuildStore, CollectError, FileError, Holder, OpenStoreError, Reference,
+    ReferencesError,
+};
+
+/// Why builds that nobody needs were not removed.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectBuildsError {
+    /// The store cannot be opened.
+    #[error("cannot open the store of builds")]
+    Store(#[from] OpenStoreError),
+    /// What was left half written cannot be removed.
+    #[error("cannot sweep the store of builds")]
+    Sweep(#[from] FileError),
+    /// What nobody needs cannot be found or removed.
+    #[error("cannot collect builds that nobody needs")]
+    Collect(#[from] CollectError),
+    /// A worker thread was lost.
+    #[error("a worker thread died")]
+    Thread,
+}
+
+pub(super) async fn collect(root: &RootDirectory) -> Result<Vec<BuildId>, CollectBuildsError> {
+    let root = root.clone();
+    tokio::task::spawn_blocking(move || {
+        if !root.builds().is_dir() {
+            return Ok(Vec::new());
+        }
+        let store = BuildStore::open(&root)?;
+        store.sweep()?;
+        Ok(store.gc(|| references(&root))?)
+    })
+    .await
+    .map_err(|_| CollectBuildsError::Thread)?
+}
+
+/// What the records name. One that cannot be read may name anything, so then nothing is
+/// known.
+fn references(root: &RootDirectory) -> Result<Vec<Reference>, ReferencesError> {
+    let mut references = Vec::new();
+    for id in directories(root)? {
+        let Some(record) = SandboxRecord::read(&root.sandbox(&id))? else {
+            continue;
+        };
+        if record.state == State::Stopped {
+            continue;
+        }
+        let builds = [record.build, record.dirty_since];
+        references.extend(builds.into_iter().flatten().map(|build| Reference {
+            build,
+            holder: Holder::Sandbox(id.clone()),
+        }));
+    }
+    Ok(references)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::SandboxConfig;
+    use crate::snapshot::{BuildDetails, Geometry, MemoryFile, Snapshot};
+
+    fn build(root: &RootDirectory) -> BuildId {
+        let writer = BuildStore::open(root).unwrap().begin().unwrap();
+        std::fs::write(writer.memory(), vec![1; 1 << 16]).unwrap();
+        std::fs::write(writer.vmstate(), "state").unwrap();
+        let geometry = Geometry::new(1 << 16, 4096).unwrap();
+        let made = writer.publish(MemoryFile::Full(geometry), BuildDetails::default());
+        made.unwrap().id().clone()
+    }
+
+    #[tokio::test]
+    async fn builds_stay_as_long_as_a_record_names_them_or_one_is_illegible() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = RootDirectory::new(directory.path());
+        assert!(collect(&root).await.unwrap().is_empty());
+        let (paused, resumed, nobodys) = (build(&root), build(&root), build(&root));
+        let mut record = SandboxRecord::begin(
+            &SandboxConfig::from_template("minimal"),
+            "2026-01-02T03:04:05Z".to_owned(),
+        );
+        let sandbox = root.sandbox(&record.id);
+        std::fs::create_dir_all(&sandbox).unwrap();
+        record.state = State::Paused;
+        record.build = Some(paused.clone());
+        record.dirty_since = Some(resumed.clone());
+        record.write_synced(&sandbox).unwrap();
+        let illegible = root.sandbox(&crate::SandboxId::random());
+        std::fs::create_dir(&illegible).unwrap();
+        std::fs::write(illegible.join("sandbox.json"), "{").unwrap();
+        collect(&root).await.unwrap_err();
+        assert!(Snapshot::open(&root, &nobodys).is_ok());
+
+        std::fs::remove_dir_all(illegible).unwrap();
+        assert_eq!(collect(&root).await.unwrap(), [nobodys]);
+        assert!(Snapshot::open(&root, &paused).is_ok());
+        assert!(Snapshot::open(&root, &resumed).is_ok());
+
+        record.state = State::Stopped;
+        record.write(&sandbox).unwrap();
+        assert_eq!(collect(&root).await.unwrap().len(), 2);
+    }
+}
