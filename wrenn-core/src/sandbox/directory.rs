@@ -221,6 +221,15 @@ mod tests {
             .unwrap()
             .unwrap();
         assert_eq!(std::fs::read(found.file("rootfs.ext4")).unwrap(), b"data");
+
+        // One that is kept survives being dropped.
+        let mut found = found;
+        found.keep();
+        drop(found);
+        let found = SandboxDirectory::take_over(&root, id.clone())
+            .unwrap()
+            .unwrap();
+        assert!(found.file("rootfs.ext4").exists());
         found.remove().await.unwrap();
         assert_eq!(std::fs::read_dir(root.sandboxes()).unwrap().count(), 0);
     }

@@ -249,6 +249,19 @@ mod tests {
     }
 
     #[test]
+    fn a_record_from_before_there_were_pauses_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = SandboxConfig::from_template("minimal");
+        let record = SandboxRecord::begin(&config, "2026-01-02T03:04:05Z".to_owned());
+        let mut json = serde_json::to_value(&record).unwrap();
+        for later in ["setup", "build", "dirty_since"] {
+            json.as_object_mut().unwrap().remove(later).unwrap();
+        }
+        std::fs::write(directory.path().join(NAME), json.to_string()).unwrap();
+        assert_eq!(SandboxRecord::read(directory.path()).unwrap(), Some(record));
+    }
+
+    #[test]
     fn damage_and_a_later_layout_are_told_apart() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(NAME);
