@@ -127,7 +127,7 @@ async fn a_creation_that_cannot_be_is_refused_with_the_reason() {
     refused(
         client.create_sandbox(request).await,
         ErrorCode::InvalidArgument,
-        "'everything' is no network",
+        "'everything' is no IPv4 network",
     );
     let listed = client
         .list_sandboxes(ListSandboxesRequest::default())

@@ -18,10 +18,10 @@ impl Tally {
     ///
     /// Returns `None` for any other line.
     pub(crate) fn of_line(line: &str) -> Option<Self> {
-        let line = line.trim_start();
+        // nextest repeats, indented, what the program of a failed test printed itself.
         let counts = if let Some(rest) = line.strip_prefix("test result: ") {
             rest.split_once(". ")?.1
-        } else if let Some(rest) = line.strip_prefix("Summary [") {
+        } else if let Some(rest) = line.trim_start().strip_prefix("Summary [") {
             rest.split_once(" run: ")?.1
         } else {
             is_plain(line).then_some(line)?
