@@ -14,7 +14,8 @@
 //! afterwards, it does.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
@@ -27,8 +28,8 @@ use super::record::RecordError;
 use super::{Keep, Remains, Sandbox, State};
 use crate::guest::Command;
 use crate::snapshot::{
-    BuildDetails, BuildStore, Geometry, InvalidGeometry, MemoryFile, OpenSnapshotError,
-    OpenStoreError, Snapshot, WriteBuildError,
+    BuildDetails, BuildStore, Geometry, InvalidGeometry, MemoryFile, OpenStoreError, Snapshot,
+    WriteBuildError,
 };
 use crate::vm::{ApiError, CreateSnapshot, LaunchSpec, SnapshotType};
 use crate::{Chain, RootDirectory};
@@ -57,12 +58,18 @@ pub enum PauseError {
         #[source]
         source: ApiError,
     },
+    /// What an earlier pause left could not be removed.
+    #[error("cannot remove {path}")]
+    Forget {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Its memory has a size that no snapshot can have.
     #[error(transparent)]
     Geometry(#[from] InvalidGeometry),
-    /// The build that it was resumed from cannot be opened.
-    #[error("cannot open the snapshot that it was resumed from")]
-    Parent(#[from] OpenSnapshotError),
     /// Its disk could not be kept.
     #[error("cannot keep its disk")]
     Disk(#[from] FlushDiskError),
@@ -173,7 +180,7 @@ impl Sandbox {
         self.sync_guest().await;
         timings.sync = since.elapsed();
 
-        let parent = self.open_parent().await?;
+        let parent = self.open_parent().await;
         let kind = match parent {
             Some(_) => SnapshotType::Diff,
             None => SnapshotType::Full,
@@ -196,6 +203,11 @@ impl Sandbox {
         if self.record.dirty_since.take().is_some() {
             self.write_record()?;
         }
+        // A file that a failed pause left would be updated, and not written anew.
+        let shared = LaunchSpec::shared_in(self.directory.path());
+        for name in [MEMORY, STATE] {
+            forget(&shared.join(name))?;
+        }
         let memory_mib = self.record.resources.memory_mib();
         let written = self.vm.api().create_snapshot(&request, memory_mib).await;
         written.map_err(asking("write the guest down"))?;
@@ -213,7 +225,6 @@ impl Sandbox {
             labels: BTreeMap::from([("template".to_owned(), self.record.template.clone())]),
         };
         let geometry = Geometry::new(u64::from(memory_mib) << 20, PAGE_BYTES)?;
-        let shared = LaunchSpec::shared_in(self.directory.path());
         let disk_name = self.disk.record().file_name();
         let from = Written {
             memory: shared.join(MEMORY),
@@ -234,14 +245,18 @@ impl Sandbox {
         Ok(build)
     }
 
-    /// The build since which the VMM knows which pages changed.
-    async fn open_parent(&self) -> Result<Option<Snapshot>, PauseError> {
-        let Some(id) = self.record.dirty_since.clone() else {
-            return Ok(None);
-        };
+    /// The build since which the VMM knows which pages changed. Without one all of memory
+    /// is written, which is always right.
+    async fn open_parent(&self) -> Option<Snapshot> {
+        let id = self.record.dirty_since.clone()?;
         let root = self.host.root.clone();
-        let opened = tokio::task::spawn_blocking(move || Snapshot::open(&root, &id));
-        Ok(Some(opened.await.map_err(|_| PauseError::Thread)??))
+        let opened = tokio::task::spawn_blocking(move || Snapshot::open(&root, &id)).await;
+        opened
+            .ok()?
+            .inspect_err(|error| {
+                warn!(error = %Chain(error), "the snapshot before is lost; all is written anew");
+            })
+            .ok()
     }
 
     async fn sync_guest(&self) {
@@ -300,7 +315,7 @@ fn publish(
 }
 
 /// Notes that the sandbox may have more than its files from now on.
-pub(super) fn begin_to_have(directory: &SandboxDirectory) -> std::io::Result<()> {
+pub(super) fn begin_to_have(directory: &SandboxDirectory) -> io::Result<()> {
     let shared = LaunchSpec::shared_in(directory.path());
     std::fs::create_dir_all(shared)
 }
@@ -318,9 +333,19 @@ pub(super) fn clear(directory: &SandboxDirectory) {
     }
     let shared = LaunchSpec::shared_in(directory.path());
     if let Err(error) = std::fs::remove_dir_all(&shared)
-        && error.kind() != std::io::ErrorKind::NotFound
+        && error.kind() != io::ErrorKind::NotFound
     {
         warn!(sandbox_id = %directory.id(), %error, "what a VMM wrote stays");
+    }
+}
+
+fn forget(path: &Path) -> Result<(), PauseError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PauseError::Forget {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
     }
 }
 
