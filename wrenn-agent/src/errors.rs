@@ -95,6 +95,7 @@ impl Answer for CreateSandboxError {
             | Self::Cgroup(_)
             | Self::Vm(_)
             | Self::Init(_)
+            | Self::Abandoned
             | Self::Thread => (ErrorCode::Internal, OURS.to_owned()),
         }
     }

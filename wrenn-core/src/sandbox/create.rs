@@ -90,6 +90,9 @@ pub enum CreateSandboxError {
     /// Its guest could not be told what it must know.
     #[error("cannot set up the guest")]
     Init(#[from] GuestError),
+    /// Nobody waits for it any more.
+    #[error("nobody waits for the sandbox any more")]
+    Abandoned,
     /// A worker thread was lost.
     #[error("a worker thread died")]
     Thread,
@@ -127,6 +130,7 @@ impl Sandbox {
     pub(super) async fn create(
         host: &Arc<Shared>,
         config: SandboxConfig,
+        abandoned: impl Future<Output = ()>,
     ) -> Result<Self, CreateSandboxError> {
         let span = info_span!("create", sandbox_id = %config.id, template = config.template);
         async {
@@ -144,7 +148,13 @@ impl Sandbox {
             images::note(&directory, &template.manifest.rootfs_sha256)?;
             let disk = make_disk(host, &template, &directory);
             let prepared = prepare(host, &config, disk, &mut timings).await?;
-            let mut sandbox = boot(host, record, &template, directory, prepared, timings).await?;
+            let made = Made {
+                directory,
+                record,
+                prepared,
+                timings,
+            };
+            let mut sandbox = boot(host, &template, made, abandoned).await?;
             sandbox.timings.total = begun.elapsed();
             info!(timings = ?sandbox.timings, "the sandbox runs");
             Ok(sandbox)
@@ -164,15 +174,26 @@ async fn make_disk(
     Ok(RootDisk::make(mapper, directory, &template.rootfs, bytes).await?)
 }
 
+/// What a sandbox has before it has a VM.
+struct Made {
+    directory: SandboxDirectory,
+    record: SandboxRecord,
+    prepared: Prepared,
+    timings: Timings,
+}
+
 async fn boot(
     host: &Arc<Shared>,
-    mut record: SandboxRecord,
     template: &Template,
-    directory: SandboxDirectory,
-    prepared: Prepared,
-    mut timings: Timings,
+    made: Made,
+    abandoned: impl Future<Output = ()>,
 ) -> Result<Sandbox, CreateSandboxError> {
-    let Prepared { disk, slot, cgroup } = prepared;
+    let Made {
+        directory,
+        mut record,
+        prepared: Prepared { disk, slot, cgroup },
+        mut timings,
+    } = made;
     let config = record.config();
     let begun = Instant::now();
     let launch = launch_spec(host, template, &directory, &disk, &slot, cgroup);
@@ -200,7 +221,13 @@ async fn boot(
         timings,
         host: Arc::clone(host),
     };
-    match greet(host, &config, &mut sandbox, begun).await {
+    // What came before are steps of moments, each of which must end before it can be given
+    // back. Only here is it worth looking whether anybody still waits.
+    let greeted = tokio::select! {
+        greeted = greet(host, &config, &mut sandbox, begun) => greeted,
+        () = abandoned => Err(CreateSandboxError::Abandoned),
+    };
+    match greeted {
         Ok(()) => Ok(sandbox),
         Err(error) => {
             if let Err(destroy) = sandbox.destroy().await {

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
 use super::adopt::{self, AdoptError, Adopted};
 use super::builds::{self, CollectBuildsError};
 use super::sweep::{self, Leftovers, SweepError};
@@ -94,6 +98,8 @@ pub(super) struct Shared {
     pub(super) vmm: VmmBinary,
     pub(super) network: Network,
     pub(super) slots: SlotPool,
+    /// Creations that are under way, whether anybody still waits for them or not.
+    pub(super) creations: TaskTracker,
     pub(super) vm_users: VmUsers,
     pub(super) cgroups: Cgroups,
     /// Where the kernel has one; disks are copies otherwise.
@@ -127,6 +133,7 @@ impl Host {
             vmm,
             network,
             slots,
+            creations: TaskTracker::new(),
             vm_users: config.vm_users,
             cgroups,
             mapper,
@@ -140,9 +147,22 @@ impl Host {
     /// When a step fails; nothing is left behind.
     ///
     /// # Cancel safety
-    /// Dropping the future gives back what was made so far.
+    /// The creation runs on a task of its own. Dropping the future ends it at its next
+    /// step, which gives back what was made so far, in order.
     pub async fn create(&self, config: SandboxConfig) -> Result<Sandbox, CreateSandboxError> {
-        Sandbox::create(&self.0, config).await
+        let (mut sender, receiver) = oneshot::channel();
+        let host = Arc::clone(&self.0);
+        let creation = async move {
+            let outcome = Sandbox::create(&host, config, sender.closed()).await;
+            // Whoever went away in the last moment has a sandbox that nobody knows of.
+            if let Err(Ok(sandbox)) = sender.send(outcome)
+                && let Err(error) = sandbox.destroy().await
+            {
+                tracing::warn!(error = %Chain(&error), "a sandbox that nobody waited for");
+            }
+        };
+        drop(self.0.creations.spawn(creation.in_current_span()));
+        receiver.await.unwrap_or(Err(CreateSandboxError::Thread))
     }
 
     /// Ids of the sandboxes that outlived their owner and can be [adopted](Self::adopt).
@@ -191,6 +211,9 @@ impl Host {
     /// Gives back what was made ahead, and waits until what was dropped is given back. To
     /// be called before the process ends; a host does its work afterwards too.
     pub async fn settled(&self) {
+        self.0.creations.close();
+        self.0.creations.wait().await;
+        self.0.creations.reopen();
         if let Err(error) = self.0.slots.drain().await {
             tracing::warn!(error = %Chain(&error), "a slot that was made ahead");
         }
