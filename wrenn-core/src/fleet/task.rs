@@ -369,6 +369,8 @@ impl Owner {
     }
 
     fn publish(&self, event: Event) {
+        // Whatever led here counts as use: the time that a boot or a resume took is no idleness.
+        self.handle.activity().touch();
         let status = self.handle.status();
         self.handle.publish(match &self.body {
             Body::Running(sandbox) => Status {

@@ -18,7 +18,7 @@ const COMPANY: &str = "mkdir -p /var/tmp/tree /run/memory; mkfifo /run/pipe
     setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n >/run/count.new; \
         mv /run/count.new /run/count; sleep 0.1; done' </dev/null >/dev/null 2>&1 &
     setsid sleep 100000 </dev/null >/dev/null 2>&1 & echo $! >/run/sleeper
-    setsid nc -l -p 7777 </dev/null >/run/received 2>/dev/null &
+    setsid sh -c 'sleep 100000 | nc -l -p 7777 >/run/received' </dev/null >/dev/null 2>&1 &
     setsid sh -c 'exec 3<>/run/pipe; sleep 100000' </dev/null >/dev/null 2>&1 &
     setsid sh -c 'until nc 127.0.0.1 7777 </run/pipe; do sleep 0.2; done' >/dev/null 2>&1 &";
 /// Everything that must be as it was, from memory and, past the cache, from the disk.
