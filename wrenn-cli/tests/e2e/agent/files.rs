@@ -20,9 +20,10 @@ fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// How much the large file holds: `WRENN_E2E_FILE_MIB`, or what emulation can bear.
+/// How much the large file holds: `WRENN_E2E_FILE_MIB`, or what emulation can bear. It is
+/// more than the agent's memory may grow.
 fn large_mib() -> usize {
-    std::env::var("WRENN_E2E_FILE_MIB").map_or(64, |text| text.parse().unwrap())
+    std::env::var("WRENN_E2E_FILE_MIB").map_or(32, |text| text.parse().unwrap())
 }
 
 /// Reads and resets the most memory that a process had, in KiB.
