@@ -317,7 +317,9 @@ async fn bring_back(
             record.state = State::Running;
             record.build = Some(snapshot.id().clone());
             record.dirty_since = Some(snapshot.id().clone());
-            if let Err(error) = record.write(directory.path()) {
+            // Synced: the build of before may be collected from now on, and after a loss of
+            // power an older record must not name it.
+            if let Err(error) = record.write_synced(directory.path()) {
                 vm.kill().await;
                 prepare::give_back(Some(disk), Some(slot)).await;
                 return Err(error.into());

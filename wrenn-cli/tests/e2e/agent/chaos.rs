@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use wrenn_proto::hostagent::*;
 
 use super::stage::{TestAgent, enter_with, sh, small};
+use crate::stage::until;
 
 /// How often the agent is killed: `WRENN_E2E_KILLS`, or what fits a suite that runs where
 /// everything is emulated.
@@ -20,7 +21,9 @@ fn kills() -> usize {
 const CLIENTS: usize = 10;
 /// Sandboxes that may exist at a time: few, so that creating and destroying never stops.
 const SANDBOXES: &str = "4";
-/// A moment to be killed at is up to this long after the agent serves.
+/// A moment to be killed at is up to this long after the agent serves, or after it has
+/// acknowledged a sandbox. Where all is emulated, the first falls into creations and the
+/// second into commands and destructions.
 const LONGEST_LIFE_MS: u64 = 4_000;
 
 /// What clients know of the sandboxes that they have asked for.
@@ -38,6 +41,8 @@ enum Knowledge {
 struct Ledger {
     known: Mutex<BTreeMap<String, Knowledge>>,
     acknowledged: AtomicUsize,
+    /// Acknowledged sandboxes that were found running after a kill.
+    survivors: AtomicUsize,
     executed: AtomicUsize,
     stop: AtomicBool,
 }
@@ -65,6 +70,13 @@ fn an_agent_that_is_killed_again_and_again_loses_nothing_that_it_acknowledged() 
         let clients = (0..CLIENTS).map(|_| tokio::spawn(work(agent.clone(), ledger.clone())));
         let clients: Vec<_> = clients.collect();
         for round in 0..kills() {
+            if round % 2 == 1 {
+                let before = ledger.acknowledged.load(Ordering::Relaxed);
+                until("a sandbox is acknowledged", || async {
+                    ledger.acknowledged.load(Ordering::Relaxed) > before
+                })
+                .await;
+            }
             let life = rand::random_range(0..LONGEST_LIFE_MS);
             tokio::time::sleep(Duration::from_millis(life)).await;
             agent.end(Signal::SIGKILL).await;
@@ -83,10 +95,18 @@ fn an_agent_that_is_killed_again_and_again_loses_nothing_that_it_acknowledged() 
             agent.client().destroy_sandbox(request).await.unwrap();
         }
         eprintln!(
-            "{} kills, {} creations acknowledged, {} commands",
+            "{} kills, {} creations acknowledged, {} found again after a kill, {} commands",
             kills(),
             ledger.acknowledged.load(Ordering::Relaxed),
+            ledger.survivors.load(Ordering::Relaxed),
             ledger.executed.load(Ordering::Relaxed)
+        );
+        // What was never acknowledged cannot be lost: without any, nothing was shown.
+        let survivors = ledger.survivors.load(Ordering::Relaxed);
+        assert!(survivors > 0, "no acknowledged sandbox met a kill");
+        assert!(
+            ledger.executed.load(Ordering::Relaxed) > 0,
+            "no command ran"
         );
         // The stage asserts that nothing is left.
     });
@@ -166,6 +186,9 @@ async fn assert_what_was_acknowledged(agent: &TestAgent, ledger: &Ledger, round:
             "round {round}: {id}: {}",
             found.reason
         );
+        if round < kills() {
+            ledger.survivors.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
