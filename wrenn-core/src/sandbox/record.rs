@@ -1,8 +1,9 @@
 //! `sandbox.json`: what a later program must know to take a sandbox over.
 //!
 //! Written aside and renamed at every change of state, before the change is told to
-//! anybody. It holds the access token, so only root may read it. It is synced only for a
-//! sandbox that is paused: after a loss of power any VM that it describes is gone as well.
+//! anybody. It holds the access token, so only root may read it. It is synced at a
+//! pause and at a resume, since it names the build that must be kept. Otherwise it is not:
+//! after a loss of power any VM that it describes is gone as well.
 
 use std::collections::BTreeMap;
 use std::fs::File;
