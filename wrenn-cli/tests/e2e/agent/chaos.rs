@@ -25,6 +25,8 @@ const SANDBOXES: &str = "4";
 /// acknowledged a sandbox. Where all is emulated, the first falls into creations and the
 /// second into commands and destructions.
 const LONGEST_LIFE_MS: u64 = 4_000;
+/// What every client waits before it asks again.
+const BREATH: Duration = Duration::from_millis(200);
 
 /// What clients know of the sandboxes that they have asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +118,9 @@ fn an_agent_that_is_killed_again_and_again_loses_nothing_that_it_acknowledged() 
 /// lost, since the agent may die under it.
 async fn work(agent: Arc<TestAgent>, ledger: Arc<Ledger>) {
     while !ledger.stop.load(Ordering::Relaxed) {
+        // Without a breath, clients that find nothing to do would take the guests' time.
+        tokio::time::sleep(BREATH).await;
         let Some(client) = agent.client_if_running() else {
-            tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
         match rand::random_range(0..3) {
@@ -130,10 +133,7 @@ async fn work(agent: Arc<TestAgent>, ledger: Arc<Ledger>) {
                         ledger.set(&id, Knowledge::Acknowledged);
                         ledger.acknowledged.fetch_add(1, Ordering::Relaxed);
                     }
-                    Err(_) if agent.client_if_running().is_some() => {
-                        // Refused for want of room, most often.
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
+                    // Refused for want of room, or the agent died.
                     Err(_) => {}
                 }
             }
