@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use wrenn_core::RootDirectory;
+use wrenn_core::fleet::{Fleet, Limits};
 use wrenn_core::sandbox::{Host, HostConfig, Leftovers, Sandbox, SandboxConfig};
 use wrenn_core::vm::Resources;
 
@@ -14,6 +15,8 @@ use wrenn_core::vm::Resources;
 pub(crate) const MINIMAL: &str = "minimal";
 /// How long a condition may take to come true. Generous: one VM may emulate another.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a guest may take to boot where several boot at a time under emulation.
+const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 /// How long a test may take before it counts as hanging.
 const LIMIT: Duration = Duration::from_secs(600);
 
@@ -28,6 +31,8 @@ pub(crate) fn enter<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F) {
         .unwrap();
     runtime.block_on(async {
         let host = open().await;
+        // A run that was cut off leaves sandboxes that were to outlive it.
+        destroy_orphans(&host).await;
         let before = host.leftovers().await.unwrap();
         assert!(
             before.is_empty(),
@@ -56,11 +61,23 @@ pub(crate) fn enter<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F) {
     });
 }
 
+/// Destroys every sandbox that outlived its owner.
+pub(crate) async fn destroy_orphans(host: &Host) {
+    let fleet = Fleet::open(host.clone(), Limits::of_this_host())
+        .await
+        .unwrap();
+    for sandbox in fleet.list() {
+        sandbox.destroy().await.unwrap();
+    }
+    fleet.leave().await;
+}
+
 /// Opens the host that the suite runs on. Sweeps what earlier processes left.
 pub(crate) async fn open() -> Host {
     Host::open(HostConfig {
         root: root(),
         vmm: vmm(),
+        boot_deadline: BOOT_DEADLINE,
         ..HostConfig::default()
     })
     .await

@@ -10,14 +10,13 @@ use futures::FutureExt as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use wrenn_core::SandboxId;
-use wrenn_core::fleet::{Fleet, Limits};
-use wrenn_core::sandbox::Host;
 use wrenn_proto::connectrpc::client::{BidiSendHalf, ClientConfig, HttpClient};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent::__buffa::oneof::process_event::Event;
 use wrenn_proto::hostagent::{
-    Command as GuestCommand, CreateSandboxRequest, ExecRequest, ExecResponse, ExecStart,
-    ExecStreamRequest, HostAgentClient, Resources, Sandbox,
+    Command as GuestCommand, CreateSandboxRequest, DestroySandboxRequest, ExecRequest,
+    ExecResponse, ExecStart, ExecStreamRequest, HostAgentClient, ListSandboxesRequest, Resources,
+    Sandbox,
 };
 
 use crate::stage::{self, MINIMAL, until};
@@ -42,8 +41,9 @@ pub(crate) fn enter_with<F: Future<Output = ()>>(
         })
         .catch_unwind()
         .await;
+        agent.destroy_all().await;
         agent.end(Signal::SIGTERM).await;
-        destroy_all(host).await;
+        stage::destroy_orphans(&host).await;
         let log = agent.log();
         if let Err(panic) = outcome {
             eprintln!("the agent's log:\n{log}");
@@ -55,14 +55,6 @@ pub(crate) fn enter_with<F: Future<Output = ()>>(
             .collect();
         assert!(errors.is_empty(), "{errors:#?}");
     });
-}
-
-async fn destroy_all(host: Host) {
-    let fleet = Fleet::open(host, Limits::of_this_host()).await.unwrap();
-    for sandbox in fleet.list() {
-        sandbox.destroy().await.unwrap();
-    }
-    fleet.leave().await;
 }
 
 /// The program under test.
@@ -92,7 +84,7 @@ impl TestAgent {
         let program = std::env::var_os("WRENN_E2E_AGENT").expect("WRENN_E2E_AGENT is the agent");
         let mut command = Command::new(program);
         command.arg("--root").arg(stage::root().path());
-        command.args(["--listen", "127.0.0.1:0"]);
+        command.args(["--listen", "127.0.0.1:0", "--boot-deadline", "3m"]);
         if let Some(vmm) = stage::vmm() {
             command.arg("--vmm").arg(vmm);
         }
@@ -131,6 +123,22 @@ impl TestAgent {
         let pid = child.id();
         until("the agent has ended", || async { ended(pid) }).await;
         child.wait().unwrap();
+    }
+
+    /// Destroys what the test left, if the agent runs. What it cannot destroy is left to
+    /// whoever takes it over.
+    async fn destroy_all(&self) {
+        if self.running.lock().unwrap().is_none() {
+            return;
+        }
+        let client = self.client();
+        let listed = client.list_sandboxes(ListSandboxesRequest::default()).await;
+        for sandbox in listed.map_or(Vec::new(), |listed| listed.into_owned().sandboxes) {
+            let request = DestroySandboxRequest { id: sandbox.id };
+            if let Err(error) = client.destroy_sandbox(request).await {
+                eprintln!("not destroyed: {error}");
+            }
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
