@@ -123,8 +123,9 @@ async fn work(agent: Arc<TestAgent>, ledger: Arc<Ledger>) {
         let Some(client) = agent.client_if_running() else {
             continue;
         };
-        match rand::random_range(0..3) {
-            0 => {
+        // Sandboxes are destroyed rarely enough for most to meet a kill.
+        match rand::random_range(0..32) {
+            0..8 => {
                 let request = small();
                 let id = request.id.clone();
                 ledger.set(&id, Knowledge::Asked);
@@ -137,7 +138,17 @@ async fn work(agent: Arc<TestAgent>, ledger: Arc<Ledger>) {
                     Err(_) => {}
                 }
             }
-            1 => {
+            8 => {
+                let Some(id) = ledger.some(Knowledge::Acknowledged) else {
+                    continue;
+                };
+                ledger.set(&id, Knowledge::Leaving);
+                let request = DestroySandboxRequest { id: id.clone() };
+                if client.destroy_sandbox(request).await.is_ok() {
+                    ledger.forget(&id);
+                }
+            }
+            _ => {
                 let Some(id) = ledger.some(Knowledge::Acknowledged) else {
                     continue;
                 };
@@ -150,16 +161,6 @@ async fn work(agent: Arc<TestAgent>, ledger: Arc<Ledger>) {
                     let answer = answer.into_owned();
                     assert_eq!(&answer.stdout[..], b"alive\n");
                     ledger.executed.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            _ => {
-                let Some(id) = ledger.some(Knowledge::Acknowledged) else {
-                    continue;
-                };
-                ledger.set(&id, Knowledge::Leaving);
-                let request = DestroySandboxRequest { id: id.clone() };
-                if client.destroy_sandbox(request).await.is_ok() {
-                    ledger.forget(&id);
                 }
             }
         }
