@@ -74,6 +74,7 @@ impl Agent {
             let host = HostConfig {
                 root: config.root,
                 vmm: config.vmm,
+                pager: config.pager,
                 network: config.network,
                 pool: PoolConfig {
                     size: config.slot_pool_size.into(),

@@ -70,6 +70,10 @@ struct Options {
     /// this program.
     #[arg(long, value_name = "PATH", env = "WRENN_VMM")]
     vmm: Option<PathBuf>,
+    /// Program that feeds restored VMs their memory; the wrenn-pager beside this program
+    /// unless set, else on PATH.
+    #[arg(long, value_name = "PATH", env = "WRENN_PAGER")]
+    pager: Option<PathBuf>,
     /// Network of the addresses where this host reaches its guests.
     #[arg(
         long,
@@ -142,6 +146,8 @@ pub struct Config {
     pub limits: Limits,
     /// The program that runs VMs.
     pub vmm: Option<PathBuf>,
+    /// The program that feeds restored VMs their memory; looked for where it is not set.
+    pub pager: Option<PathBuf>,
     /// Addresses of slots.
     pub network: NetworkConfig,
     /// The two networks that `network` was made of.
@@ -303,6 +309,7 @@ impl Options {
             metrics_listen: self.metrics_listen,
             limits,
             vmm: self.vmm,
+            pager: self.pager,
             network,
             networks: (self.slot_network, self.link_network),
             slot_pool_size: self.slot_pool_size,
@@ -331,6 +338,9 @@ impl fmt::Display for Config {
         writeln!(f, "AGENT_DISK_RESERVE_MIB={}", self.limits.disk_reserve_mib)?;
         if let Some(vmm) = &self.vmm {
             writeln!(f, "WRENN_VMM={}", vmm.display())?;
+        }
+        if let Some(pager) = &self.pager {
+            writeln!(f, "WRENN_PAGER={}", pager.display())?;
         }
         writeln!(f, "AGENT_SLOT_NETWORK={}", self.networks.0)?;
         writeln!(f, "AGENT_LINK_NETWORK={}", self.networks.1)?;

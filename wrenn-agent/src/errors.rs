@@ -2,10 +2,13 @@
 //! reader can act on. What only helps whoever runs the host stays in the log.
 
 use wrenn_core::devicemapper::CreateDiskError;
-use wrenn_core::fleet::{CreateError, DestroyRefused, NotRunning, PauseRefused, ResumeRefused};
+use wrenn_core::fleet::{
+    CreateError, DestroyRefused, FreezeRefused, NotRunning, PauseRefused, ResumeRefused,
+};
 use wrenn_core::guest::{GuestError, RpcCode};
 use wrenn_core::sandbox::{
-    ChangeEgressError, CopyDiskError, CreateSandboxError, MakeDiskError, PauseError, RecordError,
+    CaptureError, ChangeEgressError, CopyDiskError, CreateSandboxError, DeleteSnapshotError,
+    MakeDiskError, NameSnapshotError, PauseError, ReadSnapshotError, RecordError,
     RestoreRootDiskError, ResumeError,
 };
 use wrenn_core::snapshot::{FileError, WriteBuildError};
@@ -85,6 +88,9 @@ impl Answer for CreateSandboxError {
                 ErrorCode::Internal,
                 cut(&self.to_string(), MAX_GUEST_WORDS).to_owned(),
             ),
+            Self::Resources { .. } => (ErrorCode::InvalidArgument, self.to_string()),
+            Self::Snapshot(error) => error.answer(),
+            Self::Restore(error) => error.answer(),
             Self::NoHost => (ErrorCode::FailedPrecondition, self.to_string()),
             Self::Directory(_)
             | Self::Record(_)
@@ -157,10 +163,65 @@ impl Answer for PauseRefused {
                 let message = cut(&self.to_string(), MAX_GUEST_WORDS).to_owned();
                 (ErrorCode::FailedPrecondition, message)
             }
-            Self::Failed { source, .. } => match &**source {
-                PauseError::Build(WriteBuildError::File(FileError::NoSpace { .. })) => full_disk(),
-                _ => (ErrorCode::Internal, OURS.to_owned()),
-            },
+            Self::Failed { source, .. } => source.answer(),
+        }
+    }
+}
+
+impl Answer for FreezeRefused {
+    fn answer(&self) -> (ErrorCode, String) {
+        match self {
+            Self::State { .. } => {
+                let message = cut(&self.to_string(), MAX_GUEST_WORDS).to_owned();
+                (ErrorCode::FailedPrecondition, message)
+            }
+            Self::Failed { source, .. } => source.answer(),
+            Self::Paused { source, .. } => source.answer(),
+        }
+    }
+}
+
+impl Answer for PauseError {
+    fn answer(&self) -> (ErrorCode, String) {
+        match self {
+            Self::Capture(CaptureError::Build(WriteBuildError::File(FileError::NoSpace {
+                ..
+            }))) => full_disk(),
+            _ => (ErrorCode::Internal, OURS.to_owned()),
+        }
+    }
+}
+
+impl Answer for NameSnapshotError {
+    fn answer(&self) -> (ErrorCode, String) {
+        match self {
+            Self::Name(name) => {
+                let shown = Self::Name(cut(name, 64).to_owned());
+                (ErrorCode::InvalidArgument, shown.to_string())
+            }
+            Self::Taken(_) => (ErrorCode::AlreadyExists, self.to_string()),
+            Self::Write { .. } => (ErrorCode::Internal, OURS.to_owned()),
+        }
+    }
+}
+
+impl Answer for ReadSnapshotError {
+    fn answer(&self) -> (ErrorCode, String) {
+        let message = "what is written of a snapshot cannot be read, and the host's log says why; \
+            delete the snapshot and make it again";
+        (ErrorCode::Internal, message.to_owned())
+    }
+}
+
+impl Answer for DeleteSnapshotError {
+    fn answer(&self) -> (ErrorCode, String) {
+        match self {
+            Self::Unknown { name, .. } => {
+                let name = cut(name, 64);
+                let message = format!("there is no snapshot '{name}' on this host");
+                (ErrorCode::NotFound, message)
+            }
+            Self::Remove { .. } | Self::Users(_) => (ErrorCode::Internal, OURS.to_owned()),
         }
     }
 }
@@ -195,6 +256,8 @@ impl Answer for ResumeError {
                 (ErrorCode::FailedPrecondition, error.to_string())
             }
             Self::Store(_)
+            | Self::Pager(_)
+            | Self::Image(_)
             | Self::Disk(_)
             | Self::Directory { .. }
             | Self::Vm(_)
@@ -375,7 +438,7 @@ mod tests {
             .answer(),
             PauseRefused::Failed {
                 id: id(),
-                source: Arc::new(PauseError::Thread),
+                source: Arc::new(CaptureError::Thread.into()),
             }
             .answer(),
             ResumeRefused::State {

@@ -167,6 +167,10 @@ impl Metrics {
                 self.turned("pause", "succeeded", &pause_phases(timings));
             }
             FleetEvent::NotPaused(_) => self.turned("pause", "failed", &[]),
+            FleetEvent::Frozen(_, timings) => {
+                self.turned("snapshot", "succeeded", &pause_phases(timings));
+            }
+            FleetEvent::NotFrozen(_) => self.turned("snapshot", "failed", &[]),
             FleetEvent::Resumed(_, timings) => {
                 self.turned("resume", "succeeded", &phases(timings));
             }
@@ -281,10 +285,10 @@ pub(crate) fn phases(timings: &Timings) -> [(&'static str, Duration); 6] {
 /// Each step of a pause by name.
 fn pause_phases(timings: &PauseTimings) -> [(&'static str, Duration); 6] {
     [
-        ("sync", timings.sync),
-        ("capture", timings.capture),
-        ("disk", timings.disk),
-        ("publish", timings.publish),
+        ("sync", timings.capture.sync),
+        ("memory", timings.capture.memory),
+        ("disk", timings.capture.disk),
+        ("publish", timings.capture.publish),
         ("release", timings.release),
         ("total", timings.total),
     ]

@@ -263,6 +263,7 @@ impl<'a> Bench<'a> {
             let working_set = WorkingSetFile {
                 path: path.clone(),
                 window: Duration::from_secs(60),
+                recorded: None,
             };
             let ((), report) = self.with_pager(Some(working_set), |memory| {
                 touch(memory, &needs);

@@ -6,6 +6,8 @@
 //! <root>/imports/<random>/               a template that is being made
 //! <root>/sandboxes/<sandbox id>/         see [`crate::sandbox`]
 //! <root>/snapshots/builds/<build id>/    see [`crate::snapshot`]
+//! <root>/snapshots/named/<name>.json     templates that are frozen machines
+//! <root>/snapshots/working-sets/<build id>
 //! <root>/network/slots/<number>
 //! ```
 
@@ -54,6 +56,17 @@ impl RootDirectory {
     #[must_use]
     pub fn builds(&self) -> PathBuf {
         self.snapshots().join("builds")
+    }
+
+    /// Snapshots that have a name, one file each.
+    #[must_use]
+    pub fn named_snapshots(&self) -> PathBuf {
+        self.snapshots().join("named")
+    }
+
+    /// What guests needed first when they were restored, one file for each build.
+    pub(crate) fn working_sets(&self) -> PathBuf {
+        self.snapshots().join("working-sets")
     }
 
     /// Sandboxes, one directory each.

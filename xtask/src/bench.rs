@@ -33,6 +33,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         records.extend(step(&format!("Benchmark {name}"), || {
             let mut run = Run::new(program)
                 .file("WRENN_E2E_WRENN", &programs.wrenn)
+                .file("WRENN_PAGER", &programs.pager)
                 .file("WRENN_VMM", &programs.vmm);
             if let Some(baseline) = &baseline {
                 run = run.file("WRENN_BASELINE_VMM", baseline);

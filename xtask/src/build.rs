@@ -13,6 +13,7 @@ pub(crate) struct Programs {
     pub(crate) wrenn: PathBuf,
     pub(crate) agent: PathBuf,
     pub(crate) vmm: PathBuf,
+    pub(crate) pager: PathBuf,
     pub(crate) provision: PathBuf,
 }
 
@@ -25,6 +26,7 @@ impl Programs {
         for package in [
             "wrenn-cli",
             "wrenn-agent",
+            "wrenn-core",
             "wrenn-vmm",
             "wrenn-envd",
             "wrenn-machine",
@@ -37,6 +39,7 @@ impl Programs {
             wrenn: find(&made, "wrenn")?,
             agent: find(&made, "wrenn-agent")?,
             vmm: find(&made, "wrenn-vmm")?,
+            pager: find(&made, "wrenn-pager")?,
             provision: find(&made, "xtask-provision")?,
         })
     }

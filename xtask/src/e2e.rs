@@ -50,6 +50,7 @@ pub(crate) fn suite(
         let mut run = Run::new(program)
             .file("WRENN_E2E_WRENN", &programs.wrenn)
             .file("WRENN_E2E_AGENT", &programs.agent)
+            .file("WRENN_PAGER", &programs.pager)
             .file("WRENN_VMM", vmm.unwrap_or(&programs.vmm));
         if let Some(filter) = filter {
             run = run.argument(filter);

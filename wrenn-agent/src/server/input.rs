@@ -76,8 +76,7 @@ pub(super) fn user(text: &str) -> Checked<Option<&str>> {
 }
 
 /// A size; what is zero gets its default.
-pub(super) fn resources(asked: Option<&wire::Resources>) -> Checked<Resources> {
-    let default = Resources::default();
+pub(super) fn resources(asked: Option<&wire::Resources>, default: Resources) -> Checked<Resources> {
     let (vcpus, memory_mib) = asked.map_or((0, 0), |asked| (asked.vcpus, asked.memory_mib));
     let or = |asked: u32, default: u64| if asked == 0 { default } else { asked.into() };
     Resources::new(
@@ -200,13 +199,16 @@ mod tests {
 
     #[test]
     fn zeros_are_defaults() {
-        assert_eq!(resources(None).unwrap(), Resources::default());
+        assert_eq!(
+            resources(None, Resources::default()).unwrap(),
+            Resources::default()
+        );
         let asked = wire::Resources {
             vcpus: 2,
             memory_mib: 0,
         };
         assert_eq!(
-            resources(Some(&asked)).unwrap(),
+            resources(Some(&asked), Resources::default()).unwrap(),
             Resources::new(2, Resources::default().memory_mib().into()).unwrap()
         );
         let size = terminal_size(&wire::TerminalSize::default()).unwrap();
@@ -230,10 +232,13 @@ mod tests {
                 rows: 0,
             })
             .unwrap_err(),
-            resources(Some(&wire::Resources {
-                vcpus: 4000,
-                memory_mib: 0,
-            }))
+            resources(
+                Some(&wire::Resources {
+                    vcpus: 4000,
+                    memory_mib: 0,
+                }),
+                Resources::default(),
+            )
             .unwrap_err(),
         ];
         let words = [

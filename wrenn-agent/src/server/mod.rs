@@ -9,6 +9,7 @@ mod host;
 mod http;
 mod input;
 mod sandboxes;
+mod snapshots;
 mod watch;
 
 use std::sync::Arc;
@@ -73,6 +74,12 @@ impl HostAgent for Service {
         pause_sandbox: PauseSandboxRequest => PauseSandboxResponse, sandboxes::pause;
         resume_sandbox: ResumeSandboxRequest => ResumeSandboxResponse, sandboxes::resume;
         pause_all: PauseAllRequest => PauseAllResponse, sandboxes::pause_all;
+        acknowledge_auto_paused: AcknowledgeAutoPausedRequest => AcknowledgeAutoPausedResponse,
+            sandboxes::acknowledge;
+        fork_sandbox: ForkSandboxRequest => ForkSandboxResponse, snapshots::fork;
+        create_snapshot: CreateSnapshotRequest => CreateSnapshotResponse, snapshots::create;
+        list_snapshots: ListSnapshotsRequest => ListSnapshotsResponse, snapshots::list;
+        delete_snapshot: DeleteSnapshotRequest => DeleteSnapshotResponse, snapshots::delete;
         destroy_sandbox: DestroySandboxRequest => DestroySandboxResponse, sandboxes::destroy;
         set_egress: SetEgressRequest => SetEgressResponse, sandboxes::set_egress;
         get_metrics: GetMetricsRequest => GetMetricsResponse, sandboxes::metrics;

@@ -28,7 +28,7 @@ const METRICS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Whether an answer holds the secret that opens the guest.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Token {
+pub(super) enum Token {
     Shown,
     Left,
 }
@@ -38,14 +38,17 @@ pub(super) async fn create(
     request: CreateSandboxRequest,
 ) -> Result<CreateSandboxResponse, ConnectError> {
     let id = input::sandbox_id(&request.id)?;
+    let (root, template) = (agent.fleet.root().clone(), request.template);
+    let from_template = blocking(move || engine::default_config(&root, &template)).await?;
+    let from_template = from_template.map_err(|error| answer(&error))?;
     let config = SandboxConfig {
         id,
-        resources: input::resources(request.resources.as_option())?,
+        resources: input::resources(request.resources.as_option(), from_template.resources)?,
         env: input::environment(request.env)?,
         metadata: input::map("metadata", request.metadata)?,
         egress: egress::policy(request.egress.into_option())?,
         timeout: Duration::from_secs(request.timeout_sec),
-        ..SandboxConfig::from_template(request.template)
+        ..from_template
     };
     let created = agent.fleet.create(config).await;
     let sandbox = created.map_err(|error| answer(&error))?;
@@ -74,7 +77,25 @@ pub(super) async fn list(
             .iter()
             .map(|sandbox| describe(sandbox, Token::Left))
             .collect(),
+        auto_paused_sandbox_ids: all
+            .iter()
+            .filter(|sandbox| sandbox.status().auto_paused)
+            .map(|sandbox| sandbox.id().to_string())
+            .collect(),
     })
+}
+
+pub(super) async fn acknowledge(
+    agent: &Arc<Agent>,
+    request: AcknowledgeAutoPausedRequest,
+) -> Result<AcknowledgeAutoPausedResponse, ConnectError> {
+    for id in request.ids {
+        if let Some(sandbox) = agent.fleet.get(&input::sandbox_id(&id)?) {
+            let known = sandbox.acknowledge().await;
+            known.map_err(|error| answer(&error))?;
+        }
+    }
+    Ok(AcknowledgeAutoPausedResponse::default())
 }
 
 pub(super) async fn ping(
@@ -230,7 +251,7 @@ fn tail(path: &Path, length: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn describe(sandbox: &SandboxHandle, token: Token) -> Sandbox {
+pub(super) fn describe(sandbox: &SandboxHandle, token: Token) -> Sandbox {
     let (asked, status) = (sandbox.asked(), sandbox.status());
     let guest = status.guest.as_ref();
     let secret = match token {
@@ -258,6 +279,7 @@ fn describe(sandbox: &SandboxHandle, token: Token) -> Sandbox {
             .flat_map(phases)
             .map(|(phase, took)| (phase.to_owned(), took.as_secs_f64() * 1e3))
             .collect(),
+        pager_pid: status.pager_pid.unwrap_or_default(),
     }
 }
 

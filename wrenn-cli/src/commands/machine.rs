@@ -209,6 +209,8 @@ pub(super) async fn run_inside(args: &run::Args) -> anyhow::Result<ExitCode> {
     let client = running.client()?;
     let this = std::env::current_exe().context("cannot find this program")?;
     let wrenn = push(&client, &this, PROGRAMS_INSIDE).await?;
+    // It is found there beside the program.
+    push(&client, &sibling(&this, "wrenn-pager"), PROGRAMS_INSIDE).await?;
     let vmm = match &args.vmm {
         Some(named) => {
             push(

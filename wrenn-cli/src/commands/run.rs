@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::Context;
 use wrenn_core::RootDirectory;
 use wrenn_core::guest::Command;
-use wrenn_core::sandbox::{Host, HostConfig, Sandbox, SandboxConfig};
+use wrenn_core::sandbox::{
+    Host, HostConfig, NamedSnapshot, Sandbox, SandboxConfig, default_config,
+};
 use wrenn_core::vm::Resources;
 
 use super::UsageError;
@@ -24,6 +26,7 @@ Examples:
   wrenn run --template minimal --memory 256M -- cat /etc/os-release
   tar c src | wrenn run -i -- tar x
   wrenn run -it -- bash
+  wrenn run --from warmed-up -- python3 -c 'print(model(1))'
 
 The exit code is the command's own; 128 and the signal's number if it died by a signal;
 124 if --timeout ended it; 1 if the sandbox failed; 2 for a usage error.")]
@@ -31,12 +34,15 @@ pub struct Args {
     /// Template that the sandbox is made from.
     #[arg(long, value_name = "NAME", default_value = "base")]
     pub template: String,
-    /// Virtual CPUs.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub vcpus: u64,
-    /// Memory: 512M, 2G, or a number of MiB.
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_mib)]
-    pub memory: u64,
+    /// Snapshot that the sandbox goes on from, in place of a template.
+    #[arg(long, value_name = "NAME", conflicts_with = "template")]
+    pub from: Option<String>,
+    /// Virtual CPUs; 1 unless set, or those of the snapshot.
+    #[arg(long, value_name = "N")]
+    pub vcpus: Option<u64>,
+    /// Memory: 512M, 2G, or a number of MiB; 512M unless set, or that of the snapshot.
+    #[arg(long, value_name = "SIZE", value_parser = parse_mib)]
+    pub memory: Option<u64>,
     /// Variable of the command's environment; may be given often.
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub env: Vec<(String, String)>,
@@ -77,11 +83,12 @@ impl Args {
     /// These options as words for the same command elsewhere, without those that say
     /// where and with which VMM it runs.
     pub(super) fn for_another_host(&self) -> Vec<String> {
-        let mut words = vec![
-            format!("--template={}", self.template),
-            format!("--vcpus={}", self.vcpus),
-            format!("--memory={}", self.memory),
-        ];
+        let mut words = vec![match &self.from {
+            Some(from) => format!("--from={from}"),
+            None => format!("--template={}", self.template),
+        }];
+        words.extend(self.vcpus.map(|vcpus| format!("--vcpus={vcpus}")));
+        words.extend(self.memory.map(|memory| format!("--memory={memory}")));
         words.extend(
             self.env
                 .iter()
@@ -110,29 +117,49 @@ impl Args {
 /// # Errors
 /// When the sandbox cannot be made or breaks. A command that fails is no error here.
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
-    let resources =
-        Resources::new(args.vcpus, args.memory).map_err(|error| UsageError(error.to_string()))?;
+    // What makes no sense anywhere is refused before anything is started.
+    resources(&args, Resources::default())?;
     if !args.here && !super::machine::host_can_run_sandboxes(global).await? {
         return super::machine::run_inside(&args).await;
     }
-    run_here(global, &args, resources).await
+    run_here(global, &args).await
 }
 
-async fn run_here(
-    global: &GlobalArgs,
-    args: &Args,
-    resources: Resources,
-) -> anyhow::Result<ExitCode> {
+/// The size that is asked for, over one that is not.
+fn resources(args: &Args, default: Resources) -> Result<Resources, UsageError> {
+    let vcpus = args.vcpus.unwrap_or(default.vcpus().into());
+    let memory = args.memory.unwrap_or(default.memory_mib().into());
+    Resources::new(vcpus, memory).map_err(|error| UsageError(error.to_string()))
+}
+
+/// What is to run, and from what.
+fn sandbox_config(root: &RootDirectory, args: &Args) -> anyhow::Result<SandboxConfig> {
+    if let Some(name) = &args.from
+        && NamedSnapshot::find(root, name)?.is_none()
+    {
+        let error = format!(
+            "there is no snapshot '{name}' in {}; `wrenn agent snapshot create` makes one",
+            root.named_snapshots().display()
+        );
+        anyhow::bail!(error);
+    }
+    let template = args.from.as_ref().unwrap_or(&args.template);
+    let config = default_config(root, template)?;
+    Ok(SandboxConfig {
+        resources: resources(args, config.resources)?,
+        env: args.env.iter().cloned().collect::<BTreeMap<_, _>>(),
+        ..config
+    })
+}
+
+async fn run_here(global: &GlobalArgs, args: &Args) -> anyhow::Result<ExitCode> {
+    let root = RootDirectory::new(&global.root);
+    let sandbox_config = sandbox_config(&root, args)?;
     let config = HostConfig {
-        root: RootDirectory::new(&global.root),
+        root,
         vmm: args.vmm.clone(),
         search_path: std::env::var_os("PATH"),
         ..HostConfig::default()
-    };
-    let sandbox_config = SandboxConfig {
-        resources,
-        env: args.env.iter().cloned().collect::<BTreeMap<_, _>>(),
-        ..SandboxConfig::from_template(&args.template)
     };
     // A signal while the sandbox is made takes it down in order instead of leaving it to
     // the next sweep.

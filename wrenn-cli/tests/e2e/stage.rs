@@ -77,6 +77,7 @@ pub(crate) async fn open() -> Host {
     Host::open(HostConfig {
         root: root(),
         vmm: vmm(),
+        pager: pager(),
         boot_deadline: BOOT_DEADLINE,
         ..HostConfig::default()
     })
@@ -94,6 +95,11 @@ pub(crate) fn root() -> RootDirectory {
 /// The program that runs VMs.
 pub(crate) fn vmm() -> Option<PathBuf> {
     std::env::var_os("WRENN_VMM").map(PathBuf::from)
+}
+
+/// The program that feeds restored VMs their memory.
+pub(crate) fn pager() -> Option<PathBuf> {
+    std::env::var_os("WRENN_PAGER").map(PathBuf::from)
 }
 
 /// The `wrenn` program under test.

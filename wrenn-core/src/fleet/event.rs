@@ -17,6 +17,10 @@ pub enum FleetEvent {
     Paused(SandboxId, PauseTimings),
     /// It could not be paused.
     NotPaused(SandboxId),
+    /// It was written down while it went on, and took this long.
+    Frozen(SandboxId, PauseTimings),
+    /// It could not be written down.
+    NotFrozen(SandboxId),
     /// It was resumed, and took this long.
     Resumed(SandboxId, Timings),
     /// It could not be resumed, and is paused as before.

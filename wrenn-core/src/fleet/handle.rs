@@ -10,7 +10,7 @@ use crate::SandboxId;
 use crate::guest::GuestClient;
 use crate::network::{EgressPolicy, SlotCounters};
 use crate::sandbox::{
-    Activity, ChangeEgressError, DestroyError, InUse, PauseError, RecordError, ResumeError,
+    Activity, ChangeEgressError, DestroyError, Frozen, InUse, PauseError, RecordError, ResumeError,
     SandboxConfig, State,
 };
 
@@ -26,6 +26,8 @@ pub(super) enum Request {
     Traffic(oneshot::Sender<Option<SlotCounters>>),
     Pause(oneshot::Sender<Result<(), PauseRefused>>),
     Resume(Option<Duration>, oneshot::Sender<Result<(), ResumeRefused>>),
+    Freeze(oneshot::Sender<Result<Frozen, FreezeRefused>>),
+    Acknowledge(oneshot::Sender<Result<(), RecordError>>),
     /// It was idle for longer than it may be. Only its task itself says so.
     Expire,
     Leave,
@@ -98,6 +100,39 @@ pub enum PauseRefused {
         /// Why.
         #[source]
         source: Arc<PauseError>,
+    },
+}
+
+/// Why nothing can be made of a sandbox.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FreezeRefused {
+    /// There is nothing to make it of.
+    #[error("sandbox {id} is {state}{}, and only one that is running or paused can be written down", because(.reason))]
+    State {
+        /// The sandbox.
+        id: SandboxId,
+        /// Where it is in its life.
+        state: State,
+        /// Why it broke, if it did.
+        reason: Option<String>,
+    },
+    /// A step failed. Its state says whether it goes on.
+    #[error("sandbox {id} could not be written down")]
+    Failed {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: Arc<PauseError>,
+    },
+    /// It is paused, and what it is paused as cannot be opened.
+    #[error("what sandbox {id} is paused as cannot be opened")]
+    Paused {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: Arc<ResumeError>,
     },
 }
 
@@ -297,6 +332,32 @@ impl SandboxHandle {
         answer
             .await
             .unwrap_or_else(|_| Err(self.status().cannot_resume(self.id())))
+    }
+
+    /// Writes it down as it is at one moment, while it goes on. Others can be made of what
+    /// comes out.
+    ///
+    /// # Errors
+    /// When it neither runs nor is paused, or a step fails; then it goes on, or is broken.
+    ///
+    /// # Cancel safety
+    /// Once asked for, it goes on without the future.
+    pub async fn freeze(&self) -> Result<Frozen, FreezeRefused> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Freeze(reply)).await;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(self.status().cannot_freeze(self.id())))
+    }
+
+    /// Notes that somebody knows that it was paused for being idle.
+    ///
+    /// # Errors
+    /// When that cannot be written down; then it is said again.
+    pub async fn acknowledge(&self) -> Result<(), RecordError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Acknowledge(reply)).await;
+        answer.await.unwrap_or(Ok(()))
     }
 
     /// Ends it, data included. One that has ended already is no error.

@@ -30,7 +30,8 @@ mod task;
 pub use admission::{Limits, Refusal, Reserved};
 pub use event::FleetEvent;
 pub use handle::{
-    DestroyRefused, GuestLease, NotRunning, PauseRefused, ResumeRefused, SandboxHandle,
+    DestroyRefused, FreezeRefused, GuestLease, NotRunning, PauseRefused, ResumeRefused,
+    SandboxHandle,
 };
 pub use status::Status;
 
@@ -42,7 +43,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tracing::{info, warn};
 
 use crate::sandbox::{
-    AdoptError, CreateSandboxError, Host, Keep, SandboxConfig, State, SweepError,
+    AdoptError, CreateSandboxError, Frozen, Host, Keep, SandboxConfig, State, SweepError,
 };
 use crate::template::Template;
 use crate::{Chain, RootDirectory, SandboxId};
@@ -154,6 +155,33 @@ impl Fleet {
         handle.created().await
     }
 
+    /// Creates a sandbox that goes on where another was frozen. Otherwise as
+    /// [`Fleet::create`].
+    ///
+    /// # Errors
+    /// When the host is full, the id is taken by another, or a step fails; nothing is left
+    /// behind then.
+    ///
+    /// # Cancel safety
+    /// The creation goes on without the future.
+    pub async fn create_from(
+        &self,
+        frozen: &Frozen,
+        config: SandboxConfig,
+    ) -> Result<SandboxHandle, CreateError> {
+        let config = SandboxConfig {
+            keep: Keep::UntilDestroyed,
+            ..config
+        };
+        let (host, frozen) = (self.host.clone(), frozen.clone());
+        let create = |config: SandboxConfig| async move {
+            let host = host.ok_or(CreateSandboxError::NoHost)?;
+            host.create_from(&frozen, config).await
+        };
+        let handle = self.roster.begin(config, &self.root, create)?;
+        handle.created().await
+    }
+
     /// The sandbox of this id.
     #[must_use]
     pub fn get(&self, id: &SandboxId) -> Option<SandboxHandle> {
@@ -180,6 +208,14 @@ impl Fleet {
             .buffer_unordered(PAUSED_AT_ONCE)
             .collect()
             .await
+    }
+
+    /// Removes builds that nobody needs any more, after a snapshot was deleted. What goes
+    /// wrong is said in the log; the next collection tries again.
+    pub async fn collect_builds(&self) {
+        if let Some(host) = &self.host {
+            collect_once(host).await;
+        }
     }
 
     /// What happens to its sandboxes from now on. Who reads too slowly misses the oldest.
@@ -214,11 +250,7 @@ impl Fleet {
 /// sandbox stops needing some.
 async fn collect_builds(host: Host, mut events: broadcast::Receiver<FleetEvent>) {
     loop {
-        match host.collect_builds().await {
-            Ok(collected) if collected.is_empty() => {}
-            Ok(collected) => info!(builds = collected.len(), "removed builds that nobody needs"),
-            Err(error) => warn!(error = %Chain(&error), "builds that nobody needs stay"),
-        }
+        collect_once(&host).await;
         loop {
             match events.recv().await {
                 Ok(FleetEvent::Destroyed(_) | FleetEvent::Paused(..) | FleetEvent::Resumed(..))
@@ -227,5 +259,13 @@ async fn collect_builds(host: Host, mut events: broadcast::Receiver<FleetEvent>)
                 Err(RecvError::Closed) => return,
             }
         }
+    }
+}
+
+async fn collect_once(host: &Host) {
+    match host.collect_builds().await {
+        Ok(collected) if collected.is_empty() => {}
+        Ok(collected) => info!(builds = collected.len(), "removed builds that nobody needs"),
+        Err(error) => warn!(error = %Chain(&error), "builds that nobody needs stay"),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{PauseRefused, ResumeRefused};
+use super::{FreezeRefused, PauseRefused, ResumeRefused};
 use crate::SandboxId;
 use crate::guest::GuestClient;
 use crate::network::SlotNumber;
@@ -25,6 +25,10 @@ pub struct Status {
     pub slot: Option<SlotNumber>,
     /// The process id of its VMM, while it runs.
     pub vmm_pid: Option<u32>,
+    /// The process id of the pager that feeds it memory, where one does.
+    pub pager_pid: Option<u32>,
+    /// Whether it is paused because it was idle, and nobody has acknowledged that.
+    pub auto_paused: bool,
     /// How long each step of its creation or last resume took, where this program did it.
     pub timings: Option<Timings>,
 }
@@ -39,6 +43,8 @@ impl Status {
             guest: None,
             slot: None,
             vmm_pid: None,
+            pager_pid: None,
+            auto_paused: false,
             timings: None,
         }
     }
@@ -59,6 +65,14 @@ impl Status {
         }
     }
 
+    pub(super) fn cannot_freeze(&self, id: &SandboxId) -> FreezeRefused {
+        FreezeRefused::State {
+            id: id.clone(),
+            state: self.state,
+            reason: self.reason.clone(),
+        }
+    }
+
     /// The same without what only a running sandbox has.
     pub(super) fn without_vm(&self, state: State, reason: Option<String>) -> Self {
         Self {
@@ -67,6 +81,8 @@ impl Status {
             guest: None,
             slot: None,
             vmm_pid: None,
+            pager_pid: None,
+            auto_paused: false,
             ..self.clone()
         }
     }

@@ -11,17 +11,22 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::admission::Reservation;
 use super::handle::Request;
 use super::roster::Roster;
-use super::{CreateError, FleetEvent, PauseRefused, ResumeRefused, SandboxHandle, Status};
+use super::{
+    CreateError, FleetEvent, FreezeRefused, PauseRefused, ResumeRefused, SandboxHandle, Status,
+};
 use crate::chain::Chain;
 use crate::network::SlotCounters;
 use crate::sandbox::{
     Adopted, AfterPause, ChangeEgressError, CreateSandboxError, DestroyError, Event, FailedPause,
-    FailedResume, Paused, RecordError, Remains, Sandbox, State,
+    FailedResume, Frozen, PauseReason, Paused, RecordError, Remains, Sandbox, State,
 };
 use crate::vm::ExitReason;
 
 /// How often it is looked whether a sandbox is idle.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether somebody asks for something, during work that can wait.
+const GLANCE: Duration = Duration::from_millis(10);
 
 /// What is left to do about a sandbox that is being created.
 enum Creation {
@@ -158,7 +163,16 @@ impl Owner {
                 Request::Traffic(reply) => answer(reply, self.traffic().await),
                 Request::Pause(reply) => {
                     let done;
-                    (self, done) = self.pause(roster).await;
+                    (self, done) = self.pause(PauseReason::Asked, roster).await;
+                    answer(reply, done);
+                }
+                Request::Freeze(reply) => {
+                    let done;
+                    (self, done) = self.freeze(roster).await;
+                    answer(reply, done);
+                }
+                Request::Acknowledge(reply) => {
+                    let done = self.acknowledge();
                     answer(reply, done);
                 }
                 Request::Resume(timeout, reply) => {
@@ -168,7 +182,7 @@ impl Owner {
                 }
                 Request::Expire => {
                     info!("was idle for too long");
-                    (self, _) = self.pause(roster).await;
+                    (self, _) = self.pause(PauseReason::Idle, roster).await;
                     // If that failed, it is not tried again at once.
                     self.handle.activity().touch();
                 }
@@ -198,7 +212,32 @@ impl Owner {
             roster.tell(FleetEvent::Broke(self.handle.id().clone()));
             self = self.fail(reason).await;
         }
+        self.compact().await;
         (self.requests.recv().await.unwrap_or(Request::Leave), self)
+    }
+
+    /// Brings the memory of a paused sandbox into one file where that is worth it, until
+    /// somebody asks for something.
+    async fn compact(&mut self) {
+        let Body::Paused(paused) = &mut self.body else {
+            return;
+        };
+        let compacted = tokio::select! {
+            // Whoever asks waits for none of it.
+            () = asked(&self.requests) => return,
+            compacted = paused.compacted() => compacted,
+        };
+        let taken = match compacted {
+            Ok(None) => return,
+            Ok(Some(compacted)) => paused
+                .take_compacted(compacted)
+                .map_err(|error| Chain(&error).to_string()),
+            Err(error) => Err(Chain(&error).to_string()),
+        };
+        match taken {
+            Ok(()) => info!("its memory is in one file again"),
+            Err(error) => warn!(error, "its memory stays in many files"),
+        }
     }
 
     async fn fail(mut self, reason: String) -> Self {
@@ -216,7 +255,11 @@ impl Owner {
     }
 
     /// Pauses it. Whatever talks to its guest is told first that it no longer runs.
-    async fn pause(mut self, roster: &Roster) -> (Self, Result<(), PauseRefused>) {
+    async fn pause(
+        mut self,
+        reason: PauseReason,
+        roster: &Roster,
+    ) -> (Self, Result<(), PauseRefused>) {
         let status = self.handle.status();
         let sandbox = match self.body {
             Body::Running(sandbox) => sandbox,
@@ -229,7 +272,7 @@ impl Owner {
         let state = status.state.after(Event::PauseAsked);
         let pausing = status.without_vm(state.unwrap_or(State::Pausing), None);
         self.handle.publish(pausing);
-        match sandbox.pause().await {
+        match sandbox.pause(reason).await {
             Ok(paused) => {
                 let (id, timings) = (paused.id().clone(), *paused.timings());
                 self.body = Body::Paused(Box::new(paused));
@@ -239,25 +282,71 @@ impl Owner {
                 (self, Ok(()))
             }
             Err(FailedPause { error, left }) => {
-                let event = match left {
-                    AfterPause::Running(sandbox) => {
-                        self.body = Body::Running(sandbox);
-                        Event::PauseFailed
-                    }
-                    AfterPause::Broken(remains) => {
-                        self.body = Body::Broken(remains);
-                        self.reserved = None;
-                        roster.tell(FleetEvent::Broke(self.handle.id().clone()));
-                        Event::Failed
-                    }
-                };
-                self.publish(event);
+                let event;
+                (self.body, event) = left_as(left);
+                self.publish_left(event, roster);
                 let id = self.handle.id().clone();
                 roster.tell(FleetEvent::NotPaused(id.clone()));
                 let source = Arc::new(error);
                 (self, Err(PauseRefused::Failed { id, source }))
             }
         }
+    }
+
+    /// Says what a pause left that failed.
+    fn publish_left(&mut self, event: Event, roster: &Roster) {
+        if event == Event::Failed {
+            self.reserved = None;
+            roster.tell(FleetEvent::Broke(self.handle.id().clone()));
+        }
+        self.publish(event);
+    }
+
+    /// Writes it down. Whatever talks to its guest only notices that the guest stands still.
+    async fn freeze(mut self, roster: &Roster) -> (Self, Result<Frozen, FreezeRefused>) {
+        let id = self.handle.id().clone();
+        let sandbox = match self.body {
+            Body::Running(sandbox) => sandbox,
+            Body::Paused(paused) => {
+                let frozen = paused.frozen().map_err(|error| FreezeRefused::Paused {
+                    id,
+                    source: Arc::new(error),
+                });
+                self.body = Body::Paused(paused);
+                return (self, frozen);
+            }
+            Body::Broken(_) => {
+                let refused = self.handle.status().cannot_freeze(&id);
+                return (self, Err(refused));
+            }
+        };
+        match sandbox.freeze().await {
+            Ok((sandbox, frozen, timings)) => {
+                self.body = Body::Running(Box::new(sandbox));
+                roster.tell(FleetEvent::Frozen(id, timings));
+                (self, Ok(frozen))
+            }
+            Err(FailedPause { error, left }) => {
+                let event;
+                (self.body, event) = left_as(left);
+                self.publish_left(event, roster);
+                roster.tell(FleetEvent::NotFrozen(id.clone()));
+                let source = Arc::new(error);
+                (self, Err(FreezeRefused::Failed { id, source }))
+            }
+        }
+    }
+
+    fn acknowledge(&mut self) -> Result<(), RecordError> {
+        if let Body::Paused(paused) = &mut self.body {
+            paused.acknowledge()?;
+            let status = self.handle.status();
+            self.handle.publish(Status {
+                auto_paused: false,
+                ..status
+            });
+        }
+        Ok(())
     }
 
     async fn resume(
@@ -381,10 +470,13 @@ impl Owner {
                 guest: Some(sandbox.guest().clone()),
                 slot: Some(sandbox.slot()),
                 vmm_pid: Some(sandbox.vm().pid()),
+                pager_pid: sandbox.pager_pid(),
+                auto_paused: false,
                 timings: Some(*sandbox.timings()),
             },
             Body::Paused(paused) => Status {
                 timeout: paused.config().timeout,
+                auto_paused: paused.auto_paused(),
                 ..status.without_vm(State::Paused, None)
             },
             Body::Broken(remains) => Status {
@@ -393,6 +485,13 @@ impl Owner {
                 ..status.without_vm(State::Error, Some(remains.reason().to_owned()))
             },
         });
+    }
+}
+
+fn left_as(left: AfterPause) -> (Body, Event) {
+    match left {
+        AfterPause::Running(sandbox) => (Body::Running(sandbox), Event::PauseFailed),
+        AfterPause::Broken(remains) => (Body::Broken(remains), Event::Failed),
     }
 }
 
@@ -412,6 +511,13 @@ fn ended(sandbox: &Sandbox, reason: ExitReason) -> String {
         format!("its VM ended ({reason})")
     } else {
         format!("its VM ended ({reason}); its console says: {console}")
+    }
+}
+
+/// Ends when a request is there, or nobody can make one any more.
+async fn asked(requests: &mpsc::Receiver<Request>) {
+    while requests.is_empty() && !requests.is_closed() {
+        tokio::time::sleep(GLANCE).await;
     }
 }
 

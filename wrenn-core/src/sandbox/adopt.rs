@@ -23,9 +23,10 @@ use super::disk::RootDisk;
 use super::host::Shared;
 use super::pause::{self, PauseTimings};
 use super::record::{RecordError, SandboxRecord};
-use super::{Paused, Remains, Sandbox, State, Timings, prepare, sweep};
+use super::{Paused, Remains, Sandbox, State, Timings, memory, prepare, sweep};
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient};
 use crate::network::{NetworkSlot, SlotNumber};
+use crate::uffd::process::PagerProcess;
 use crate::vm::{ApiError, Vm};
 use crate::{Chain, SandboxId};
 
@@ -116,6 +117,24 @@ async fn take_over(
         let cgroup = host.cgroups.adopt(&id);
         Vm::adopt(vmm, cgroup, directory.path())
     });
+    let pager = record.pager.as_ref().map(PagerProcess::adopt);
+    let (pager, no_pager) = match pager {
+        None => (None, false),
+        Some(Ok(Some(pager))) => (Some(pager), false),
+        Some(Ok(None)) => (None, true),
+        Some(Err(error)) => {
+            warn!(sandbox_id = %id, %error, "cannot watch its pager");
+            (None, true)
+        }
+    };
+    // Without it the VM waits for ever for pages.
+    let vm = match vm {
+        Some(vm) if no_pager => {
+            vm.kill().await;
+            None
+        }
+        vm => vm,
+    };
     let disk = take_over_disk(host, &directory, &record).await;
     let slot = take_over_slot(host, &record).await;
     let guest = slot.as_ref().and_then(|slot| {
@@ -132,6 +151,7 @@ async fn take_over(
             info!(sandbox_id = %id, "taken over");
             Adopted::Running(Box::new(Sandbox {
                 vm,
+                pager,
                 disk,
                 slot,
                 directory,
@@ -143,6 +163,7 @@ async fn take_over(
         }
         (vm, disk, slot, _) => {
             let lost = [
+                (no_pager, "pager ended"),
                 (vm.is_none(), "VM ended"),
                 (disk.is_none(), "disk was removed"),
                 (slot.is_none(), "network was removed"),
@@ -152,6 +173,7 @@ async fn take_over(
             if let Some(vm) = vm {
                 vm.kill().await;
             }
+            memory::end(pager).await;
             prepare::give_back(disk, slot).await;
             let reason = format!("its {lost} while nobody owned it");
             warn!(sandbox_id = %id, reason, "cannot be taken over");
@@ -175,7 +197,7 @@ async fn lie_down(
         warn!(sandbox_id = %id, error = %Chain(&error), "what a dead owner left stays for now");
     }
     pause::clear(&directory);
-    (record.vmm, record.slot) = (None, None);
+    (record.vmm, record.pager, record.slot) = (None, None, None);
     Paused::new(Arc::clone(host), directory, record, PauseTimings::default())
 }
 

@@ -1,8 +1,9 @@
-//! Which builds the sandboxes of a root directory need.
+//! Which builds the sandboxes and snapshots of a root directory need.
 
-use super::State;
+use super::named::NamedSnapshot;
 use super::record::SandboxRecord;
 use super::sweep::directories;
+use super::{State, memory};
 use crate::RootDirectory;
 use crate::snapshot::{
     BuildId, BuildStore, CollectError, FileError, Holder, OpenStoreError, Reference,
@@ -34,7 +35,9 @@ pub(super) async fn collect(root: &RootDirectory) -> Result<Vec<BuildId>, Collec
         }
         let store = BuildStore::open(&root)?;
         store.sweep()?;
-        Ok(store.gc(|| references(&root))?)
+        let removed = store.gc(|| references(&root))?;
+        memory::collect_working_sets(&root);
+        Ok(removed)
     })
     .await
     .map_err(|_| CollectBuildsError::Thread)?
@@ -43,7 +46,14 @@ pub(super) async fn collect(root: &RootDirectory) -> Result<Vec<BuildId>, Collec
 /// What the records name. One that cannot be read may name anything, so then nothing is
 /// known.
 fn references(root: &RootDirectory) -> Result<Vec<Reference>, ReferencesError> {
-    let mut references = Vec::new();
+    let named = NamedSnapshot::references(root)?;
+    let mut references: Vec<_> = named
+        .into_iter()
+        .map(|named| Reference {
+            build: named.build().clone(),
+            holder: Holder::Template(named.name().to_owned()),
+        })
+        .collect();
     for id in directories(root)? {
         let Some(record) = SandboxRecord::read(&root.sandbox(&id))? else {
             continue;

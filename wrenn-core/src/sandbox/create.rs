@@ -8,10 +8,13 @@ use tracing::{Instrument, info, info_span};
 
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{MakeDiskError, RootDisk};
+use super::frozen::FrozenRecord;
 use super::host::Shared;
 use super::images;
+use super::named::{NamedSnapshot, ReadSnapshotError};
 use super::prepare::{Prepared, give_back, prepare, vm_user};
 use super::record::{GuestSetup, RecordError, SandboxRecord};
+use super::restore::{ResumeError, restore};
 use super::{GuestAccess, Keep, Sandbox, SandboxConfig, State};
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError};
 use crate::network::{CreateSlotError, GrantTapError, NetworkSlot, SetEgressError};
@@ -46,6 +49,23 @@ pub enum CreateSandboxError {
         /// What is there.
         available_mib: u64,
     },
+    /// What it is to be made of cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] ReadSnapshotError),
+    /// It was asked for in another size than the snapshot has.
+    #[error(
+        "the snapshot has {} vCPUs and {} MiB, which cannot be changed; {} vCPUs and {} MiB were asked for",
+        .has.vcpus(), .has.memory_mib(), .asked.vcpus(), .asked.memory_mib()
+    )]
+    Resources {
+        /// What every sandbox of it has.
+        has: Resources,
+        /// What was asked for.
+        asked: Resources,
+    },
+    /// It could not be brought up as it was frozen.
+    #[error("cannot go on from the snapshot")]
+    Restore(#[source] Box<ResumeError>),
     /// Its directory could not be made.
     #[error("cannot make the sandbox's directory")]
     Directory(#[from] DirectoryError),
@@ -134,6 +154,9 @@ impl Sandbox {
     ) -> Result<Self, CreateSandboxError> {
         let span = info_span!("create", sandbox_id = %config.id, template = config.template);
         async {
+            if let Some(named) = NamedSnapshot::find(&host.root, &config.template)? {
+                return Self::restored(host, config, &named.frozen).await;
+            }
             let begun = Instant::now();
             let template = Template::open(&host.root, &config.template)?;
             check_memory(config.resources)?;
@@ -161,6 +184,35 @@ impl Sandbox {
         }
         .instrument(span)
         .await
+    }
+}
+
+impl Sandbox {
+    /// Creates a sandbox that goes on where another was frozen.
+    pub(super) async fn restored(
+        host: &Arc<Shared>,
+        config: SandboxConfig,
+        frozen: &FrozenRecord,
+    ) -> Result<Self, CreateSandboxError> {
+        if config.resources != frozen.resources {
+            return Err(CreateSandboxError::Resources {
+                has: frozen.resources,
+                asked: config.resources,
+            });
+        }
+        let directory = SandboxDirectory::create(&host.root, config.id.clone())?;
+        let created_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let mut record = SandboxRecord::begin(&config, created_at);
+        // Named from the first moment on, so that nobody collects it meanwhile.
+        record.build = Some(frozen.build.clone());
+        if config.keep == Keep::UntilDestroyed {
+            record.write(directory.path())?;
+        }
+        let restored = restore(host, &directory, &mut record, frozen).await;
+        let restored = restored.map_err(|error| CreateSandboxError::Restore(Box::new(error)))?;
+        let sandbox = restored.into_sandbox(Arc::clone(host), directory, record);
+        info!(timings = ?sandbox.timings, "the sandbox runs");
+        Ok(sandbox)
     }
 }
 
@@ -213,6 +265,7 @@ async fn boot(
     let guest = GuestClient::new(address, None)?;
     let mut sandbox = Sandbox {
         vm,
+        pager: None,
         disk,
         slot,
         directory,

@@ -1,26 +1,28 @@
 //! The host: what all its sandboxes share.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use super::adopt::{self, AdoptError, Adopted};
 use super::builds::{self, CollectBuildsError};
 use super::sweep::{self, Leftovers, SweepError};
-use super::{CreateSandboxError, Sandbox, SandboxConfig};
+use super::{CreateSandboxError, Frozen, MemorySupply, Sandbox, SandboxConfig};
 use crate::devicemapper::{self, DeviceMapper};
 use crate::network::{Network, NetworkConfig, OpenNetworkError, PoolConfig, SlotPool};
 use crate::snapshot::BuildId;
-use crate::vm::{Cgroups, Enforced, FindVmmError, VmUsers, VmmBinary};
+use crate::vm::{Cgroups, Enforced, FindVmmError, VmUsers, VmmBinary, find_program, is_program};
 use crate::{Chain, RootDirectory, SandboxId};
 
 const KVM: &str = "/dev/kvm";
+const USERFAULTFD: &str = "/dev/userfaultfd";
 
 /// How a host is set up.
 #[derive(Clone, Debug)]
@@ -41,6 +43,10 @@ pub struct HostConfig {
     pub cgroup_root: PathBuf,
     /// How long a guest may take from its first instruction until its daemon answers.
     pub boot_deadline: Duration,
+    /// The program that feeds restored guests their memory; looked for where it is not set.
+    pub pager: Option<PathBuf>,
+    /// Where restored guests get their memory from.
+    pub memory: MemorySupply,
 }
 
 impl Default for HostConfig {
@@ -59,6 +65,8 @@ impl Default for HostConfig {
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             // Ten times what a boot takes where one VM emulates another, the slowest case.
             boot_deadline: Duration::from_secs(60),
+            pager: None,
+            memory: MemorySupply::default(),
         }
     }
 }
@@ -77,6 +85,9 @@ pub enum OpenHostError {
     /// There is no VMM.
     #[error("there is no VMM to run")]
     Vmm(#[from] FindVmmError),
+    /// What is to feed restored guests is no program.
+    #[error("{} is no program; give the path of wrenn-pager", .0.display())]
+    Pager(PathBuf),
     /// The network could not be set up.
     #[error("cannot set up the host's network")]
     Network(#[from] OpenNetworkError),
@@ -105,6 +116,9 @@ pub(super) struct Shared {
     /// Where the kernel has one; disks are copies otherwise.
     pub(super) mapper: Option<DeviceMapper>,
     pub(super) boot_deadline: Duration,
+    /// Where there is one that can work here.
+    pub(super) pager: Option<PathBuf>,
+    pub(super) memory: MemorySupply,
 }
 
 impl Host {
@@ -119,6 +133,7 @@ impl Host {
         let kvm = std::fs::File::options().read(true).write(true).open(KVM);
         drop(kvm.map_err(OpenHostError::Kvm)?);
         let vmm = VmmBinary::find(config.vmm.as_deref(), config.search_path.as_deref())?;
+        let pager = find_pager(config.pager.as_deref(), config.search_path.as_deref())?;
         let cgroups = Cgroups::open(&config.cgroup_root, config.root.path());
         sweep::sweep(&config.root, &cgroups).await?;
         let kept = sweep::orphans(&config.root).await?;
@@ -138,6 +153,8 @@ impl Host {
             cgroups,
             mapper,
             boot_deadline: config.boot_deadline,
+            pager,
+            memory: config.memory,
         })))
     }
 
@@ -150,10 +167,45 @@ impl Host {
     /// The creation runs on a task of its own. Dropping the future ends it at its next
     /// step, which gives back what was made so far, in order.
     pub async fn create(&self, config: SandboxConfig) -> Result<Sandbox, CreateSandboxError> {
-        let (mut sender, receiver) = oneshot::channel();
         let host = Arc::clone(&self.0);
+        let create = |given_up: CancellationToken| async move {
+            Sandbox::create(&host, config, given_up.cancelled_owned()).await
+        };
+        self.creation(create).await
+    }
+
+    /// Creates a sandbox that goes on where another was frozen, under its own id, with
+    /// randomness, a token and a host name of its own. The size is that of the other.
+    ///
+    /// # Errors
+    /// When a step fails; nothing is left behind.
+    ///
+    /// # Cancel safety
+    /// As for [`Host::create`].
+    pub async fn create_from(
+        &self,
+        frozen: &Frozen,
+        config: SandboxConfig,
+    ) -> Result<Sandbox, CreateSandboxError> {
+        let (host, frozen) = (Arc::clone(&self.0), frozen.clone());
+        let create = |_| async move { Sandbox::restored(&host, config, &frozen.record).await };
+        self.creation(create).await
+    }
+
+    /// Runs a creation to its end, whoever goes away. It is told when nobody waits any more.
+    async fn creation<F>(
+        &self,
+        create: impl FnOnce(CancellationToken) -> F,
+    ) -> Result<Sandbox, CreateSandboxError>
+    where
+        F: Future<Output = Result<Sandbox, CreateSandboxError>> + Send + 'static,
+    {
+        let (sender, receiver) = oneshot::channel();
+        let given_up = CancellationToken::new();
+        let created = create(given_up.clone());
+        let _waits = given_up.drop_guard();
         let creation = async move {
-            let outcome = Sandbox::create(&host, config, sender.closed()).await;
+            let outcome = created.await;
             // Whoever went away in the last moment has a sandbox that nobody knows of.
             if let Err(Ok(sandbox)) = sender.send(outcome)
                 && let Err(error) = sandbox.destroy().await
@@ -231,6 +283,25 @@ impl Host {
     pub async fn leftovers(&self) -> Result<Leftovers, SweepError> {
         sweep::leftovers(&self.0).await
     }
+}
+
+/// Finds the pager, and whether its guests could use it.
+fn find_pager(
+    configured: Option<&Path>,
+    search_path: Option<&OsStr>,
+) -> Result<Option<PathBuf>, OpenHostError> {
+    let found = match configured {
+        Some(path) if is_program(path) => Some(path.to_owned()),
+        Some(path) => return Err(OpenHostError::Pager(path.to_owned())),
+        None => find_program("wrenn-pager", search_path),
+    };
+    if found.is_none() || !Path::new(USERFAULTFD).exists() {
+        tracing::info!(
+            "no wrenn-pager or no {USERFAULTFD}: memory in several files is brought into one before a resume"
+        );
+        return Ok(None);
+    }
+    Ok(found)
 }
 
 /// Opens the device mapper where the kernel has one, and sweeps the disks of sandboxes

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::directory::{DirectoryError, SandboxDirectory};
+use super::named::NamedSnapshot;
 use crate::RootDirectory;
 use crate::template::ImageUsers;
 
@@ -21,7 +22,12 @@ pub(super) fn note(directory: &SandboxDirectory, sha256: &str) -> Result<(), Dir
     })
 }
 
-/// The sandboxes of a root directory as users of images. One whose owner died counts until
+/// Which image is noted for the sandbox.
+pub(super) fn noted(directory: &SandboxDirectory) -> Option<String> {
+    noted_in(directory.path()).ok().flatten()
+}
+
+/// The sandboxes and named snapshots of a root directory as users of images. One whose owner died counts until
 /// it is swept.
 #[derive(Clone, Debug)]
 pub struct SandboxImages(RootDirectory);
@@ -37,17 +43,21 @@ impl SandboxImages {
 impl ImageUsers for SandboxImages {
     fn users_of(&self, image_sha256: &str) -> io::Result<Vec<String>> {
         let entries = match std::fs::read_dir(self.0.sandboxes()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            entries => Some(entries?),
         };
         let mut users = Vec::new();
-        for entry in entries {
+        for entry in entries.into_iter().flatten() {
             let entry = entry?;
             if noted_in(&entry.path())?.as_deref() == Some(image_sha256) {
                 users.push(entry.file_name().to_string_lossy().into_owned());
             }
         }
         users.sort();
+        let named = NamedSnapshot::references(&self.0).map_err(io::Error::other)?;
+        let uses = |named: &&NamedSnapshot| named.frozen.image.as_deref() == Some(image_sha256);
+        let named = named.iter().filter(uses);
+        users.extend(named.map(|named| format!("snapshot {}", named.name())));
         Ok(users)
     }
 }

@@ -22,39 +22,56 @@
 //! Such a sandbox can also be [paused](Sandbox::pause): then it is a [`Paused`] one, which
 //! uses nothing but the room of its files, until it is [resumed](Paused::resume).
 //!
+//! Any sandbox can be [frozen](Sandbox::freeze) while it goes on. Of a [`Frozen`] one others
+//! are [made](Host::create_from), again and again; with a [name](Frozen::name) it is a
+//! template.
+//!
 //! A [`Sandbox`] has one owner and no opinion about requests that cross each other; a
 //! [`Fleet`](crate::fleet::Fleet) gives each sandbox a task and everybody else a handle.
 
 mod activity;
 mod adopt;
 mod builds;
+mod capture;
 mod config;
 mod create;
 mod directory;
 mod disk;
+mod frozen;
 mod host;
 mod images;
+mod memory;
+mod named;
 mod pause;
 mod paused;
 mod prepare;
 mod record;
 mod remains;
+mod restore;
 mod state;
 mod sweep;
 
 pub use activity::{Activity, InUse};
 pub use adopt::{AdoptError, Adopted};
 pub use builds::CollectBuildsError;
+pub use capture::{CaptureError, CaptureTimings};
 pub use config::{GuestAccess, Keep, SandboxConfig};
 pub use create::{CreateSandboxError, Timings};
 pub use directory::DirectoryError;
 pub use disk::{CopyDiskError, FlushDiskError, MakeDiskError, RestoreRootDiskError};
+pub use frozen::Frozen;
 pub use host::{Host, HostConfig, OpenHostError};
 pub use images::SandboxImages;
-pub use pause::{AfterPause, FailedPause, PauseError, PauseTimings};
-pub use paused::{FailedResume, Paused, ResumeError};
+pub use memory::MemorySupply;
+pub use named::{
+    DeleteSnapshotError, NameSnapshotError, NamedSnapshot, ReadSnapshotError, check_free,
+    default_config,
+};
+pub use pause::{AfterPause, FailedPause, PauseError, PauseReason, PauseTimings};
+pub use paused::{Compacted, FailedResume, Paused};
 pub use record::RecordError;
 pub use remains::Remains;
+pub use restore::ResumeError;
 pub use state::{Event, State};
 pub use sweep::{Leftovers, SweepError};
 
@@ -70,6 +87,7 @@ use crate::network::{
     SlotNumber,
 };
 use crate::snapshot::BuildId;
+use crate::uffd::process::PagerProcess;
 use crate::vm::{ExitReason, LaunchSpec, Vm};
 use crate::{RootDirectory, SandboxId};
 use directory::SandboxDirectory;
@@ -77,12 +95,16 @@ use disk::RootDisk;
 use host::Shared;
 use record::SandboxRecord;
 
+/// How long a VM may outlive its pager, which ends when it sees that the VM has.
+const LAST_PAGES: Duration = Duration::from_secs(1);
+
 /// A running sandbox.
 #[must_use = "dropping a sandbox destroys it in the background"]
 #[derive(Debug)]
 pub struct Sandbox {
     // Fields are dropped in this order: the VM first, its files last.
     vm: Vm,
+    pager: Option<PagerProcess>,
     disk: RootDisk,
     slot: NetworkSlot,
     directory: SandboxDirectory,
@@ -172,6 +194,12 @@ impl Sandbox {
         &self.vm
     }
 
+    /// The process id of the pager that feeds it memory, where one does.
+    #[must_use]
+    pub fn pager_pid(&self) -> Option<u32> {
+        self.pager.as_ref().map(PagerProcess::pid)
+    }
+
     /// The sandbox's directory on this host.
     #[must_use]
     pub fn directory(&self) -> &Path {
@@ -253,8 +281,21 @@ impl Sandbox {
         self.guest.output(command).await
     }
 
-    /// Ends when the VM ends, by itself or by anybody's hand.
+    /// Ends when the VM ends, by itself or by anybody's hand. One whose pager has ended
+    /// would wait for ever for its memory, and is ended.
     pub async fn exited(&self) -> ExitReason {
+        if let Some(pager) = &self.pager {
+            tokio::select! {
+                reason = self.vm.exited() => return reason,
+                exit = pager.exited() => {
+                    let ended = tokio::time::timeout(LAST_PAGES, self.vm.exited()).await;
+                    if ended.is_err() {
+                        tracing::warn!(sandbox_id = %self.id(), ?exit, "its pager has ended");
+                    }
+                }
+            }
+            self.vm.end();
+        }
         self.vm.exited().await
     }
 
@@ -288,6 +329,7 @@ impl Sandbox {
         }
         let Self {
             vm,
+            pager,
             disk,
             slot,
             directory,
@@ -295,6 +337,7 @@ impl Sandbox {
         } = self;
         let id = directory.id().clone();
         vm.kill().await;
+        memory::end(pager).await;
         // The disk needs its VM gone, and the files below it the disk.
         let (disk, slot) = tokio::join!(disk.remove(), slot.remove());
         let files = directory.remove().await;

@@ -1,47 +1,33 @@
 //! From a running sandbox to one that lies on disk.
 //!
 //! ```text
-//! running ─▶ guest syncs ─▶ VM paused ─▶ VMM writes memory and state ─┐
-//!                                        disk flushed, store copied   ├─▶ build published
-//!                                                                     ┘        │
-//!            VM resumed ◀── a step before failed                               ▼
-//!                                        paused ◀── written down ◀── VM gone, disk, slot
+//! running ─▶ captured, VM stopped ─▶ build published ─▶ written down ─▶ VM gone, disk, slot
+//!                  │                       │                                    │
+//!            VM resumed ◀── a step before failed                             paused
 //! ```
 //!
 //! A build holds memory and disk of the same moment, and neither changes afterwards: what
 //! resumes works on a copy of the disk. So whatever fails later, the pair is still there.
 //! Until the build is published the VM can go on, and if the record cannot be written
 //! afterwards, it does.
+//!
+//! A [snapshot](Sandbox::freeze) is the first half of a pause. The VM goes on as soon as
+//! its memory is in a file, and the build is published meanwhile.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::capture::{CaptureError, CaptureTimings};
 use super::directory::SandboxDirectory;
-use super::disk::{FlushDiskError, RootDisk};
+use super::disk::RootDisk;
+use super::frozen::Frozen;
 use super::paused::Paused;
-use super::prepare;
 use super::record::RecordError;
-use super::{Keep, Remains, Sandbox, State};
-use crate::guest::Command;
-use crate::snapshot::{
-    BuildDetails, BuildStore, Geometry, InvalidGeometry, MemoryFile, OpenStoreError, Snapshot,
-    WriteBuildError,
-};
-use crate::vm::{ApiError, CreateSnapshot, LaunchSpec, SnapshotType};
-use crate::{Chain, RootDirectory};
-
-/// How long a guest may take to write down what its programs have written. One that takes
-/// longer is paused all the same: what it has not written yet is in its memory.
-const SYNC_DEADLINE: Duration = Duration::from_secs(10);
-/// Guests have ordinary pages.
-const PAGE_BYTES: u64 = 4096;
-/// Names of what a VMM writes, in the directory that it shares with the host.
-const MEMORY: &str = "memory.bin";
-const STATE: &str = "vmstate.bin";
+use super::{Keep, Remains, Sandbox, State, memory, prepare};
+use crate::Chain;
+use crate::vm::LaunchSpec;
 
 /// Why a sandbox was not paused.
 #[derive(Debug, thiserror::Error)]
@@ -49,45 +35,15 @@ pub enum PauseError {
     /// It is one that does not outlive its owner.
     #[error("only a sandbox that is kept until it is destroyed can be paused")]
     NotKept,
-    /// Its VM could not be stopped, or not be written down.
-    #[error("the VMM cannot {step}")]
-    Vmm {
-        /// What was asked of it.
-        step: &'static str,
-        /// What it answered.
-        #[source]
-        source: ApiError,
-    },
-    /// What an earlier pause left could not be removed.
-    #[error("cannot remove {path}")]
-    Forget {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Its memory has a size that no snapshot can have.
+    /// It could not be brought to the disk.
     #[error(transparent)]
-    Geometry(#[from] InvalidGeometry),
-    /// Its disk could not be kept.
-    #[error("cannot keep its disk")]
-    Disk(#[from] FlushDiskError),
-    /// Builds cannot be kept on this host.
-    #[error("cannot open the store of builds")]
-    Store(#[from] OpenStoreError),
-    /// The build could not be written.
-    #[error("cannot write its snapshot")]
-    Build(#[from] WriteBuildError),
+    Capture(#[from] CaptureError),
     /// It could not be written down that it is paused.
     #[error("cannot write down that it is paused")]
     Record(#[from] RecordError),
-    /// A worker thread was lost.
-    #[error("a worker thread died")]
-    Thread,
 }
 
-/// A pause that failed, and what the sandbox is now.
+/// A pause or a snapshot that failed, and what the sandbox is now.
 #[derive(Debug)]
 pub struct FailedPause {
     /// Why.
@@ -105,17 +61,23 @@ pub enum AfterPause {
     Broken(Box<Remains>),
 }
 
+/// Why a sandbox is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PauseReason {
+    /// Somebody wants it.
+    Asked,
+    /// It was idle for longer than it may be. That is remembered until somebody
+    /// [acknowledges](Paused::acknowledge) it.
+    Idle,
+}
+
 /// How long each step of a pause took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PauseTimings {
-    /// The guest's own writing down.
-    pub sync: Duration,
-    /// From the stop of the guest until its memory and state are in files.
-    pub capture: Duration,
-    /// Flushing the disk.
-    pub disk: Duration,
-    /// Copying the disk; reading, checking and syncing the build.
-    pub publish: Duration,
+    /// Bringing it to the disk.
+    pub capture: CaptureTimings,
+    /// For how long the guest stood still, where it goes on afterwards.
+    pub stopped: Duration,
     /// Giving back what it had.
     pub release: Duration,
     /// All of it.
@@ -132,7 +94,7 @@ impl Sandbox {
     /// # Cancel safety
     /// A sandbox whose pause is dropped is lost, unless it was paused already. To be run on
     /// a task of its own.
-    pub async fn pause(mut self) -> Result<Paused, FailedPause> {
+    pub async fn pause(mut self, reason: PauseReason) -> Result<Paused, FailedPause> {
         let begun = Instant::now();
         let mut timings = PauseTimings::default();
         if self.record.keep != Keep::UntilDestroyed {
@@ -141,13 +103,18 @@ impl Sandbox {
                 left: AfterPause::Running(Box::new(self)),
             });
         }
-        let build = match self.capture(&mut timings).await {
+        let captured = async {
+            let captured = self.capture(&mut timings.capture).await?;
+            captured.publish(&mut timings.capture).await
+        };
+        let build = match captured.await {
             Ok(build) => build,
-            Err(error) => return Err(self.go_on(error).await),
+            Err(error) => return Err(self.go_on(error.into()).await),
         };
         let before = self.record.clone();
         self.record.state = State::Paused;
         self.record.build = Some(build.id().clone());
+        self.record.auto_paused = reason == PauseReason::Idle;
         if let Err(error) = self.record.write_synced(self.directory.path()) {
             self.record = before;
             return Err(self.go_on(error.into()).await);
@@ -157,6 +124,7 @@ impl Sandbox {
         let release = Instant::now();
         let Self {
             vm,
+            pager,
             disk,
             slot,
             directory,
@@ -165,153 +133,86 @@ impl Sandbox {
             ..
         } = self;
         vm.kill().await;
+        memory::end(pager).await;
         prepare::give_back(Some(disk), Some(slot)).await;
         clear(&directory);
-        (record.vmm, record.slot) = (None, None);
+        (record.vmm, record.pager, record.slot) = (None, None, None);
         timings.release = release.elapsed();
         timings.total = begun.elapsed();
         info!(sandbox_id = %record.id, build_id = %build.id(), ?timings, "paused");
         Ok(Paused::new(host, directory, record, timings))
     }
 
-    /// Makes a build of the sandbox, which is stopped afterwards.
-    async fn capture(&mut self, timings: &mut PauseTimings) -> Result<Snapshot, PauseError> {
-        let since = Instant::now();
-        self.sync_guest().await;
-        timings.sync = since.elapsed();
-
-        let parent = self.open_parent().await;
-        let kind = match parent {
-            Some(_) => SnapshotType::Diff,
-            None => SnapshotType::Full,
+    /// Writes memory and disk down as they are at one moment, and goes on. Others can be
+    /// made of what comes out.
+    ///
+    /// # Errors
+    /// When a step fails; the error says what the sandbox is then.
+    ///
+    /// # Cancel safety
+    /// A sandbox whose snapshot is dropped is lost. To be run on a task of its own.
+    pub async fn freeze(mut self) -> Result<(Self, Frozen, PauseTimings), FailedPause> {
+        let begun = Instant::now();
+        let mut timings = PauseTimings::default();
+        let captured = match self.capture(&mut timings.capture).await {
+            Ok(captured) => captured,
+            Err(error) => return Err(self.go_on(error.into()).await),
         };
-        let vmm = self.vm.api().info().await;
-        let vmm = vmm.map_err(asking("say who it is"))?;
-        let since = Instant::now();
-        self.vm
-            .api()
-            .pause()
-            .await
-            .map_err(asking("stop the guest"))?;
-        let request = CreateSnapshot {
-            snapshot_type: kind,
-            snapshot_path: LaunchSpec::shared_path(STATE),
-            mem_file_path: LaunchSpec::shared_path(MEMORY),
+        self = self.continue_after(None).await?;
+        timings.stopped = begun.elapsed() - timings.capture.sync;
+        let build = match captured.publish(&mut timings.capture).await {
+            Ok(build) => build,
+            Err(error) => {
+                let left = AfterPause::Running(Box::new(self));
+                let error = error.into();
+                return Err(FailedPause { error, left });
+            }
         };
-        // From here on the VMM has forgotten which pages were dirty, and a later owner must
-        // know that too.
-        if self.record.dirty_since.take().is_some() {
-            self.write_record()?;
+        // A VMM that was restored goes on noting what changes, from this build on.
+        if self.record.build.is_some() {
+            self.record.dirty_since = Some(build.id().clone());
         }
-        // A file that a failed pause left would be updated, and not written anew.
-        let shared = LaunchSpec::shared_in(self.directory.path());
-        for name in [MEMORY, STATE] {
-            forget(&shared.join(name))?;
+        if let Err(error) = self.write_record() {
+            // All of memory is written next time, which is always right.
+            self.record.dirty_since = None;
+            warn!(sandbox_id = %self.id(), error = %Chain(&error), "a build nobody remembers");
         }
-        let memory_mib = self.record.resources.memory_mib();
-        let written = self.vm.api().create_snapshot(&request, memory_mib).await;
-        written.map_err(asking("write the guest down"))?;
-        timings.capture = since.elapsed();
-
-        let since = Instant::now();
-        self.disk.flush().await?;
-        timings.disk = since.elapsed();
-
-        let since = Instant::now();
-        let details = BuildDetails {
-            vmm: vmm.app_name,
-            vmm_version: vmm.vmm_version,
-            vcpus: self.record.resources.vcpus().into(),
-            labels: BTreeMap::from([("template".to_owned(), self.record.template.clone())]),
-        };
-        let geometry = Geometry::new(u64::from(memory_mib) << 20, PAGE_BYTES)?;
-        let disk_name = self.disk.record().file_name();
-        let from = Written {
-            memory: shared.join(MEMORY),
-            state: shared.join(STATE),
-            disk: self.directory.file(disk_name),
-            disk_name,
-        };
-        let root = self.host.root.clone();
-        let published = tokio::task::spawn_blocking(move || {
-            let memory = match &parent {
-                Some(parent) => MemoryFile::Diff(parent),
-                None => MemoryFile::Full(geometry),
-            };
-            publish(&root, &from, memory, details)
-        });
-        let build = published.await.map_err(|_| PauseError::Thread)??;
-        timings.publish = since.elapsed();
-        Ok(build)
-    }
-
-    /// The build since which the VMM knows which pages changed. Without one all of memory
-    /// is written, which is always right.
-    async fn open_parent(&self) -> Option<Snapshot> {
-        let id = self.record.dirty_since.clone()?;
-        let root = self.host.root.clone();
-        let opened = tokio::task::spawn_blocking(move || Snapshot::open(&root, &id)).await;
-        opened
-            .ok()?
-            .inspect_err(|error| {
-                warn!(error = %Chain(error), "the snapshot before is lost; all is written anew");
-            })
-            .ok()
-    }
-
-    async fn sync_guest(&self) {
-        let sync = Command::new("sync").user("root").timeout(SYNC_DEADLINE);
-        match tokio::time::timeout(SYNC_DEADLINE, self.guest.output(&sync)).await {
-            Ok(Ok(output)) if output.status.shell_code() == 0 => {}
-            Ok(Ok(output)) => warn!(code = output.status.shell_code(), "sync in the guest"),
-            Ok(Err(error)) => warn!(error = %Chain(&error), "cannot sync the guest"),
-            Err(_) => warn!("the guest does not sync in time; it is in its memory all the same"),
-        }
+        timings.total = begun.elapsed();
+        info!(sandbox_id = %self.id(), build_id = %build.id(), ?timings, "frozen");
+        let frozen = Frozen::of(&self.record, &self.directory, build);
+        Ok((self, frozen, timings))
     }
 
     /// Lets the guest go on after a pause that failed.
     async fn go_on(self, error: PauseError) -> FailedPause {
-        warn!(sandbox_id = %self.id(), error = %Chain(&error), "cannot be paused");
-        let left = match self.vm.api().resume().await {
-            Ok(()) => {
-                if let Err(error) = self.write_record() {
+        warn!(sandbox_id = %self.id(), error = %Chain(&error), "cannot be written down");
+        match self.continue_after(Some(&error)).await {
+            Ok(sandbox) => {
+                if let Err(error) = sandbox.write_record() {
                     warn!(error = %Chain(&error), "what a later owner must know is out of date");
                 }
-                AfterPause::Running(Box::new(self))
+                let left = AfterPause::Running(Box::new(sandbox));
+                FailedPause { error, left }
             }
-            Err(resume) => {
-                let reason = format!(
-                    "it could not be paused ({}) and its VM does not go on ({})",
-                    Chain(&error),
-                    Chain(&resume)
-                );
-                AfterPause::Broken(Box::new(self.fail(reason).await))
-            }
-        };
-        FailedPause { error, left }
+            Err(failed) => FailedPause { error, ..failed },
+        }
     }
-}
 
-/// The files that make a build.
-struct Written {
-    memory: PathBuf,
-    state: PathBuf,
-    disk: PathBuf,
-    disk_name: &'static str,
-}
-
-fn publish(
-    root: &RootDirectory,
-    from: &Written,
-    memory: MemoryFile<'_>,
-    details: BuildDetails,
-) -> Result<Snapshot, PauseError> {
-    let store = BuildStore::open(root)?;
-    let mut writer = store.begin()?;
-    writer.take_memory(&from.memory)?;
-    writer.take_vmstate(&from.state)?;
-    writer.copy_file(from.disk_name, &from.disk)?;
-    Ok(writer.publish(memory, details)?)
+    /// Lets the guest go on. One that cannot is broken.
+    async fn continue_after(self, failure: Option<&PauseError>) -> Result<Self, FailedPause> {
+        let Err(source) = self.vm.api().resume().await else {
+            return Ok(self);
+        };
+        let after = failure.map_or_else(
+            || "was written down".to_owned(),
+            |failure| format!("could not be paused ({})", Chain(failure)),
+        );
+        let reason = format!("it {after} and its VM does not go on ({})", Chain(&source));
+        let left = AfterPause::Broken(Box::new(self.fail(reason).await));
+        let step = "let the guest go on";
+        let error = PauseError::Capture(CaptureError::Vmm { step, source });
+        Err(FailedPause { error, left })
+    }
 }
 
 /// Notes that the sandbox may have more than its files from now on.
@@ -337,18 +238,5 @@ pub(super) fn clear(directory: &SandboxDirectory) {
     {
         warn!(sandbox_id = %directory.id(), %error, "what a VMM wrote stays");
     }
-}
-
-fn forget(path: &Path) -> Result<(), PauseError> {
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PauseError::Forget {
-            path: path.to_owned(),
-            source,
-        }),
-        _ => Ok(()),
-    }
-}
-
-fn asking(step: &'static str) -> impl FnOnce(ApiError) -> PauseError {
-    move |source| PauseError::Vmm { step, source }
+    memory::clear(directory);
 }

@@ -50,6 +50,9 @@ pub(super) struct SandboxRecord {
     /// Number of its network slot.
     pub(super) slot: Option<u16>,
     pub(super) vmm: Option<ProcessIdentity>,
+    /// Who feeds its VMM memory, where somebody does.
+    #[serde(default)]
+    pub(super) pager: Option<ProcessIdentity>,
     /// What its template says about every command.
     #[serde(default)]
     pub(super) setup: GuestSetup,
@@ -60,6 +63,9 @@ pub(super) struct SandboxRecord {
     /// on until a snapshot is asked for, after which the VMM has forgotten them.
     #[serde(default)]
     pub(super) dirty_since: Option<BuildId>,
+    /// Whether it is paused because it was idle, and nobody has acknowledged that.
+    #[serde(default)]
+    pub(super) auto_paused: bool,
 }
 
 /// What a template says about its guest's commands, for a guest that comes back when its
@@ -142,9 +148,11 @@ impl SandboxRecord {
             disk: None,
             slot: None,
             vmm: None,
+            pager: None,
             setup: GuestSetup::default(),
             build: None,
             dirty_since: None,
+            auto_paused: false,
         }
     }
 
@@ -255,7 +263,7 @@ mod tests {
         let config = SandboxConfig::from_template("minimal");
         let record = SandboxRecord::begin(&config, "2026-01-02T03:04:05Z".to_owned());
         let mut json = serde_json::to_value(&record).unwrap();
-        for later in ["setup", "build", "dirty_since"] {
+        for later in ["setup", "build", "dirty_since", "pager", "auto_paused"] {
             json.as_object_mut().unwrap().remove(later).unwrap();
         }
         std::fs::write(directory.path().join(NAME), json.to_string()).unwrap();

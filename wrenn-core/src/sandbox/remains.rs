@@ -4,7 +4,7 @@ use tracing::warn;
 
 use super::directory::SandboxDirectory;
 use super::record::SandboxRecord;
-use super::{DestroyError, Sandbox, SandboxConfig, State, prepare};
+use super::{DestroyError, Sandbox, SandboxConfig, State, memory, prepare};
 use crate::SandboxId;
 
 /// A broken sandbox. It uses nothing but the room of its files, and nothing runs in it.
@@ -20,6 +20,7 @@ impl Remains {
     pub(super) async fn of(sandbox: Sandbox, reason: String) -> Self {
         let Sandbox {
             vm,
+            pager,
             disk,
             slot,
             directory,
@@ -27,6 +28,7 @@ impl Remains {
             ..
         } = sandbox;
         vm.kill().await;
+        memory::end(pager).await;
         // What fails is tried again in the background. What was written stays in the
         // directory, from which the disk can be made again.
         prepare::give_back(Some(disk), Some(slot)).await;
@@ -42,6 +44,7 @@ impl Remains {
         record.state = State::Error;
         record.reason = Some(reason);
         record.vmm = None;
+        record.pager = None;
         record.slot = None;
         if let Err(error) = record.write(directory.path()) {
             warn!(sandbox_id = %directory.id(), %error, "a broken sandbox");

@@ -21,7 +21,7 @@
 //! record of dirty pages. [`BuildStore::open`] makes sure that the file system keeps it
 //! page by page.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, fchown};
@@ -89,7 +89,7 @@ pub struct BuildWriter {
     store: BuildStore,
     id: BuildId,
     path: PathBuf,
-    files: BTreeMap<String, FileRecord>,
+    files: BTreeSet<String>,
     compacted_from: Option<BuildId>,
     in_place: bool,
     _pin: Pin,
@@ -114,7 +114,7 @@ impl BuildStore {
                     store: self.clone(),
                     id,
                     path,
-                    files: BTreeMap::new(),
+                    files: BTreeSet::new(),
                     compacted_from: None,
                     in_place: false,
                     _pin: pin,
@@ -190,9 +190,7 @@ impl BuildWriter {
         }
         let path = self.path.join(name);
         bring(&path)?;
-        let (file, _) = seal_in(&path)?;
-        let record = FileRecord::of(&file).map_err(FileError::of("read", &path))?;
-        self.files.insert(name.to_owned(), record);
+        self.files.insert(name.to_owned());
         Ok(())
     }
 
@@ -203,8 +201,8 @@ impl BuildWriter {
 
     /// Makes the build what others see, and opens it. It is on the disk when this returns.
     ///
-    /// Memory and state must not be written to any more. Keep the VM paused until this
-    /// returns, so that it can go on should this fail; end it before the snapshot is
+    /// The files must not be written to any more. A VM that is to end is kept paused until
+    /// this returns, so that it can go on should this fail; it ends before the snapshot is
     /// resumed. **After a failure the next snapshot of this VM must be a full one**: the
     /// VMM has forgotten which pages were dirty.
     ///
@@ -291,10 +289,13 @@ impl BuildWriter {
         parent: Option<BuildId>,
         details: BuildDetails,
     ) -> Result<FileSeal, WriteBuildError> {
-        for name in self.files.keys() {
+        let mut files = BTreeMap::new();
+        for name in &self.files {
             let path = self.path.join(name);
-            let further = file::open_regular(&path)?;
+            let (further, _) = seal_in(&path)?;
             further.sync_all().map_err(FileError::of("sync", &path))?;
+            let record = FileRecord::of(&further).map_err(FileError::of("read", &path))?;
+            files.insert(name.clone(), record);
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let manifest = BuildManifest {
@@ -306,7 +307,7 @@ impl BuildWriter {
                 u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
             }),
             details,
-            files: self.files.clone(),
+            files,
         };
         let mut json = serde_json::to_vec_pretty(&manifest).map_err(WriteBuildError::Manifest)?;
         json.push(b'\n');

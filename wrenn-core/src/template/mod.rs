@@ -37,7 +37,7 @@ fn directory_of(root: &RootDirectory, name: &str) -> PathBuf {
 }
 
 /// Whether `name` may name a template.
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with('.')
         && name

@@ -91,6 +91,12 @@ fn known(present: &[String]) -> String {
 }
 
 impl Template {
+    /// Whether there is a template `name` in a root directory.
+    #[must_use]
+    pub fn exists(root: &RootDirectory, name: &str) -> bool {
+        is_name(name) && directory_of(root, name).join(DESCRIPTION).exists()
+    }
+
     /// Opens the template `name` of a root directory.
     ///
     /// # Errors

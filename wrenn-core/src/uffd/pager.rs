@@ -47,6 +47,8 @@ pub struct WorkingSetFile {
     pub path: PathBuf,
     /// For how long after the resume the needs of the VM belong to it.
     pub window: Duration,
+    /// Called once it has been made.
+    pub recorded: Option<fn()>,
 }
 
 impl PagerConfig {
@@ -250,7 +252,7 @@ fn open_working_set(file: &WorkingSetFile, memory: u64) -> (Option<WorkingSet>, 
         Ok(None) => {}
         Err(error) => tracing::warn!(%error, "it is recorded anew"),
     }
-    match Recorder::new(&file.path, memory, file.window) {
+    match Recorder::new(file, memory) {
         Ok(recorder) => (None, Some(recorder)),
         Err(error) => {
             tracing::warn!(%error, "the working set is not recorded");
@@ -371,11 +373,15 @@ impl Serving<'_> {
 
 fn publish(recorder: &Recorder) {
     match recorder.publish() {
-        Ok(set) => tracing::debug!(
-            ranges = set.ranges().len(),
-            bytes = set.bytes(),
-            "recorded the working set"
-        ),
+        Ok(set) if set.ranges().is_empty() => {}
+        Ok(set) => {
+            tracing::debug!(
+                ranges = set.ranges().len(),
+                bytes = set.bytes(),
+                "recorded the working set"
+            );
+            recorder.tell();
+        }
         Err(error) => tracing::warn!(%error, "the working set is not kept"),
     }
 }

@@ -2,18 +2,23 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
-use super::program::{ProgramConfig, ProgramReport};
+use super::program::{ProgramConfig, ProgramReport, RECORDED};
 use crate::SandboxId;
-use crate::vm::ExitReason;
+use crate::process::ProcessIdentity;
+use crate::vm::{ExitReason, await_pidfd};
 
 /// Why a pager is not there.
 #[derive(Debug, thiserror::Error)]
@@ -59,12 +64,13 @@ pub struct PagerExit {
 pub struct PagerProcess {
     pid: u32,
     kill: Arc<Notify>,
+    recorded: watch::Receiver<bool>,
     exit: watch::Receiver<Option<PagerExit>>,
 }
 
 impl PagerProcess {
-    /// Starts the program, with `arguments` before its own for one that contains it, and
-    /// waits until a VMM can connect.
+    /// Starts the program and waits until a VMM can connect. As its own name it is told `name`, a path by which a
+    /// sweep knows whose it is.
     ///
     /// # Errors
     /// If it does not start, or cannot serve this memory.
@@ -73,7 +79,7 @@ impl PagerProcess {
     /// A pager whose launch is dropped goes by itself when no VMM connects.
     pub async fn launch(
         program: &Path,
-        arguments: &[&str],
+        name: &Path,
         id: &SandboxId,
         config: &ProgramConfig,
         log: &Path,
@@ -87,7 +93,7 @@ impl PagerProcess {
             source,
         };
         let mut child = Command::new(program)
-            .args(arguments)
+            .arg0(name)
             .args(["--id", id.as_str()])
             .env_clear()
             // Ctrl-C at a terminal reaches this program's group; the pager is not to hear it.
@@ -119,19 +125,61 @@ impl PagerProcess {
     }
 
     fn watch(child: Child, lines: Lines<BufReader<ChildStdout>>) -> Self {
-        let kill = Arc::new(Notify::new());
-        let (sender, exit) = watch::channel(None);
-        let this = Self {
-            pid: child.id().unwrap_or(0),
-            kill: Arc::clone(&kill),
-            exit,
+        let pid = child.id().unwrap_or(0);
+        Self::await_end(pid, |kill, recorded| async move {
+            follow(child, lines, &kill, &recorded).await
+        })
+    }
+
+    /// Takes over a pager that another program started; `None` where it has ended. What it
+    /// says at its end, only that program would have heard.
+    ///
+    /// # Errors
+    /// When the kernel cannot watch it.
+    pub fn adopt(identity: &ProcessIdentity) -> io::Result<Option<Self>> {
+        let Some(process) = identity.open() else {
+            return Ok(None);
         };
+        let process = await_pidfd(Arc::new(OwnedFd::from(process)))?;
+        let pid = identity.pid.cast_unsigned();
+        Ok(Some(Self::await_end(pid, |kill, _| async move {
+            await_end_of(&process, &kill).await
+        })))
+    }
+
+    fn await_end<F: Future<Output = PagerExit> + Send + 'static>(
+        pid: u32,
+        ended: impl FnOnce(Arc<Notify>, watch::Sender<bool>) -> F,
+    ) -> Self {
+        let kill = Arc::new(Notify::new());
+        let (tell_exit, exit) = watch::channel(None);
+        let (tell_recorded, recorded) = watch::channel(false);
+        let ended = ended(Arc::clone(&kill), tell_recorded);
         tokio::spawn(async move {
-            let exit = follow(child, lines, &kill).await;
+            let exit = ended.await;
             debug!(?exit, "a pager ended");
-            sender.send_replace(Some(exit));
+            tell_exit.send_replace(Some(exit));
         });
-        this
+        Self {
+            pid,
+            kill,
+            recorded,
+            exit,
+        }
+    }
+
+    /// The process, by a name that a later program finds it by.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn identity(&self) -> io::Result<ProcessIdentity> {
+        ProcessIdentity::of(self.pid.cast_signed())
+    }
+
+    /// Waits until it has made the file of the working set. False where it ends without.
+    pub fn recorded(&self) -> impl Future<Output = bool> + Send + use<> {
+        let mut recorded = self.recorded.clone();
+        async move { recorded.wait_for(|recorded| *recorded).await.is_ok() }
     }
 
     /// The process id, as this host sees it.
@@ -165,12 +213,16 @@ async fn follow(
     mut child: Child,
     mut lines: Lines<BufReader<ChildStdout>>,
     kill: &Notify,
+    recorded: &watch::Sender<bool>,
 ) -> PagerExit {
     let mut report = None;
     let mut listening = true;
     loop {
         tokio::select! {
             line = lines.next_line(), if listening => match line {
+                Ok(Some(line)) if line == RECORDED => {
+                    recorded.send_replace(true);
+                }
                 Ok(Some(line)) => report = serde_json::from_str(&line).ok().or(report),
                 _ => listening = false,
             },
@@ -180,6 +232,26 @@ async fn follow(
             }
             () = kill.notified() => {
                 if let Err(error) = child.start_kill() {
+                    warn!(%error, "cannot kill a pager");
+                }
+            }
+        }
+    }
+}
+
+/// Of one that is no child of ours.
+async fn await_end_of(process: &AsyncFd<Arc<OwnedFd>>, kill: &Notify) -> PagerExit {
+    loop {
+        tokio::select! {
+            ended = process.readable() => {
+                if let Err(error) = ended {
+                    warn!(%error, "lost sight of a pager");
+                }
+                return PagerExit { reason: ExitReason::Unknown, report: None };
+            }
+            () = kill.notified() => {
+                let killed = pidfd_send_signal(process.get_ref(), Signal::KILL);
+                if let Err(error) = killed && error != Errno::SRCH {
                     warn!(%error, "cannot kill a pager");
                 }
             }

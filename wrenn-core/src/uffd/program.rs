@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! standard input   one JSON object, ProgramConfig, to its end
-//! standard output  a line {"ready":true} once the VMM can connect, and a line with the
+//! standard output  a line {"ready":true} once the VMM can connect, a line {"recorded":true}
+//!                  once it has made the file of the working set, and a line with the
 //!                  ProgramReport when it ends
 //! standard error   why it failed
 //! exit code        0 the VM ended, 1 it failed and killed its VMM, 2 it could not start
@@ -24,6 +25,9 @@ use super::{
     BindError, Counters, Extent, MemorySource, Outcome, Pager, PagerConfig, Report, SourceError,
     WorkingSetFile,
 };
+
+/// What the program says once it has made the file of the working set.
+pub(super) const RECORDED: &str = "{\"recorded\":true}";
 
 /// What the program is told.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -115,6 +119,7 @@ impl ProgramConfig {
         config.working_set = self.working_set.map(|path| WorkingSetFile {
             path,
             window: Duration::from_millis(self.working_set_window_ms.unwrap_or(10_000)),
+            recorded: Some(say_recorded),
         });
         Ok(Pager::bind(config)?)
     }
@@ -172,6 +177,12 @@ fn say(line: &str) -> io::Result<()> {
     let mut output = io::stdout();
     output.write_all(format!("{line}\n").as_bytes())?;
     output.flush()
+}
+
+fn say_recorded() {
+    if let Err(error) = say(RECORDED) {
+        tracing::debug!(%error, "nobody hears that the working set is recorded");
+    }
 }
 
 fn complain(error: &dyn std::error::Error) {

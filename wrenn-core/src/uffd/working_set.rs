@@ -13,15 +13,17 @@
 //!  …  SHA-256 of all that stands before
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use sha2::{Digest, Sha256};
 
-use super::PAGE_SIZE;
+use super::{PAGE_SIZE, WorkingSetFile};
 
 const MAGIC: [u8; 8] = *b"WRENNWS\0";
 const VERSION: u32 = 1;
@@ -191,40 +193,58 @@ pub struct RecordError {
 
 /// Writes down what is needed, and gives the file its name when it is whole. Dropping it
 /// throws the record away.
+///
+/// It holds its directory open, because a pager that serves may open none, and its user
+/// could not reach this one by its path.
 #[derive(Debug)]
 pub(super) struct Recorder {
     path: PathBuf,
-    partial: PathBuf,
+    directory: File,
+    name: OsString,
+    partial: OsString,
     file: File,
     memory: u64,
     window: Duration,
+    recorded: Option<fn()>,
     ranges: Mutex<Vec<Range>>,
 }
 
 impl Recorder {
-    /// Makes the file aside. It is made now, because a pager that serves may make no files.
-    pub(super) fn new(path: &Path, memory: u64, window: Duration) -> Result<Self, RecordError> {
-        let mut partial = path.as_os_str().to_owned();
+    /// Makes the file aside.
+    pub(super) fn new(set: &WorkingSetFile, memory: u64) -> Result<Self, RecordError> {
+        let path = set.path.as_path();
+        let failed = |source| RecordError {
+            path: path.to_owned(),
+            source,
+        };
+        let name = path.file_name().unwrap_or_default().to_owned();
+        let mut partial = name.clone();
         partial.push(format!(".{}.partial", std::process::id()));
-        let partial = PathBuf::from(partial);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&partial);
-        match file {
-            Ok(file) => Ok(Self {
-                path: path.to_owned(),
-                partial,
-                file,
-                memory,
-                window,
-                ranges: Mutex::default(),
-            }),
-            Err(source) => Err(RecordError {
-                path: partial,
-                source,
-            }),
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let directory = File::open(directory).map_err(failed)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+        let file = openat(&directory, &partial, flags, Mode::from_raw_mode(0o644));
+        let file = file.map_err(|errno| failed(errno.into()))?.into();
+        Ok(Self {
+            path: path.to_owned(),
+            directory,
+            name,
+            partial,
+            file,
+            memory,
+            window: set.window,
+            recorded: set.recorded,
+            ranges: Mutex::default(),
+        })
+    }
+
+    /// Says that the file is there.
+    pub(super) fn tell(&self) {
+        if let Some(recorded) = self.recorded {
+            recorded();
         }
     }
 
@@ -259,7 +279,10 @@ impl Recorder {
         }
         let written = (&self.file)
             .write_all(&set.to_bytes(self.memory))
-            .and_then(|()| fs::rename(&self.partial, &self.path));
+            .and_then(|()| {
+                let directory = &self.directory;
+                Ok(renameat(directory, &self.partial, directory, &self.name)?)
+            });
         match written {
             Ok(()) => Ok(set),
             Err(source) => Err(RecordError {
@@ -272,25 +295,36 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        match fs::remove_file(&self.partial) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, path = %self.partial.display(), "cannot remove a file");
+        match unlinkat(&self.directory, &self.partial, AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => {
+                let path = self.path.with_file_name(&self.partial);
+                tracing::warn!(%error, path = %path.display(), "cannot remove a file");
             }
-            _ => {}
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn at(path: &Path) -> WorkingSetFile {
+        WorkingSetFile {
+            path: path.to_owned(),
+            window: Duration::ZERO,
+            recorded: None,
+        }
+    }
 
     #[test]
     fn it_comes_back_in_order_and_leaves_nothing_aside() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("working-set.bin");
         assert_eq!(WorkingSet::load(&path, 1 << 20).unwrap(), None);
-        let recorder = Recorder::new(&path, 1 << 20, Duration::ZERO).unwrap();
+        let recorder = Recorder::new(&at(&path), 1 << 20).unwrap();
         recorder.needed(8192, 12288);
         recorder.needed(12288, 16384);
         recorder.needed(0, 4096);
@@ -309,7 +343,7 @@ mod tests {
     fn one_that_is_dropped_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("working-set.bin");
-        let recorder = Recorder::new(&path, 1 << 20, Duration::ZERO).unwrap();
+        let recorder = Recorder::new(&at(&path), 1 << 20).unwrap();
         recorder.needed(0, 4096);
         drop(recorder);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);

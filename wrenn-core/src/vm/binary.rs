@@ -40,20 +40,8 @@ impl VmmBinary {
                 Err(FindVmmError::NotExecutable(path.to_owned()))
             };
         }
-        let on_path = |name: &str| {
-            search_path
-                .into_iter()
-                .flat_map(std::env::split_paths)
-                .map(|directory| directory.join(name))
-                .find(|path| is_program(path))
-        };
-        let beside = || {
-            let path = std::env::current_exe().ok()?.parent()?.join("wrenn-vmm");
-            is_program(&path).then_some(path)
-        };
-        on_path("firecracker")
-            .or_else(beside)
-            .or_else(|| on_path("wrenn-vmm"))
+        on_path("firecracker", search_path)
+            .or_else(|| find_program("wrenn-vmm", search_path))
             .map(Self)
             .ok_or(FindVmmError::NotFound)
     }
@@ -65,7 +53,25 @@ impl VmmBinary {
     }
 }
 
-fn is_program(path: &Path) -> bool {
+/// Finds a program that belongs to ours: the one that was built with the running program,
+/// else the one on PATH.
+pub(crate) fn find_program(name: &str, search_path: Option<&OsStr>) -> Option<PathBuf> {
+    let beside = || {
+        let path = std::env::current_exe().ok()?.parent()?.join(name);
+        is_program(&path).then_some(path)
+    };
+    beside().or_else(|| on_path(name, search_path))
+}
+
+fn on_path(name: &str, search_path: Option<&OsStr>) -> Option<PathBuf> {
+    search_path
+        .into_iter()
+        .flat_map(std::env::split_paths)
+        .map(|directory| directory.join(name))
+        .find(|path| is_program(path))
+}
+
+pub(crate) fn is_program(path: &Path) -> bool {
     path.metadata()
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }

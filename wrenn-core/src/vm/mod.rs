@@ -20,6 +20,7 @@ mod sys;
 
 pub use api::{ApiClient, ApiError, InstanceInfo};
 pub use binary::{FindVmmError, VmmBinary};
+pub(crate) use binary::{find_program, is_program};
 pub use cgroup::{CgroupError, Cgroups, Enforced, Limits, VmCgroup};
 pub use config::{
     Action, BootSource, CacheType, CreateSnapshot, Drive, InvalidResources, LoadSnapshot,
@@ -28,6 +29,7 @@ pub use config::{
 };
 pub use jail::{Device, InvalidVmUsers, JailError, JailFile, JailSpec, VmUser, VmUsers};
 pub use process::{ExitReason, LaunchError, LaunchSpec, VmmProcess};
+pub(crate) use sys::await_pidfd;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -312,6 +314,11 @@ impl Vm {
     /// Goes away without it: it keeps running.
     pub fn leave(self) {
         self.process.leave();
+    }
+
+    /// Ends the VM without asking the guest. It is over when [`Vm::exited`] says so.
+    pub fn end(&self) {
+        self.process.end();
     }
 
     /// Ends the VM without asking the guest, and waits until the process is gone.

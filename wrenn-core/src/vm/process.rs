@@ -368,11 +368,12 @@ impl VmmProcess {
 
     /// Kills the process and waits until it is gone.
     pub async fn kill(&self) {
-        self.send_kill();
+        self.end();
         self.exited().await;
     }
 
-    fn send_kill(&self) {
+    /// Kills the process.
+    pub fn end(&self) {
         if self.exit.borrow().is_some() {
             return;
         }
@@ -391,7 +392,7 @@ impl Drop for VmmProcess {
         if let Some(tally) = &self.tally {
             tally.set(Stage::Busy);
         }
-        self.send_kill();
+        self.end();
     }
 }
 

@@ -20,7 +20,7 @@ const SIGNAL_SET_BYTES: usize = 8;
 const SIGNAL_ACTION_WORDS: usize = 4;
 
 /// Makes a pidfd something to wait for.
-pub(super) fn await_pidfd(pidfd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+pub(crate) fn await_pidfd(pidfd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: an `OwnedFd` behind an `Arc` names the same open descriptor for as long as
     // the `AsyncFd` holds its share of it: nothing here can close or replace it.
     let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };

@@ -114,7 +114,7 @@ fn config(saved: &Saved) -> ProgramConfig {
 async fn launch(saved: &Saved, config: &ProgramConfig) -> Result<PagerProcess, LaunchPagerError> {
     let program = Path::new(env!("CARGO_BIN_EXE_wrenn-pager"));
     let log = saved.path("pager.log");
-    PagerProcess::launch(program, &[], &SandboxId::random(), config, &log).await
+    PagerProcess::launch(program, program, &SandboxId::random(), config, &log).await
 }
 
 fn reason_of(exit: &PagerExit) -> &str {

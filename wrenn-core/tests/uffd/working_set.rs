@@ -17,6 +17,7 @@ fn resume(saved: &Saved, patience: impl Fn()) -> Report {
     config.working_set = Some(WorkingSetFile {
         path: saved.path("working-set.bin"),
         window: Duration::from_secs(3600),
+        recorded: None,
     });
     let pager = Pager::bind(config).unwrap();
     let pager = std::thread::spawn(|| pager.serve());
@@ -83,6 +84,7 @@ fn prefetching_brings_back_nothing_that_was_given_up() {
         config.working_set = Some(WorkingSetFile {
             path: saved.path("working-set.bin"),
             window: Duration::ZERO,
+            recorded: None,
         });
         let pager = Pager::bind(config).unwrap();
         let pager = std::thread::spawn(|| pager.serve());

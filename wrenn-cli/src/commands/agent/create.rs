@@ -17,15 +17,15 @@ pub(super) struct Args {
     /// Its id; a new one unless set. The same request again gives the same sandbox.
     #[arg(long, value_name = "ID")]
     id: Option<String>,
-    /// Template that the sandbox is made from.
+    /// Template or snapshot that the sandbox is made from.
     #[arg(long, value_name = "NAME", default_value = "base")]
     template: String,
-    /// Virtual CPUs.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    vcpus: u32,
-    /// Memory: 512M, 2G, or a number of MiB.
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_mib)]
-    memory: u64,
+    /// Virtual CPUs; 1 unless set, or those of the snapshot.
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u32>,
+    /// Memory: 512M, 2G, or a number of MiB; 512M unless set, or that of the snapshot.
+    #[arg(long, value_name = "SIZE", value_parser = parse_mib)]
+    memory: Option<u64>,
     /// Variable of every command's environment; may be given often.
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_variable)]
     env: Vec<(String, String)>,
@@ -38,13 +38,16 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(agent: &AgentClient, args: Args, json: bool) -> anyhow::Result<()> {
-    let memory_mib =
-        u32::try_from(args.memory).map_err(|_| UsageError("no host has as much memory".into()))?;
+    let memory_mib = u32::try_from(args.memory.unwrap_or_default())
+        .map_err(|_| UsageError("no host has as much memory".into()))?;
+    if args.vcpus == Some(0) || args.memory == Some(0) {
+        return Err(UsageError("a sandbox has at least 1 vCPU and 1 MiB".into()).into());
+    }
     let request = CreateSandboxRequest {
         id: args.id.unwrap_or_else(|| SandboxId::random().to_string()),
         template: args.template,
         resources: Some(Resources {
-            vcpus: args.vcpus,
+            vcpus: args.vcpus.unwrap_or_default(),
             memory_mib,
         })
         .into(),

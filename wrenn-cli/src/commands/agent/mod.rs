@@ -7,6 +7,7 @@ mod exec;
 mod pause;
 mod show;
 mod signal;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,9 @@ Examples:
   wrenn agent cp ./file $id:/tmp/file
   wrenn agent list --json | jq -r '.sandboxes[].id'
   wrenn agent pause $id && wrenn agent resume $id
+  wrenn agent snapshot create $id warmed-up
+  wrenn agent create --template warmed-up
+  wrenn agent fork $id -n 5
   wrenn agent destroy $id
 
 The exit code of exec is the command's own; 1 if the agent refuses or cannot be reached.")]
@@ -90,6 +94,11 @@ enum Command {
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         timeout: Option<std::time::Duration>,
     },
+    /// Make sandboxes that go on where this one is now, and print their ids.
+    Fork(snapshot::ForkArgs),
+    /// Snapshots that have a name, of which sandboxes can be created.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// End sandboxes, data included.
     Destroy {
         #[arg(required = true)]
@@ -137,6 +146,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let answer = agent.rpc.resume_sandbox(request).await;
             agent.check(answer)?;
         }
+        Command::Fork(args) => snapshot::fork(&agent, args, json).await?,
+        Command::Snapshot(command) => snapshot::run(&agent, command, json).await?,
         Command::Destroy { ids } => {
             for id in ids {
                 let answer = agent.rpc.destroy_sandbox(DestroySandboxRequest { id });

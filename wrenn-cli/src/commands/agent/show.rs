@@ -5,7 +5,7 @@ use std::io::Write as _;
 use serde_json::to_string_pretty;
 use wrenn_proto::hostagent::{
     GetConsoleRequest, GetHostRequest, GetMetricsRequest, GetSandboxRequest, ListProcessesRequest,
-    ListSandboxesRequest, Sandbox, State,
+    ListSandboxesRequest, ListSnapshotsRequest, Sandbox, State,
 };
 
 use super::client::AgentClient;
@@ -40,6 +40,33 @@ pub(super) async fn list(agent: &AgentClient, as_json: bool) -> anyhow::Result<(
             resources.vcpus.to_string(),
             format!("{} MiB", resources.memory_mib),
             format!("{} s", sandbox.idle_ms / 1000),
+        ]);
+    }
+    table(&rows);
+    Ok(())
+}
+
+pub(super) async fn snapshots(
+    agent: &AgentClient,
+    request: ListSnapshotsRequest,
+    as_json: bool,
+) -> anyhow::Result<()> {
+    let answer = agent.rpc.list_snapshots(request).await;
+    let answer = agent.check(answer)?.into_owned();
+    if as_json {
+        return json(&answer);
+    }
+    let head = ["NAME", "FROM", "VCPUS", "MEMORY", "DISK", "CREATED"];
+    let mut rows = vec![head.map(str::to_owned)];
+    for snapshot in &answer.snapshots {
+        let resources = snapshot.resources.as_option().cloned().unwrap_or_default();
+        rows.push([
+            snapshot.name.clone(),
+            snapshot.template.clone(),
+            resources.vcpus.to_string(),
+            format!("{} MiB", resources.memory_mib),
+            format!("{} MiB", snapshot.disk_bytes >> 20),
+            snapshot.created_at.clone(),
         ]);
     }
     table(&rows);

@@ -85,6 +85,9 @@ impl TestAgent {
         let mut command = Command::new(program);
         command.arg("--root").arg(stage::root().path());
         command.args(["--listen", "127.0.0.1:0", "--boot-deadline", "3m"]);
+        if let Some(pager) = stage::pager() {
+            command.arg("--pager").arg(pager);
+        }
         if let Some(vmm) = stage::vmm() {
             command.arg("--vmm").arg(vmm);
         }

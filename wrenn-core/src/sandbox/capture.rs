@@ -1,0 +1,227 @@
+//! Writing down what a sandbox is at one moment: memory, VM state and disk.
+//!
+//! ```text
+//! guest syncs ─▶ VM stopped ─▶ VMM writes memory and state, disk flushed, store copied
+//!                                │                                            │
+//!                                └── from here on the VM may go on, or not ◀──┘
+//!                                            hashed, synced, renamed into place ─▶ a build
+//! ```
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::Sandbox;
+use super::disk::FlushDiskError;
+use super::record::RecordError;
+use crate::Chain;
+use crate::guest::Command;
+use crate::snapshot::{
+    BuildDetails, BuildStore, BuildWriter, Geometry, InvalidGeometry, MemoryFile, OpenStoreError,
+    Snapshot, WriteBuildError,
+};
+use crate::vm::{ApiError, CreateSnapshot, LaunchSpec, SnapshotType};
+
+/// How long a guest may take to write down what its programs have written. One that takes
+/// longer is stopped all the same: what it has not written yet is in its memory.
+const SYNC_DEADLINE: Duration = Duration::from_secs(10);
+/// Guests have ordinary pages.
+const PAGE_BYTES: u64 = 4096;
+/// Names of what a VMM writes, in the directory that it shares with the host.
+const MEMORY: &str = "memory.bin";
+const STATE: &str = "vmstate.bin";
+
+/// Why a sandbox was not written down.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// Its VM could not be stopped, or not be written down.
+    #[error("the VMM cannot {step}")]
+    Vmm {
+        /// What was asked of it.
+        step: &'static str,
+        /// What it answered.
+        #[source]
+        source: ApiError,
+    },
+    /// What an earlier pause left could not be removed.
+    #[error("cannot remove {path}")]
+    Forget {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Its memory has a size that no snapshot can have.
+    #[error(transparent)]
+    Geometry(#[from] InvalidGeometry),
+    /// Its disk could not be kept.
+    #[error("cannot keep its disk")]
+    Disk(#[from] FlushDiskError),
+    /// Builds cannot be kept on this host.
+    #[error("cannot open the store of builds")]
+    Store(#[from] OpenStoreError),
+    /// The build could not be written.
+    #[error("cannot write its snapshot")]
+    Build(#[from] WriteBuildError),
+    /// It could not be written down that its VMM has forgotten what changed.
+    #[error("cannot write down what its VMM knows")]
+    Record(#[from] RecordError),
+    /// A worker thread was lost.
+    #[error("a worker thread died")]
+    Thread,
+}
+
+/// How long each step took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CaptureTimings {
+    /// The guest's own writing down.
+    pub sync: Duration,
+    /// From the stop of the guest until its memory and state are in files.
+    pub memory: Duration,
+    /// Flushing and copying the disk.
+    pub disk: Duration,
+    /// Reading, checking and syncing the build.
+    pub publish: Duration,
+}
+
+/// All of a stopped sandbox, on its way to be a build.
+#[derive(Debug)]
+pub(super) struct Capture {
+    writer: BuildWriter,
+    parent: Option<Snapshot>,
+    geometry: Geometry,
+    details: BuildDetails,
+}
+
+impl Sandbox {
+    /// Stops the guest and brings all that it is into files that nobody writes to. The VM
+    /// stays stopped, whatever comes of it.
+    pub(super) async fn capture(
+        &mut self,
+        timings: &mut CaptureTimings,
+    ) -> Result<Capture, CaptureError> {
+        let since = Instant::now();
+        self.sync_guest().await;
+        timings.sync = since.elapsed();
+
+        let parent = self.open_parent().await;
+        let kind = match parent {
+            Some(_) => SnapshotType::Diff,
+            None => SnapshotType::Full,
+        };
+        let vmm = self.vm.api().info().await;
+        let vmm = vmm.map_err(asking("say who it is"))?;
+        let memory_mib = self.record.resources.memory_mib();
+        let geometry = Geometry::new(u64::from(memory_mib) << 20, PAGE_BYTES)?;
+        let details = BuildDetails {
+            vmm: vmm.app_name,
+            vmm_version: vmm.vmm_version,
+            vcpus: self.record.resources.vcpus().into(),
+            labels: BTreeMap::from([("template".to_owned(), self.record.template.clone())]),
+        };
+        let mut writer = BuildStore::open(&self.host.root)?.begin()?;
+
+        let since = Instant::now();
+        let stopped = self.vm.api().pause().await;
+        stopped.map_err(asking("stop the guest"))?;
+        let request = CreateSnapshot {
+            snapshot_type: kind,
+            snapshot_path: LaunchSpec::shared_path(STATE),
+            mem_file_path: LaunchSpec::shared_path(MEMORY),
+        };
+        // From here on the VMM has forgotten which pages were dirty, and a later owner must
+        // know that too.
+        if self.record.dirty_since.take().is_some() {
+            self.write_record()?;
+        }
+        // A file that a failed pause left would be updated, and not written anew.
+        let shared = LaunchSpec::shared_in(self.directory.path());
+        let (memory, state) = (shared.join(MEMORY), shared.join(STATE));
+        forget(&memory)?;
+        forget(&state)?;
+        let written = self.vm.api().create_snapshot(&request, memory_mib).await;
+        written.map_err(asking("write the guest down"))?;
+        timings.memory = since.elapsed();
+
+        let since = Instant::now();
+        self.disk.flush().await?;
+        let disk_name = self.disk.record().file_name();
+        let disk = self.directory.file(disk_name);
+        let taken = tokio::task::spawn_blocking(move || {
+            writer.take_memory(&memory)?;
+            writer.take_vmstate(&state)?;
+            writer.copy_file(disk_name, &disk)?;
+            Ok::<_, WriteBuildError>(writer)
+        });
+        let writer = taken.await.map_err(|_| CaptureError::Thread)??;
+        timings.disk = since.elapsed();
+        Ok(Capture {
+            writer,
+            parent,
+            geometry,
+            details,
+        })
+    }
+
+    /// The build since which the VMM knows which pages changed. Without one all of memory
+    /// is written, which is always right.
+    async fn open_parent(&self) -> Option<Snapshot> {
+        let id = self.record.dirty_since.clone()?;
+        let root = self.host.root.clone();
+        let opened = tokio::task::spawn_blocking(move || Snapshot::open(&root, &id)).await;
+        opened
+            .ok()?
+            .inspect_err(|error| {
+                warn!(error = %Chain(error), "the snapshot before is lost; all is written anew");
+            })
+            .ok()
+    }
+
+    async fn sync_guest(&self) {
+        let sync = Command::new("sync").user("root").timeout(SYNC_DEADLINE);
+        match tokio::time::timeout(SYNC_DEADLINE, self.guest.output(&sync)).await {
+            Ok(Ok(output)) if output.status.shell_code() == 0 => {}
+            Ok(Ok(output)) => warn!(code = output.status.shell_code(), "sync in the guest"),
+            Ok(Err(error)) => warn!(error = %Chain(&error), "cannot sync the guest"),
+            Err(_) => warn!("the guest does not sync in time; it is in its memory all the same"),
+        }
+    }
+}
+
+impl Capture {
+    /// Makes it a build, which is on the disk when this returns.
+    pub(super) async fn publish(
+        self,
+        timings: &mut CaptureTimings,
+    ) -> Result<Snapshot, CaptureError> {
+        let since = Instant::now();
+        let published = tokio::task::spawn_blocking(move || {
+            let memory = match &self.parent {
+                Some(parent) => MemoryFile::Diff(parent),
+                None => MemoryFile::Full(self.geometry),
+            };
+            self.writer.publish(memory, self.details)
+        });
+        let snapshot = published.await.map_err(|_| CaptureError::Thread)??;
+        timings.publish = since.elapsed();
+        Ok(snapshot)
+    }
+}
+
+fn forget(path: &Path) -> Result<(), CaptureError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CaptureError::Forget {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn asking(step: &'static str) -> impl FnOnce(ApiError) -> CaptureError {
+    move |source| CaptureError::Vmm { step, source }
+}

@@ -1,0 +1,307 @@
+//! From a build to a running sandbox: the way back of a paused one, and the beginning of one
+//! that is made of a snapshot.
+//!
+//! ```text
+//! build ─┬─ disk      copied out of the build, device made      ┐
+//!        ├─ slot      any: the guest sees the same in each      ├ at the same time
+//!        └─ cgroup                                              ┘
+//!           pager, where the memory has one
+//!           VMM loads the snapshot and the guest goes on
+//!           guest told the time, fresh entropy, its name, a fresh token ─▶ running
+//! ```
+//!
+//! The build is only read: whatever fails, it is as before.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::create::{check_memory, first_words};
+use super::directory::{DirectoryError, SandboxDirectory};
+use super::disk::{RestoreRootDiskError, RootDisk};
+use super::frozen::FrozenRecord;
+use super::host::Shared;
+use super::memory::{self, Supply};
+use super::prepare::{self, Prepared, prepare, vm_user};
+use super::record::{RecordError, SandboxRecord};
+use super::{
+    CreateSandboxError, GuestAccess, Keep, Sandbox, SandboxConfig, State, Timings, images, pause,
+};
+use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, UnhealthyError};
+use crate::network::NetworkSlot;
+use crate::snapshot::{BuildId, CompactError, OpenSnapshotError, OpenStoreError, Snapshot};
+use crate::uffd::process::{LaunchPagerError, PagerProcess};
+use crate::vm::{
+    Device, ExitReason, JailFile, JailSpec, LaunchSpec, LoadSnapshot, NetworkOverride,
+    StartVmError, Vm, WrittenBy,
+};
+
+/// Why a sandbox was not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// Its snapshot cannot be opened.
+    #[error("cannot open its snapshot")]
+    Open(#[from] OpenSnapshotError),
+    /// There is no disk to resume with.
+    #[error("nothing is written down of what its disk is made of")]
+    NoDisk,
+    /// There is no snapshot to resume.
+    #[error("nothing is written down of what it is to be resumed from")]
+    NoBuild,
+    /// Its memory lies in several files, and could not be brought into one.
+    #[error("cannot bring its memory into one file")]
+    Compact(#[from] CompactError),
+    /// The same.
+    #[error("cannot open the store of builds")]
+    Store(#[from] OpenStoreError),
+    /// Its memory could not be served.
+    #[error("cannot serve its memory")]
+    Pager(#[from] LaunchPagerError),
+    /// Which image it uses could not be written down.
+    #[error("cannot write down which image it uses")]
+    Image(#[from] DirectoryError),
+    /// Its disk could not be made again.
+    #[error("cannot make its disk again")]
+    Disk(#[from] RestoreRootDiskError),
+    /// Slot or cgroup could not be made, or there is no memory for it.
+    #[error("cannot prepare its VM")]
+    Prepare(#[from] CreateSandboxError),
+    /// Nothing can be made in its directory.
+    #[error("cannot make a directory in {path}")]
+    Directory {
+        /// The sandbox's directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Its VM did not load the snapshot.
+    #[error("cannot start its VM")]
+    Vm(#[from] StartVmError),
+    /// Its guest does not answer.
+    #[error("the guest does not answer")]
+    Unhealthy(#[from] UnhealthyError),
+    /// Its VM ended.
+    #[error("the VM ended while the guest was resumed ({0})")]
+    Ended(ExitReason),
+    /// Its guest could not be told what it must know.
+    #[error("cannot set up the guest")]
+    Init(#[from] GuestError),
+    /// It could not be written down what it is.
+    #[error("cannot write down that it runs")]
+    Record(#[from] RecordError),
+    /// A worker thread was lost.
+    #[error("a worker thread died")]
+    Thread,
+}
+
+/// What a restored sandbox has beside its files.
+pub(super) struct Restored {
+    vm: Vm,
+    pager: Option<PagerProcess>,
+    disk: RootDisk,
+    slot: NetworkSlot,
+    guest: GuestClient,
+    timings: Timings,
+}
+
+impl Restored {
+    /// The sandbox, with its files.
+    pub(super) fn into_sandbox(
+        self,
+        host: Arc<Shared>,
+        directory: SandboxDirectory,
+        record: SandboxRecord,
+    ) -> Sandbox {
+        Sandbox {
+            vm: self.vm,
+            pager: self.pager,
+            disk: self.disk,
+            slot: self.slot,
+            directory,
+            guest: self.guest,
+            record,
+            timings: self.timings,
+            host,
+        }
+    }
+}
+
+/// Brings a sandbox up as it is in `frozen`, and writes down that it runs.
+pub(super) async fn restore(
+    host: &Arc<Shared>,
+    directory: &SandboxDirectory,
+    record: &mut SandboxRecord,
+    frozen: &FrozenRecord,
+) -> Result<Restored, ResumeError> {
+    let begun = Instant::now();
+    let mut timings = Timings::default();
+    check_memory(record.resources)?;
+    let config = record.config();
+    pause::begin_to_have(directory).map_err(|source| ResumeError::Directory {
+        path: directory.path().to_owned(),
+        source,
+    })?;
+    if let Some(image) = &frozen.image {
+        images::note(directory, image)?;
+    }
+    // Which builds exist is known before anything is made, and it stays until the VM has it.
+    let snapshot = open(host, &frozen.build).await?;
+    let disk = restore_disk(host, directory, frozen, &snapshot);
+    let Prepared { disk, slot, cgroup } = prepare(host, &config, disk, &mut timings).await?;
+    let launched = Instant::now();
+    let user = vm_user(host, &slot);
+    let supply = match memory::supply(host, directory, snapshot, user).await {
+        Ok(supply) => supply,
+        Err(error) => {
+            prepare::give_back(Some(disk), Some(slot)).await;
+            return Err(error);
+        }
+    };
+    let Supply {
+        snapshot,
+        backend,
+        file,
+        device,
+        pager,
+    } = supply;
+    let state = JailFile::read_only(snapshot.vmstate(), "vmstate.bin");
+    let load = LoadSnapshot {
+        snapshot_path: state.inside(),
+        mem_backend: backend,
+        track_dirty_pages: true,
+        resume_vm: true,
+        network_overrides: vec![NetworkOverride {
+            iface_id: "eth0".to_owned(),
+            host_dev_name: slot.tap_name().to_owned(),
+        }],
+    };
+    let spec = LaunchSpec {
+        binary: host.vmm.clone(),
+        id: record.id.clone(),
+        directory: directory.path().to_owned(),
+        network_namespace: Some(slot.namespace_path()),
+        jail: JailSpec {
+            user,
+            files: vec![JailFile::writable(disk.path(), "rootfs.ext4"), state, file],
+            devices: [Device::Kvm, Device::NetTun]
+                .into_iter()
+                .chain(device)
+                .collect(),
+        },
+        cgroup,
+    };
+    let details = &snapshot.manifest().details;
+    let wrote = WrittenBy {
+        vmm: details.vmm.clone(),
+        version: details.vmm_version.clone(),
+    };
+    let vm = match Vm::restore(spec, &load, &wrote).await {
+        Ok(vm) => vm,
+        Err(error) => {
+            memory::end(pager).await;
+            prepare::give_back(Some(disk), Some(slot)).await;
+            return Err(error.into());
+        }
+    };
+    timings.vmm = launched.elapsed();
+    record.resources = frozen.resources;
+    record.setup = frozen.setup.clone();
+    record.vmm = vm.identity().ok();
+    record.pager = pager.as_ref().and_then(|pager| pager.identity().ok());
+    record.slot = Some(slot.number().get());
+    record.disk = Some(disk.record());
+    let address = (slot.reachable_address(), ENVD_PORT).into();
+    let token = frozen.token.clone().map(AccessToken::new);
+    let come_back = async {
+        let greeted = greet(
+            host,
+            record,
+            &config,
+            &vm,
+            (address, token),
+            &mut timings,
+            launched,
+        );
+        let guest = greeted.await?;
+        record.state = State::Running;
+        record.auto_paused = false;
+        record.build = Some(snapshot.id().clone());
+        record.dirty_since = Some(snapshot.id().clone());
+        // Synced: the build of before may be collected from now on, and after a loss of
+        // power an older record must not name it.
+        if record.keep == Keep::UntilDestroyed {
+            record.write_synced(directory.path())?;
+        }
+        Ok::<_, ResumeError>(guest)
+    };
+    match come_back.await {
+        Ok(guest) => {
+            timings.total = begun.elapsed();
+            Ok(Restored {
+                vm,
+                pager,
+                disk,
+                slot,
+                guest,
+                timings,
+            })
+        }
+        Err(error) => {
+            vm.kill().await;
+            memory::end(pager).await;
+            prepare::give_back(Some(disk), Some(slot)).await;
+            Err(error)
+        }
+    }
+}
+
+async fn open(host: &Shared, build: &BuildId) -> Result<Snapshot, ResumeError> {
+    let (root, id) = (host.root.clone(), build.clone());
+    let opened = tokio::task::spawn_blocking(move || Snapshot::open(&root, &id)).await;
+    Ok(opened.map_err(|_| ResumeError::Thread)??)
+}
+
+async fn restore_disk(
+    host: &Shared,
+    directory: &SandboxDirectory,
+    frozen: &FrozenRecord,
+    snapshot: &Snapshot,
+) -> Result<RootDisk, ResumeError> {
+    let disk = frozen.disk.as_ref().ok_or(ResumeError::NoDisk)?;
+    let saved = snapshot.directory().join(disk.file_name());
+    Ok(RootDisk::restore(host.mapper.as_ref(), directory, disk, &saved).await?)
+}
+
+/// Waits for the guest's daemon, which knows the token from before, and tells it what has
+/// changed meanwhile.
+async fn greet(
+    host: &Shared,
+    record: &mut SandboxRecord,
+    config: &SandboxConfig,
+    vm: &Vm,
+    (address, token): (SocketAddr, Option<AccessToken>),
+    timings: &mut Timings,
+    launched: Instant,
+) -> Result<GuestClient, ResumeError> {
+    let mut guest = GuestClient::new(address, token)?;
+    tokio::select! {
+        healthy = guest.wait_healthy(host.boot_deadline) => healthy?,
+        reason = vm.exited() => return Err(ResumeError::Ended(reason)),
+    }
+    timings.healthy = launched.elapsed();
+    let begun = Instant::now();
+    let mut request = first_words(config, &record.setup);
+    if config.access == GuestAccess::Open {
+        // One that is open may come from one that was not.
+        request.access_token = Some(String::new());
+    }
+    tokio::select! {
+        told = guest.init(&request) => told?,
+        reason = vm.exited() => return Err(ResumeError::Ended(reason)),
+    }
+    timings.init = begun.elapsed();
+    record.token = request.access_token.filter(|token| !token.is_empty());
+    Ok(guest)
+}
