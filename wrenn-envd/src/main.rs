@@ -9,7 +9,7 @@ use wrenn_envd::config::{Action, Config, USAGE};
 use wrenn_envd::guest::{Guest, Settings};
 use wrenn_envd::server::Daemon;
 use wrenn_envd::sys::signals::unblock_all;
-use wrenn_envd::{PROTOCOL_VERSION, init, state};
+use wrenn_envd::{PROTOCOL_VERSION, init, programs, state};
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
@@ -89,6 +89,8 @@ fn serve(config: Config) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
+        // The daemon before may have ended while they stood still.
+        programs::thaw();
         let shutdown = guest.shutdown.clone();
         guest.tasks.spawn(async move {
             let (Ok(mut terminate), Ok(mut interrupt)) = (

@@ -16,6 +16,7 @@ use crate::filesystem::service::FilesystemService;
 use crate::guest::Guest;
 use crate::metrics;
 use crate::process::service::ProcessService;
+use crate::programs;
 pub use crate::reply::Body;
 use crate::reply::{self, HttpError};
 use crate::setup;
@@ -65,14 +66,21 @@ impl Router {
         let answer = match (&parts.method, parts.uri.path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::empty(StatusCode::NO_CONTENT)),
             (&Method::POST, "/init") => setup::init(guest, body).await,
+            (&Method::POST, "/freeze") => programs::freeze().await,
+            (&Method::POST, "/thaw") => Ok(programs::thaw_request()),
             (&Method::GET, "/metrics") => metrics::report(guest).await,
             (&Method::GET, "/envs") => reply::json(&guest.settings().env),
             (&Method::GET | &Method::HEAD, "/files") => files::download(guest, &parts).await,
             (&Method::POST, "/files") => files::upload(guest, &parts, body).await,
             (&Method::POST, "/files/compose") => files::compose(guest, body).await,
-            (_, "/health" | "/init" | "/metrics" | "/envs" | "/files" | "/files/compose") => Err(
-                HttpError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
-            ),
+            (
+                _,
+                "/health" | "/init" | "/freeze" | "/thaw" | "/metrics" | "/envs" | "/files"
+                | "/files/compose",
+            ) => Err(HttpError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method not allowed",
+            )),
             _ => Err(HttpError::new(StatusCode::NOT_FOUND, "no such route")),
         };
         answer.unwrap_or_else(HttpError::into_response)

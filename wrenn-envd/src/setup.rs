@@ -22,6 +22,8 @@ use wrenn_proto::http::InitRequest;
 use crate::auth::AccessToken;
 use crate::guest::Guest;
 use crate::hostname;
+use crate::identity;
+use crate::programs;
 use crate::reply::{self, Body, HttpError};
 use crate::sys::entropy;
 use crate::users::User;
@@ -31,7 +33,10 @@ const TOLERATED_SKEW_NANOS: i128 = 20_000_000;
 
 pub async fn init(guest: &Arc<Guest>, body: Incoming) -> Result<Response<Body>, HttpError> {
     let request: InitRequest = reply::read_json(body).await?.unwrap_or_default();
-    apply(guest, request)?;
+    let applied = apply(guest, request);
+    // Whatever came of it, nobody shall stand still for ever.
+    programs::thaw();
+    applied?;
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
@@ -63,8 +68,7 @@ fn apply(guest: &Guest, request: InitRequest) -> Result<(), HttpError> {
             .unwrap_or_else(|error| tracing::warn!(%error, "cannot reseed random numbers"));
     }
     if let Some(name) = request.hostname.as_deref().filter(|name| !name.is_empty()) {
-        hostname::set(name)
-            .unwrap_or_else(|error| tracing::warn!(%error, "cannot set the host name"));
+        rename(name).unwrap_or_else(|error| tracing::warn!(%error, "cannot set the host name"));
     }
     guest.change_settings(|settings| {
         if let Some(token) = request.access_token {
@@ -81,6 +85,14 @@ fn apply(guest: &Guest, request: InitRequest) -> Result<(), HttpError> {
         }
     });
     Ok(())
+}
+
+/// One that has another name than before goes on where somebody else was frozen.
+fn rename(name: &str) -> io::Result<()> {
+    let known = rustix::system::uname();
+    let renamed = known.nodename().to_bytes() != name.as_bytes();
+    hostname::set(name)?;
+    if renamed { identity::renew() } else { Ok(()) }
 }
 
 fn parse_time(text: &str) -> Result<Timestamp, HttpError> {

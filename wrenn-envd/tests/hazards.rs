@@ -405,6 +405,8 @@ async fn nothing_but_health_answers_without_the_token() {
         ("GET", "/metrics".to_owned()),
         ("GET", "/envs".to_owned()),
         ("POST", "/init".to_owned()),
+        ("POST", "/freeze".to_owned()),
+        ("POST", "/thaw".to_owned()),
         ("GET", "/files?path=/etc/passwd".to_owned()),
         ("HEAD", "/files?path=/etc/passwd".to_owned()),
         ("POST", "/files?path=/tmp/never".to_owned()),
@@ -421,7 +423,7 @@ async fn nothing_but_health_answers_without_the_token() {
         routes.push(("POST", rpc.clone()));
         routes.push(("GET", rpc));
     }
-    assert!(routes.len() > 14 + 30, "the services were found");
+    assert!(routes.len() > 16 + 30, "the services were found");
     for (method, path) in &routes {
         for token in [None, Some("wrong"), Some("")] {
             let mut request = Request::builder()

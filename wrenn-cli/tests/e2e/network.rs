@@ -75,6 +75,8 @@ fn the_daemon_answers_nobody_without_the_token_but_health() {
             ("GET", "/metrics"),
             ("GET", "/envs"),
             ("POST", "/init"),
+            ("POST", "/freeze"),
+            ("POST", "/thaw"),
             ("GET", "/files?path=/etc/shadow"),
             ("POST", "/files?path=/tmp/x"),
             ("POST", "/files/compose"),

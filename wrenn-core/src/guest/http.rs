@@ -130,9 +130,43 @@ impl GuestClient {
             .await?;
         collect(WHAT, response).await?;
         if let Some(token) = &request.access_token {
-            *self = Self::new(self.address, Some(AccessToken::new(token.clone())))?;
+            // An empty one opens the guest.
+            let token = (!token.is_empty()).then(|| AccessToken::new(token.clone()));
+            *self = Self::new(self.address, token)?;
         }
         Ok(())
+    }
+
+    /// Lets programs stand still until [`thaw`](Self::thaw) or [`init`](Self::init). A guest
+    /// whose daemon cannot do so goes on.
+    ///
+    /// # Errors
+    /// When the daemon refuses or does not answer.
+    pub async fn freeze(&self) -> Result<(), GuestError> {
+        self.ask("freezing programs", "/freeze").await
+    }
+
+    /// Lets programs go on.
+    ///
+    /// # Errors
+    /// When the daemon refuses or does not answer.
+    pub async fn thaw(&self) -> Result<(), GuestError> {
+        self.ask("letting programs go on", "/thaw").await
+    }
+
+    async fn ask(&self, what: &'static str, path: &str) -> Result<(), GuestError> {
+        let token = self.token.as_ref();
+        let nothing = full(Bytes::new());
+        let sent = self
+            .http
+            .send(what, token, Method::POST, path, &[], nothing)
+            .await;
+        match sent {
+            Ok(response) => collect(what, response).await.map(drop),
+            // A daemon of before.
+            Err(GuestError::Status { status: 404, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// What the guest uses at this moment.

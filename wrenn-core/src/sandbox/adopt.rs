@@ -145,11 +145,9 @@ async fn take_over(
     match (vm, disk, slot, guest) {
         (Some(vm), Some(disk), Some(slot), Some(guest)) => {
             go_on(&vm, &id).await;
-            if let Err(error) = guest.wait_healthy(GREETING).await {
-                warn!(sandbox_id = %id, %error, "taken over, but its guest does not answer yet");
-            }
+            let greeted = guest.wait_healthy(GREETING).await;
             info!(sandbox_id = %id, "taken over");
-            Adopted::Running(Box::new(Sandbox {
+            let sandbox = Sandbox {
                 vm,
                 pager,
                 disk,
@@ -159,7 +157,15 @@ async fn take_over(
                 record,
                 timings: Timings::default(),
                 host: Arc::clone(host),
-            }))
+            };
+            match greeted {
+                // Its owner may have died between freezing programs and stopping the VM.
+                Ok(()) => sandbox.thaw().await,
+                Err(error) => {
+                    warn!(sandbox_id = %id, %error, "taken over, but its guest does not answer yet");
+                }
+            }
+            Adopted::Running(Box::new(sandbox))
         }
         (vm, disk, slot, _) => {
             let lost = [

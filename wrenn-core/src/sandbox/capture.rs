@@ -1,7 +1,7 @@
 //! Writing down what a sandbox is at one moment: memory, VM state and disk.
 //!
 //! ```text
-//! guest syncs ─▶ VM stopped ─▶ VMM writes memory and state, disk flushed, store copied
+//! guest syncs ─▶ programs frozen ─▶ VM stopped ─▶ VMM writes memory and state, disk flushed, store copied
 //!                                │                                            │
 //!                                └── from here on the VM may go on, or not ◀──┘
 //!                                            hashed, synced, renamed into place ─▶ a build
@@ -28,6 +28,8 @@ use crate::vm::{ApiError, CreateSnapshot, LaunchSpec, SnapshotType};
 /// How long a guest may take to write down what its programs have written. One that takes
 /// longer is stopped all the same: what it has not written yet is in its memory.
 const SYNC_DEADLINE: Duration = Duration::from_secs(10);
+/// The same for letting its programs stand still.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
 /// Guests have ordinary pages.
 const PAGE_BYTES: u64 = 4096;
 /// Names of what a VMM writes, in the directory that it shares with the host.
@@ -126,6 +128,7 @@ impl Sandbox {
         let mut writer = BuildStore::open(&self.host.root)?.begin()?;
 
         let since = Instant::now();
+        self.freeze_programs().await;
         let stopped = self.vm.api().pause().await;
         stopped.map_err(asking("stop the guest"))?;
         let request = CreateSnapshot {
@@ -179,6 +182,16 @@ impl Sandbox {
                 warn!(error = %Chain(error), "the snapshot before is lost; all is written anew");
             })
             .ok()
+    }
+
+    /// Lets the guest's programs stand still, so that none of them sees the wrong time or the
+    /// random numbers of another when the guest comes back. It does without where it must.
+    async fn freeze_programs(&self) {
+        match tokio::time::timeout(FREEZE_DEADLINE, self.guest.freeze()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(error = %Chain(&error), "programs of the guest go on"),
+            Err(_) => warn!("the guest does not freeze its programs in time"),
+        }
     }
 
     async fn sync_guest(&self) {

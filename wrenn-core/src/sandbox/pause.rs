@@ -29,6 +29,10 @@ use super::{Keep, Remains, Sandbox, State, memory, prepare};
 use crate::Chain;
 use crate::vm::LaunchSpec;
 
+/// How long a guest may take to let its programs go on, and how often it is asked.
+const THAW_DEADLINE: Duration = Duration::from_secs(5);
+const THAW_TRIES: u32 = 3;
+
 /// Why a sandbox was not paused.
 #[derive(Debug, thiserror::Error)]
 pub enum PauseError {
@@ -198,9 +202,21 @@ impl Sandbox {
         }
     }
 
+    /// Lets the guest's programs go on. One that is too busy to answer is asked again.
+    pub(super) async fn thaw(&self) {
+        for _ in 0..THAW_TRIES {
+            match tokio::time::timeout(THAW_DEADLINE, self.guest.thaw()).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => warn!(error = %Chain(&error), "its programs are still frozen"),
+                Err(_) => warn!("its programs are still frozen: it does not answer"),
+            }
+        }
+    }
+
     /// Lets the guest go on. One that cannot is broken.
     async fn continue_after(self, failure: Option<&PauseError>) -> Result<Self, FailedPause> {
         let Err(source) = self.vm.api().resume().await else {
+            self.thaw().await;
             return Ok(self);
         };
         let after = failure.map_or_else(

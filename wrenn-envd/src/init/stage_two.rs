@@ -8,6 +8,7 @@ use super::cmdline::CommandLine;
 use super::console::warn;
 use super::{mounts, network, supervise};
 use crate::hostname;
+use crate::programs;
 use crate::sys::signals::SignalSet;
 
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,9 @@ pub(super) fn run() -> Result<Infallible, StageTwoError> {
     let daemon = supervise::Daemon::start(&line);
 
     mounts::second();
+    if let Err(error) = programs::make() {
+        warn(&format!("programs cannot be frozen: {error}"));
+    }
     network::write_name_servers(&line);
     // Ctrl-Alt-Del comes as a signal then.
     if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::CadOff) {

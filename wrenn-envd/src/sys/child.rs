@@ -39,6 +39,7 @@ pub fn spawn(mut command: Command, setup: ChildSetup) -> io::Result<Child> {
             rustix::process::ioctl_tiocsctty(standard_input())?;
         }
         prefer_for_out_of_memory();
+        crate::programs::join();
         rustix::process::umask(Mode::WGRP | Mode::WOTH);
         if let Some(credentials) = &setup.credentials {
             rustix::thread::set_thread_groups(&groups)?;

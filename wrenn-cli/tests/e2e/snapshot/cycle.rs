@@ -27,22 +27,22 @@ const SUMS: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; \
     cat /proc/sys/kernel/random/boot_id; cat /run/sleeper; \
     cut -d' ' -f22 /proc/$(cat /run/sleeper)/stat";
 
-async fn get(agent: &TestAgent, id: &str) -> Sandbox {
+pub(super) async fn get(agent: &TestAgent, id: &str) -> Sandbox {
     let request = GetSandboxRequest { id: id.to_owned() };
     let answer = agent.client().get_sandbox(request).await.unwrap();
     answer.into_owned().sandbox.into_option().unwrap()
 }
 
-async fn state(agent: &TestAgent, id: &str) -> State {
+pub(super) async fn state(agent: &TestAgent, id: &str) -> State {
     get(agent, id).await.state.as_known().unwrap()
 }
 
-async fn pause(agent: &TestAgent, id: &str) -> Result<(), ConnectError> {
+pub(super) async fn pause(agent: &TestAgent, id: &str) -> Result<(), ConnectError> {
     let request = PauseSandboxRequest { id: id.to_owned() };
     agent.client().pause_sandbox(request).await.map(drop)
 }
 
-async fn resume(agent: &TestAgent, id: &str) -> Result<(), ConnectError> {
+pub(super) async fn resume(agent: &TestAgent, id: &str) -> Result<(), ConnectError> {
     let request = ResumeSandboxRequest {
         id: id.to_owned(),
         timeout_sec: None,
@@ -50,7 +50,7 @@ async fn resume(agent: &TestAgent, id: &str) -> Result<(), ConnectError> {
     agent.client().resume_sandbox(request).await.map(drop)
 }
 
-async fn destroy(agent: &TestAgent, id: &str) {
+pub(super) async fn destroy(agent: &TestAgent, id: &str) {
     let request = DestroySandboxRequest { id: id.to_owned() };
     agent.client().destroy_sandbox(request).await.unwrap();
 }
@@ -76,7 +76,7 @@ fn builds() -> usize {
     std::fs::read_dir(stage::root().builds()).map_or(0, Iterator::count)
 }
 
-async fn no_build_is_left() {
+pub(super) async fn no_build_is_left() {
     until("builds that nobody needs are gone", || async {
         builds() == 0
     })

@@ -3,4 +3,5 @@
 mod cycle;
 mod pager;
 mod sys;
+mod templates;
 mod vmm;
