@@ -17,7 +17,10 @@ async fn main() -> anyhow::Result<()> {
     let install = "printf '#!/bin/sh\\necho \"hello from $(hostname)\"\\n' >/usr/local/bin/hello
         chmod +x /usr/local/bin/hello";
     let install = Command::shell(install).user("root");
-    ensure!(sandbox.exec(&install).await?.status.shell_code() == 0, "it was not installed");
+    ensure!(
+        sandbox.exec(&install).await?.status.shell_code() == 0,
+        "it was not installed"
+    );
 
     // It goes on; what it was is on the disk, and can be given a name with `frozen.name`.
     let (sandbox, frozen, timings) = sandbox.freeze().await.map_err(|failed| failed.error)?;

@@ -23,6 +23,7 @@
 #![warn(missing_docs)]
 
 mod chain;
+pub mod crash;
 mod id;
 mod root;
 

@@ -1,10 +1,11 @@
 //! What the benchmarks share: the host, the VMMs to compare, how a run is counted.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use wrenn_core::RootDirectory;
-use wrenn_core::sandbox::{Host, HostConfig, SandboxConfig};
+use wrenn_core::sandbox::{Host, HostConfig, MemorySupply, SandboxConfig};
 use wrenn_core::vm::Resources;
 
 /// A host that runs its VMs with one VMM, and what to call it.
@@ -24,16 +25,7 @@ pub(crate) async fn contenders() -> anyhow::Result<Vec<Contender>> {
 }
 
 async fn open(vmm: Option<PathBuf>) -> anyhow::Result<Contender> {
-    let root =
-        variable("AGENT_FILES_ROOTDIR").map_or_else(RootDirectory::default, RootDirectory::new);
-    let search_path = std::env::var_os("PATH");
-    let host = Host::open(HostConfig {
-        root,
-        vmm,
-        search_path,
-        ..HostConfig::default()
-    })
-    .await?;
+    let host = Host::open(HostConfig { vmm, ..config() }).await?;
     let sandbox = host
         .create(small()?)
         .await
@@ -42,6 +34,28 @@ async fn open(vmm: Option<PathBuf>) -> anyhow::Result<Contender> {
     let name = format!("{} {}", info.app_name.to_lowercase(), info.vmm_version);
     sandbox.destroy().await?;
     Ok(Contender { name, host })
+}
+
+fn config() -> HostConfig {
+    HostConfig {
+        root: variable("AGENT_FILES_ROOTDIR")
+            .map_or_else(RootDirectory::default, RootDirectory::new),
+        vmm: variable("WRENN_VMM"),
+        pager: variable("WRENN_PAGER"),
+        search_path: std::env::var_os("PATH"),
+        ..HostConfig::default()
+    }
+}
+
+/// A host with the VMM under test, whose guests get their memory like this.
+#[allow(dead_code, reason = "most benchmarks only boot")]
+pub(crate) async fn host(memory: MemorySupply) -> anyhow::Result<Host> {
+    Ok(Host::open(HostConfig { memory, ..config() }).await?)
+}
+
+#[allow(dead_code, reason = "not every benchmark measures durations of others")]
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 fn variable(name: &str) -> Option<PathBuf> {

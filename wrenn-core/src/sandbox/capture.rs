@@ -17,13 +17,13 @@ use tracing::warn;
 use super::Sandbox;
 use super::disk::FlushDiskError;
 use super::record::RecordError;
-use crate::Chain;
 use crate::guest::Command;
 use crate::snapshot::{
     BuildDetails, BuildStore, BuildWriter, Geometry, InvalidGeometry, MemoryFile, OpenStoreError,
     Snapshot, WriteBuildError,
 };
 use crate::vm::{ApiError, CreateSnapshot, LaunchSpec, SnapshotType};
+use crate::{Chain, crash};
 
 /// How long a guest may take to write down what its programs have written. One that takes
 /// longer is stopped all the same: what it has not written yet is in its memory.
@@ -129,8 +129,10 @@ impl Sandbox {
 
         let since = Instant::now();
         self.freeze_programs().await;
+        crash::point("pause.frozen");
         let stopped = self.vm.api().pause().await;
         stopped.map_err(asking("stop the guest"))?;
+        crash::point("pause.stopped");
         let request = CreateSnapshot {
             snapshot_type: kind,
             snapshot_path: LaunchSpec::shared_path(STATE),
@@ -148,6 +150,7 @@ impl Sandbox {
         forget(&state)?;
         let written = self.vm.api().create_snapshot(&request, memory_mib).await;
         written.map_err(asking("write the guest down"))?;
+        crash::point("pause.written");
         timings.memory = since.elapsed();
 
         let since = Instant::now();
@@ -162,6 +165,7 @@ impl Sandbox {
         });
         let writer = taken.await.map_err(|_| CaptureError::Thread)??;
         timings.disk = since.elapsed();
+        crash::point("pause.taken");
         Ok(Capture {
             writer,
             parent,

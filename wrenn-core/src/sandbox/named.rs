@@ -25,7 +25,7 @@ use super::{SandboxConfig, record::SandboxRecord};
 use crate::snapshot::{BuildId, Snapshot};
 use crate::template::{Template, is_name};
 use crate::vm::Resources;
-use crate::{Chain, RootDirectory, SandboxId};
+use crate::{Chain, RootDirectory, SandboxId, crash};
 
 /// Layout version of the file.
 const VERSION: u32 = 1;
@@ -140,7 +140,10 @@ impl Frozen {
         };
         let path = path_of(root, name);
         match named.write(&path) {
-            Ok(()) => Ok(named),
+            Ok(()) => {
+                crash::point("snapshot.named");
+                Ok(named)
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(NameSnapshotError::Taken(name.to_owned()))
             }

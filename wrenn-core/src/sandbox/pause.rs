@@ -26,8 +26,8 @@ use super::frozen::Frozen;
 use super::paused::Paused;
 use super::record::RecordError;
 use super::{Keep, Remains, Sandbox, State, memory, prepare};
-use crate::Chain;
 use crate::vm::LaunchSpec;
+use crate::{Chain, crash};
 
 /// How long a guest may take to let its programs go on, and how often it is asked.
 const THAW_DEADLINE: Duration = Duration::from_secs(5);
@@ -115,6 +115,7 @@ impl Sandbox {
             Ok(build) => build,
             Err(error) => return Err(self.go_on(error.into()).await),
         };
+        crash::point("pause.published");
         let before = self.record.clone();
         self.record.state = State::Paused;
         self.record.build = Some(build.id().clone());
@@ -125,6 +126,7 @@ impl Sandbox {
         }
         // From here on it is paused, whatever becomes of this program.
         self.directory.keep();
+        crash::point("pause.recorded");
         let release = Instant::now();
         let Self {
             vm,
@@ -138,6 +140,7 @@ impl Sandbox {
         } = self;
         vm.kill().await;
         memory::end(pager).await;
+        crash::point("pause.ended");
         prepare::give_back(Some(disk), Some(slot)).await;
         clear(&directory);
         (record.vmm, record.pager, record.slot) = (None, None, None);
@@ -164,6 +167,7 @@ impl Sandbox {
         };
         self = self.continue_after(None).await?;
         timings.stopped = begun.elapsed() - timings.capture.sync;
+        crash::point("snapshot.continued");
         let build = match captured.publish(&mut timings.capture).await {
             Ok(build) => build,
             Err(error) => {
@@ -172,6 +176,7 @@ impl Sandbox {
                 return Err(FailedPause { error, left });
             }
         };
+        crash::point("snapshot.published");
         // A VMM that was restored goes on noting what changes, from this build on.
         if self.record.build.is_some() {
             self.record.dirty_since = Some(build.id().clone());

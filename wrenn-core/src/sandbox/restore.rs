@@ -28,6 +28,7 @@ use super::record::{RecordError, SandboxRecord};
 use super::{
     CreateSandboxError, GuestAccess, Keep, Sandbox, SandboxConfig, State, Timings, images, pause,
 };
+use crate::crash;
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, UnhealthyError};
 use crate::network::NetworkSlot;
 use crate::snapshot::{BuildId, CompactError, OpenSnapshotError, OpenStoreError, Snapshot};
@@ -150,6 +151,7 @@ pub(super) async fn restore(
     let snapshot = open(host, &frozen.build).await?;
     let disk = restore_disk(host, directory, frozen, &snapshot);
     let Prepared { disk, slot, cgroup } = prepare(host, &config, disk, &mut timings).await?;
+    crash::point("resume.prepared");
     let launched = Instant::now();
     let user = vm_user(host, &slot);
     let supply = match memory::supply(host, directory, snapshot, user).await {
@@ -159,6 +161,7 @@ pub(super) async fn restore(
             return Err(error);
         }
     };
+    crash::point("resume.served");
     let Supply {
         snapshot,
         backend,
@@ -206,6 +209,7 @@ pub(super) async fn restore(
         }
     };
     timings.vmm = launched.elapsed();
+    crash::point("resume.loaded");
     record.resources = frozen.resources;
     record.setup = frozen.setup.clone();
     record.vmm = vm.identity().ok();
@@ -225,6 +229,7 @@ pub(super) async fn restore(
             launched,
         );
         let guest = greeted.await?;
+        crash::point("resume.greeted");
         record.state = State::Running;
         record.auto_paused = false;
         record.build = Some(snapshot.id().clone());
@@ -234,6 +239,7 @@ pub(super) async fn restore(
         if record.keep == Keep::UntilDestroyed {
             record.write_synced(directory.path())?;
         }
+        crash::point("resume.recorded");
         Ok::<_, ResumeError>(guest)
     };
     match come_back.await {

@@ -75,6 +75,11 @@ impl TestAgent {
 
     /// Starts the agent, on a port of its own, and waits until it serves.
     pub(crate) async fn start(&self) {
+        self.start_to_crash(None).await;
+    }
+
+    /// Starts an agent that ends itself at a named point, if one is given.
+    pub(crate) async fn start_to_crash(&self, point: Option<&str>) {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -91,6 +96,8 @@ impl TestAgent {
         if let Some(vmm) = stage::vmm() {
             command.arg("--vmm").arg(vmm);
         }
+        command.env_remove("WRENN_CRASH_AT");
+        command.envs(point.map(|point| ("WRENN_CRASH_AT", point)));
         let mut child = command
             .args(&self.options)
             .current_dir(self.directory.path())

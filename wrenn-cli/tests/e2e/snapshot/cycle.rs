@@ -11,7 +11,12 @@ use wrenn_proto::hostagent::*;
 use crate::agent::stage::{Followed, TestAgent, enter, enter_with, next, refused, sh, small};
 use crate::stage::{self, until};
 
-const CYCLES: u64 = 4;
+/// How often it is paused and resumed: `WRENN_E2E_CYCLES`, or what a suite can bear that runs
+/// where everything is emulated.
+fn cycles() -> u64 {
+    std::env::var("WRENN_E2E_CYCLES").map_or(4, |text| text.parse().unwrap())
+}
+
 /// What goes on in the guest all the while: a counter in the memory of one process, a
 /// sleeper, and a connection whose ends are two programs.
 const COMPANY: &str = "mkdir -p /var/tmp/tree /run/memory; mkfifo /run/pipe
@@ -60,14 +65,14 @@ async fn reserved(agent: &TestAgent) -> u32 {
     host.unwrap().into_owned().sandboxes
 }
 
-fn record(id: &str) -> serde_json::Value {
+pub(super) fn record(id: &str) -> serde_json::Value {
     let sandbox = stage::root().path().join("sandboxes").join(id);
     let record = std::fs::read_to_string(sandbox.join("sandbox.json")).unwrap();
     serde_json::from_str(&record).unwrap()
 }
 
 /// The build that a sandbox is paused as, or was resumed from.
-fn build_of(id: &str) -> PathBuf {
+pub(super) fn build_of(id: &str) -> PathBuf {
     let build = record(id)["build"].as_str().unwrap().to_owned();
     stage::root().builds().join(build)
 }
@@ -103,7 +108,7 @@ fn a_sandbox_goes_on_where_it_was_through_many_pauses_and_an_agents_death() {
         let id = created.id.as_str();
         agent.shell(id, COMPANY).await;
         let mut token = created.access_token.clone();
-        for cycle in 0..CYCLES {
+        for cycle in 0..cycles() {
             let change = format!(
                 "dd if=/dev/urandom of=/run/memory/{cycle} bs=64k count=16 2>/dev/null; \
                  dd if=/dev/urandom of=/run/memory/each bs=64k count=8 2>/dev/null; \

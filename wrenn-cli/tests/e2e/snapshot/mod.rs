@@ -1,5 +1,6 @@
 //! Snapshots of machines.
 
+mod crash;
 mod cycle;
 mod pager;
 mod sys;

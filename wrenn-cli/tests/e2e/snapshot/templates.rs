@@ -144,7 +144,7 @@ fn sandboxes_of_a_snapshot_have_its_past_and_are_themselves() {
         assert_eq!(agent.shell(child, "cat /var/tmp/own").await, "own");
         let grandchild = create(&agent, "warmer").await.unwrap().id;
         assert_eq!(agent.shell(&grandchild, "cat /var/tmp/own").await, "own");
-        assert_selves(&agent, &[grandchild.clone()], &sum).await;
+        assert_selves(&agent, std::slice::from_ref(&grandchild), &sum).await;
 
         // The names go, and what is needed stays.
         let mut needed = delete(&agent, "warm").await.unwrap();
@@ -157,7 +157,7 @@ fn sandboxes_of_a_snapshot_have_its_past_and_are_themselves() {
         refused(create(&agent, "warm").await, ErrorCode::NotFound, "warm");
         pause(&agent, &grandchild).await.unwrap();
         resume(&agent, &grandchild).await.unwrap();
-        assert_selves(&agent, &[grandchild.clone()], &sum).await;
+        assert_selves(&agent, std::slice::from_ref(&grandchild), &sum).await;
         for id in ids.iter().chain([&grandchild, &source]) {
             destroy(&agent, id).await;
         }
@@ -246,9 +246,8 @@ fn what_cannot_be_frozen_named_or_made_is_refused_in_words() {
         };
         let answer = agent.client().create_sandbox(larger).await;
         refused(answer, ErrorCode::InvalidArgument, "cannot be changed");
-        let listed = agent
-            .client()
-            .list_snapshots(ListSnapshotsRequest::default());
+        let client = agent.client();
+        let listed = client.list_snapshots(ListSnapshotsRequest::default());
         let listed = listed.await.unwrap().into_owned().snapshots;
         assert_eq!(listed.len(), 1);
         assert_eq!(listed[0].name, "once");
@@ -277,9 +276,8 @@ fn an_idle_sandbox_is_named_until_somebody_knows() {
         let id = request.id.clone();
         agent.client().create_sandbox(request).await.unwrap();
         let named = |agent: Arc<TestAgent>| async move {
-            let answer = agent
-                .client()
-                .list_sandboxes(ListSandboxesRequest::default());
+            let client = agent.client();
+            let answer = client.list_sandboxes(ListSandboxesRequest::default());
             answer.await.unwrap().into_owned().auto_paused_sandbox_ids
         };
         until("it is paused", || async {

@@ -1,0 +1,146 @@
+//! An agent that ends at each step of a pause, a resume and a snapshot.
+
+use std::sync::Arc;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use wrenn_core::crash::POINTS;
+use wrenn_proto::hostagent::*;
+
+use super::cycle::{destroy, get, no_build_is_left, pause, resume, state};
+use crate::agent::stage::{TestAgent, ended, enter};
+use crate::stage::until;
+
+/// Rounds of an agent that is killed at any moment: `WRENN_E2E_KILLS`, or what a suite can
+/// bear that runs where everything is emulated.
+fn rounds() -> usize {
+    std::env::var("WRENN_E2E_KILLS").map_or(4, |text| text.parse().unwrap())
+}
+
+/// Longer than a pause and a resume take where everything is emulated.
+const LONGEST_MS: u64 = 6_000;
+
+/// Something of which memory and disk must be of the same moment.
+async fn change(agent: &TestAgent, id: &str, round: usize) {
+    let line = format!("echo {round} >/run/round; echo {round} >/var/tmp/round; sync");
+    agent.shell(id, &line).await;
+}
+
+async fn assert_unchanged(agent: &TestAgent, id: &str, round: usize) {
+    let line = "echo 3 >/proc/sys/vm/drop_caches; cat /run/round /var/tmp/round";
+    let found = agent.shell(id, line).await;
+    assert_eq!(found, format!("{round}\n{round}"));
+}
+
+async fn snapshot(agent: &TestAgent, id: &str) {
+    let request = CreateSnapshotRequest {
+        id: id.to_owned(),
+        name: "named".to_owned(),
+    };
+    // It may be there from a round that ended a moment too late.
+    drop(agent.client().create_snapshot(request).await);
+}
+
+async fn forget_snapshot(agent: &TestAgent) {
+    let request = DeleteSnapshotRequest {
+        name: "named".to_owned(),
+    };
+    drop(agent.client().delete_snapshot(request).await);
+}
+
+/// Whatever happened, it runs or is paused, and then it runs again as it was.
+async fn bring_back(agent: &TestAgent, id: &str, round: usize) {
+    match state(agent, id).await {
+        State::STATE_RUNNING => {}
+        State::STATE_PAUSED => resume(agent, id).await.unwrap(),
+        other => panic!("it is {other:?}: {}", get(agent, id).await.reason),
+    }
+    assert_unchanged(agent, id, round).await;
+}
+
+#[test]
+fn an_agent_that_ends_at_any_step_loses_nothing() {
+    enter(|agent| async move {
+        let id = agent.create().await.id;
+        // Memory in two builds, so that a pager is part of it.
+        for _ in 0..2 {
+            pause(&agent, &id).await.unwrap();
+            resume(&agent, &id).await.unwrap();
+        }
+        for (round, point) in POINTS.into_iter().enumerate() {
+            change(&agent, &id, round).await;
+            if point.starts_with("resume") {
+                pause(&agent, &id).await.unwrap();
+            }
+            agent.end(Signal::SIGTERM).await;
+            agent.start_to_crash(Some(point)).await;
+            let pid = agent.pid();
+            let asked = tokio::spawn({
+                let (agent, id) = (Arc::clone(&agent), id.clone());
+                async move {
+                    if point.starts_with("pause") {
+                        drop(pause(&agent, &id).await);
+                    } else if point.starts_with("resume") {
+                        drop(resume(&agent, &id).await);
+                    } else {
+                        snapshot(&agent, &id).await;
+                    }
+                }
+            });
+            until(&format!("it ends at {point}"), || async { ended(pid) }).await;
+            asked.await.unwrap();
+            agent.end(Signal::SIGKILL).await;
+            agent.start().await;
+            bring_back(&agent, &id, round).await;
+            forget_snapshot(&agent).await;
+        }
+        destroy(&agent, &id).await;
+        no_build_is_left().await;
+    });
+}
+
+#[test]
+fn whatever_is_killed_at_any_moment_of_a_pause_or_resume_the_data_is_there() {
+    enter(|agent| async move {
+        let id = agent.create().await.id;
+        pause(&agent, &id).await.unwrap();
+        resume(&agent, &id).await.unwrap();
+        for round in 0..rounds() {
+            change(&agent, &id, round).await;
+            let asked = tokio::spawn({
+                let (agent, id) = (Arc::clone(&agent), id.clone());
+                async move {
+                    drop(pause(&agent, &id).await);
+                    drop(resume(&agent, &id).await);
+                }
+            });
+            let moment = rand::random_range(0..LONGEST_MS);
+            tokio::time::sleep(std::time::Duration::from_millis(moment)).await;
+            agent.end(Signal::SIGKILL).await;
+            asked.await.unwrap();
+            agent.start().await;
+            bring_back(&agent, &id, round).await;
+        }
+        // A VMM that dies while it is paused for ever costs nothing: there is none. One that
+        // dies while it writes itself down breaks the sandbox, and leaves its last build.
+        let vmm = i32::try_from(vmm_of(&id)).unwrap();
+        let asked = tokio::spawn({
+            let (agent, id) = (Arc::clone(&agent), id.clone());
+            async move { pause(&agent, &id).await }
+        });
+        kill(Pid::from_raw(vmm), Signal::SIGKILL).unwrap();
+        let paused = asked.await.unwrap();
+        let found = state(&agent, &id).await;
+        assert_eq!(paused.is_ok(), found == State::STATE_PAUSED, "{found:?}");
+        if found != State::STATE_PAUSED {
+            assert_eq!(found, State::STATE_ERROR);
+            assert!(super::cycle::build_of(&id).is_dir());
+        }
+        destroy(&agent, &id).await;
+        no_build_is_left().await;
+    });
+}
+
+fn vmm_of(id: &str) -> i64 {
+    super::cycle::record(id)["vmm"]["pid"].as_i64().unwrap()
+}
