@@ -1,8 +1,8 @@
 //! The cgroup of what users start, and standing still.
 //!
 //! A guest that is resumed believes for a moment that it is still the time of its snapshot.
-//! So programs are frozen before the host stops the machine, and go on once `/init` has set
-//! clock, random numbers and name. The daemon itself is in no cgroup that can be frozen.
+//! So programs are frozen before the host stops the machine, and go on when the host says so,
+//! once `/init` has set clock, random numbers and name. The daemon itself is in no cgroup that can be frozen.
 //!
 //! The first process of the guest makes the cgroup. Where the daemon runs on its own, there
 //! is none, and nothing is frozen.

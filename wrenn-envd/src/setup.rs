@@ -23,7 +23,6 @@ use crate::auth::AccessToken;
 use crate::guest::Guest;
 use crate::hostname;
 use crate::identity;
-use crate::programs;
 use crate::reply::{self, Body, HttpError};
 use crate::sys::entropy;
 use crate::users::User;
@@ -33,10 +32,7 @@ const TOLERATED_SKEW_NANOS: i128 = 20_000_000;
 
 pub async fn init(guest: &Arc<Guest>, body: Incoming) -> Result<Response<Body>, HttpError> {
     let request: InitRequest = reply::read_json(body).await?.unwrap_or_default();
-    let applied = apply(guest, request);
-    // Whatever came of it, nobody shall stand still for ever.
-    programs::thaw();
-    applied?;
+    apply(guest, request)?;
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 

@@ -137,8 +137,8 @@ impl GuestClient {
         Ok(())
     }
 
-    /// Lets programs stand still until [`thaw`](Self::thaw) or [`init`](Self::init). A guest
-    /// whose daemon cannot do so goes on.
+    /// Lets programs stand still until [`thaw`](Self::thaw). A guest whose daemon cannot do
+    /// so goes on.
     ///
     /// # Errors
     /// When the daemon refuses or does not answer.

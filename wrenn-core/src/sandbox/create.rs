@@ -390,7 +390,6 @@ pub(super) fn first_words(config: &SandboxConfig, setup: &GuestSetup) -> InitReq
     let mut env = setup.env.clone();
     env.extend(config.env.clone());
     InitRequest {
-        timestamp: Some(humantime::format_rfc3339_nanos(SystemTime::now()).to_string()),
         env_vars: Some(env),
         access_token: match config.access {
             GuestAccess::Token => Some(AccessToken::random().reveal().to_owned()),
@@ -400,6 +399,14 @@ pub(super) fn first_words(config: &SandboxConfig, setup: &GuestSetup) -> InitReq
         default_workdir: setup.working_directory.clone(),
         hostname: Some(config.id.to_string()),
         entropy: Some(base64::engine::general_purpose::STANDARD.encode(entropy)),
+        ..the_time()
+    }
+}
+
+/// What a guest is told of the time, and of nothing else.
+pub(super) fn the_time() -> InitRequest {
+    InitRequest {
+        timestamp: Some(humantime::format_rfc3339_nanos(SystemTime::now()).to_string()),
         ..InitRequest::default()
     }
 }

@@ -15,9 +15,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::create::{check_memory, first_words};
+use super::create::{check_memory, first_words, the_time};
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{RestoreRootDiskError, RootDisk};
 use super::frozen::FrozenRecord;
@@ -37,6 +37,10 @@ use crate::vm::{
     Device, ExitReason, JailFile, JailSpec, LaunchSpec, LoadSnapshot, NetworkOverride,
     StartVmError, Vm, WrittenBy,
 };
+
+/// How far behind a guest's clock may be, and how often it is set until it is not.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(20);
+const CLOCK_TRIES: u32 = 3;
 
 /// Why a sandbox was not restored.
 #[derive(Debug, thiserror::Error)]
@@ -303,11 +307,30 @@ async fn greet(
         // One that is open may come from one that was not.
         request.access_token = Some(String::new());
     }
+    let told = async {
+        guest.init(&request).await?;
+        set_clock(&mut guest, begun.elapsed()).await?;
+        guest.thaw().await
+    };
     tokio::select! {
-        told = guest.init(&request) => told?,
+        told = told => told?,
         reason = vm.exited() => return Err(ResumeError::Ended(reason)),
     }
     timings.init = begun.elapsed();
     record.token = request.access_token.filter(|token| !token.is_empty());
     Ok(guest)
+}
+
+/// The guest's clock is behind by what its last request took. One that took long, as the first
+/// of a guest may whose memory has to be brought, is made again.
+async fn set_clock(guest: &mut GuestClient, mut took: Duration) -> Result<(), GuestError> {
+    for _ in 0..CLOCK_TRIES {
+        if took <= CLOCK_TOLERANCE {
+            break;
+        }
+        let since = Instant::now();
+        guest.init(&the_time()).await?;
+        took = since.elapsed();
+    }
+    Ok(())
 }

@@ -29,6 +29,8 @@ use std::path::PathBuf;
 
 use crate::RootDirectory;
 
+/// The longest name of a template, in bytes: what is made of it is still a file's name.
+const MAX_NAME: usize = 128;
 /// The file that makes a directory a template.
 const DESCRIPTION: &str = "template.json";
 
@@ -39,6 +41,7 @@ fn directory_of(root: &RootDirectory, name: &str) -> PathBuf {
 /// Whether `name` may name a template.
 pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty()
+        && name.len() <= MAX_NAME
         && !name.starts_with('.')
         && name
             .bytes()

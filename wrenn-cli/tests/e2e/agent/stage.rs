@@ -14,9 +14,9 @@ use wrenn_proto::connectrpc::client::{BidiSendHalf, ClientConfig, HttpClient};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent::__buffa::oneof::process_event::Event;
 use wrenn_proto::hostagent::{
-    Command as GuestCommand, CreateSandboxRequest, DestroySandboxRequest, ExecRequest,
-    ExecResponse, ExecStart, ExecStreamRequest, HostAgentClient, ListSandboxesRequest, Resources,
-    Sandbox,
+    Command as GuestCommand, CreateSandboxRequest, DeleteSnapshotRequest, DestroySandboxRequest,
+    ExecRequest, ExecResponse, ExecStart, ExecStreamRequest, HostAgentClient, ListSandboxesRequest,
+    ListSnapshotsRequest, Resources, Sandbox,
 };
 
 use crate::stage::{self, MINIMAL, until};
@@ -147,6 +147,15 @@ impl TestAgent {
             let request = DestroySandboxRequest { id: sandbox.id };
             if let Err(error) = client.destroy_sandbox(request).await {
                 eprintln!("not destroyed: {error}");
+            }
+        }
+        let listed = client.list_snapshots(ListSnapshotsRequest::default()).await;
+        for snapshot in listed.map_or(Vec::new(), |listed| listed.into_owned().snapshots) {
+            let request = DeleteSnapshotRequest {
+                name: snapshot.name,
+            };
+            if let Err(error) = client.delete_snapshot(request).await {
+                eprintln!("not deleted: {error}");
             }
         }
     }

@@ -111,7 +111,12 @@ fn whatever_is_killed_at_any_moment_of_a_pause_or_resume_the_data_is_there() {
                 let (agent, id) = (Arc::clone(&agent), id.clone());
                 async move {
                     drop(pause(&agent, &id).await);
-                    drop(resume(&agent, &id).await);
+                    // The agent may be dead by now.
+                    if let Some(client) = agent.client_if_running() {
+                        let timeout_sec = None;
+                        let request = ResumeSandboxRequest { id, timeout_sec };
+                        drop(client.resume_sandbox(request).await);
+                    }
                 }
             });
             let moment = rand::random_range(0..LONGEST_MS);
