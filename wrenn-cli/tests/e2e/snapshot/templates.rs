@@ -393,3 +393,56 @@ fn what_a_guest_needs_first_is_recorded_once_and_brought_ahead_from_then_on() {
         .await;
     });
 }
+
+/// The guest's time since its boot and its clock, in seconds, as a program saw them.
+fn times(text: &str) -> Vec<(f64, u64)> {
+    let pair = |line: &str| {
+        let (since_boot, clock) = line.split_once(' ').unwrap();
+        (since_boot.parse().unwrap(), clock.parse().unwrap())
+    };
+    text.lines().map(pair).collect()
+}
+
+#[test]
+fn no_program_sees_the_time_of_before() {
+    enter(|agent| async move {
+        let id = agent.create().await.id;
+        let watch = "setsid sh -c 'while :; do read up rest </proc/uptime; \
+            echo $up $(date +%s) >>/run/times; done' </dev/null >/dev/null 2>&1 &";
+        agent.shell(&id, watch).await;
+        until("it watches the clock", || async {
+            agent
+                .shell(&id, "touch /run/times; wc -l </run/times")
+                .await
+                != "0"
+        })
+        .await;
+        pause(&agent, &id).await.unwrap();
+        // Long enough for a clock that was set to be told from one that stood still.
+        let since = SystemTime::now();
+        until("time has passed", || async {
+            since.elapsed().unwrap().as_secs() >= 10
+        })
+        .await;
+        resume(&agent, &id).await.unwrap();
+        let told = get(&agent, &id).await.phases_ms["init"] / 1e3;
+        let jump = |text: String| {
+            let seen = times(&text);
+            let mut pairs = seen.windows(2);
+            let jump = pairs.find(|pair| pair[1].1 >= pair[0].1 + 8)?;
+            Some((jump[0], jump[1]))
+        };
+        until("it sees the new time", || async {
+            jump(agent.shell(&id, "cat /run/times").await).is_some()
+        })
+        .await;
+        let seen = jump(agent.shell(&id, "cat /run/times").await);
+        let (before, after) = seen.unwrap();
+        // The guest ran for as long as it took to tell it the time, and the program did not.
+        let stood_still = after.0 - before.0;
+        assert!(
+            stood_still > told - 0.02,
+            "it stood still for {stood_still} s, and the guest was told in {told} s"
+        );
+    });
+}
