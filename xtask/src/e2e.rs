@@ -13,7 +13,7 @@ use crate::cli::E2eArgs;
 use crate::provision::Run;
 use crate::steps::{say, step};
 use crate::tally::Tally;
-use crate::{process, setup, tests};
+use crate::{setup, tests};
 
 pub(crate) fn run(args: &E2eArgs) -> Result<ExitCode> {
     let vmm = args.vmm.as_deref().map(build::given).transpose()?;
@@ -34,16 +34,7 @@ pub(crate) fn suite(
     filter: Option<&str>,
 ) -> Result<Tally> {
     let program = step("Building the end-to-end suite", || {
-        let mut cargo = process::cargo();
-        cargo.args([
-            "test",
-            "--no-run",
-            "--release",
-            "--package",
-            "wrenn-cli",
-            "--test",
-            "e2e",
-        ]);
+        let mut cargo = build::optimised(&["test", "--no-run", "--release", "--test", "e2e"]);
         build::find(&build::executables(&mut cargo)?, "e2e")
     })?;
     step("End-to-end tests", || {
