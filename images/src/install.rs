@@ -2,16 +2,20 @@
 //!
 //! ```text
 //! <root>/kernels/<kernel id>/{kernel.json, vmlinuz, vmlinux, initrd.img}
-//! <root>/templates/<name>/{template.json, rootfs.ext4}
+//! <root>/templates/<name>/{template.json, <SHA-256>.ext4}
 //! ```
 //!
-//! Each of these directories is filled aside and changes places with the old one in one
-//! step, so that whoever opens a template finds the old or the new one, never half of one.
+//! A kernel is filled aside and changes places with the old one in one step. An image is
+//! never changed, since sandboxes read from it for as long as they live: a new one comes
+//! beside it, and then `template.json` is exchanged. So whoever opens a template finds the
+//! old or the new one, never half of one. Images that nobody uses any more are removed by
+//! whoever knows the users.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, RenameFlags, renameat2};
@@ -23,9 +27,12 @@ use crate::error::{AtPath, BuildError};
 use crate::kernel::{GuestKernel, write_json};
 use crate::rootfs::RootImage;
 
-/// The folders of a root directory that are filled here, and the file in each entry that
-/// describes it. Two entries with the same description hold the same.
-const SECTIONS: &[(&str, &str)] = &[("kernels", "kernel.json"), ("templates", "template.json")];
+const KERNELS: &str = "kernels";
+const TEMPLATES: &str = "templates";
+/// The files that describe an entry of each. Two kernels with the same description hold the
+/// same, but for the initramfs.
+const KERNEL_DESCRIPTION: &str = "kernel.json";
+pub(crate) const TEMPLATE_DESCRIPTION: &str = "template.json";
 
 /// `template.json`: what a sandbox is created from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,9 +73,7 @@ pub fn install(root: &Path, kernel: &GuestKernel, images: &[RootImage]) -> Resul
     let _lock = lock_root(root)?;
     remove_tree(&staged)?;
     stage(&staged, kernel, images, Files::Copied)?;
-    adopt(&staged, root, |from, to| {
-        fs::rename(from, to).at("move into place", to)
-    })?;
+    adopt(&staged, root, Bring::Moved)?;
     remove_tree(&staged)
 }
 
@@ -80,7 +85,7 @@ pub fn install(root: &Path, kernel: &GuestKernel, images: &[RootImage]) -> Resul
 pub fn copy_root(from: &Path, to: &Path) -> Result<(), BuildError> {
     fs::create_dir_all(to).at("create", to)?;
     let _lock = lock_root(to)?;
-    adopt(from, to, copy_directory)
+    adopt(from, to, Bring::Copied)
 }
 
 /// Whether a staged tree gets files of its own, or shares those of the cache.
@@ -107,7 +112,7 @@ pub fn stage(
         Files::Linked => fs::hard_link(from, to).at("link", to),
     };
     let description = &kernel.description;
-    let place = root.join("kernels").join(&description.id);
+    let place = root.join(KERNELS).join(&description.id);
     fs::create_dir_all(&place).at("create", &place)?;
     let names = [
         Some(&description.bzimage),
@@ -117,18 +122,19 @@ pub fn stage(
     for name in names.into_iter().flatten() {
         put(&kernel.dir.join(name), &place.join(name))?;
     }
-    write_json(&description, &place.join("kernel.json"))?;
+    write_json(&description, &place.join(KERNEL_DESCRIPTION))?;
 
     for image in images {
-        let place = root.join("templates").join(image.name);
+        let place = root.join(TEMPLATES).join(image.name);
         fs::create_dir_all(&place).at("create", &place)?;
-        put(&image.file, &place.join("rootfs.ext4"))?;
+        let rootfs = image_name(&image.sha256);
+        put(&image.file, &place.join(&rootfs))?;
         let description = TemplateDescription {
             version: 1,
             name: image.name.to_owned(),
             kind: TemplateKind::Image,
             kernel: description.id.clone(),
-            rootfs: "rootfs.ext4".to_owned(),
+            rootfs,
             rootfs_sha256: image.sha256.clone(),
             size_mib: image.size_mib,
             default_user: "user".to_owned(),
@@ -136,42 +142,131 @@ pub fn stage(
             start_command: None,
             working_directory: None,
         };
-        write_json(&description, &place.join("template.json"))?;
+        write_json(&description, &place.join(TEMPLATE_DESCRIPTION))?;
     }
     Ok(())
 }
 
-/// Takes over every entry of `from` that differs, bringing it to a place aside by `bring`.
-fn adopt(
-    from: &Path,
-    to: &Path,
-    bring: impl Fn(&Path, &Path) -> Result<(), BuildError>,
-) -> Result<(), BuildError> {
-    for (section, description) in SECTIONS {
-        let (source, target) = (from.join(section), to.join(section));
-        if !source.is_dir() {
-            continue;
-        }
-        fs::create_dir_all(&target).at("create", &target)?;
-        for entry in fs::read_dir(&source).at("list", &source)? {
-            let name = entry.at("list", &source)?.file_name();
-            let (new, old) = (source.join(&name), target.join(&name));
-            let wanted = new.join(description);
-            let wanted = fs::read(&wanted).at("read", &wanted)?;
-            // An initramfs has no hash in its description; its contents decide.
-            if fs::read(old.join(description)).is_ok_and(|present| present == wanted)
-                && same_initrd(&new, &old)
-            {
-                continue;
-            }
-            let aside = to.join(format!(".{section}-{}", name.display()));
-            remove_tree(&aside)?;
-            bring(&new, &aside)?;
-            exchange(&aside, &old)?;
-            remove_tree(&aside)?;
+/// The name of an image in its template's directory.
+pub(crate) fn image_name(sha256: &str) -> String {
+    format!("{sha256}.ext4")
+}
+
+/// How something gets from one root directory to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bring {
+    /// Both lie on one file system, and the first is not needed any more.
+    Moved,
+    Copied,
+}
+
+impl Bring {
+    fn directory(self, from: &Path, to: &Path) -> Result<(), BuildError> {
+        match self {
+            Self::Moved => fs::rename(from, to).at("move into place", to),
+            Self::Copied => copy_directory(from, to),
         }
     }
-    Ok(())
+
+    fn file(self, from: &Path, to: &Path) -> Result<(), BuildError> {
+        match self {
+            Self::Moved => fs::rename(from, to).at("move into place", to),
+            Self::Copied => copy_sparse(from, to),
+        }
+    }
+}
+
+/// Takes over every entry of `from` that differs.
+fn adopt(from: &Path, to: &Path, bring: Bring) -> Result<(), BuildError> {
+    let aside = to.join(".incoming");
+    remove_tree(&aside)?;
+    fs::create_dir(&aside).at("create", &aside)?;
+    for (new, old) in entries(from, to, KERNELS)? {
+        adopt_kernel(&new, &old, &aside, bring)?;
+    }
+    for (new, old) in entries(from, to, TEMPLATES)? {
+        adopt_template(&new, &old, &aside, bring)?;
+    }
+    remove_tree(&aside)
+}
+
+/// What lies in a section of `from`, each with its place in `to`.
+fn entries(from: &Path, to: &Path, section: &str) -> Result<Vec<(PathBuf, PathBuf)>, BuildError> {
+    let (source, target) = (from.join(section), to.join(section));
+    if !source.is_dir() {
+        return Ok(Vec::new());
+    }
+    fs::create_dir_all(&target).at("create", &target)?;
+    let entries = fs::read_dir(&source).at("list", &source)?;
+    entries
+        .map(|entry| {
+            let name = entry.at("list", &source)?.file_name();
+            Ok((source.join(&name), target.join(&name)))
+        })
+        .collect()
+}
+
+/// Puts the kernel `new` in the place of `old`, by way of the directory `aside`.
+fn adopt_kernel(new: &Path, old: &Path, aside: &Path, bring: Bring) -> Result<(), BuildError> {
+    let wanted = new.join(KERNEL_DESCRIPTION);
+    let wanted = fs::read(&wanted).at("read", &wanted)?;
+    // An initramfs has no hash in its description; its contents decide.
+    let present = fs::read(old.join(KERNEL_DESCRIPTION));
+    if present.is_ok_and(|present| present == wanted) && same_initrd(new, old) {
+        return Ok(());
+    }
+    let fresh = aside.join(KERNELS);
+    bring.directory(new, &fresh)?;
+    exchange(&fresh, old)?;
+    remove_tree(&fresh)
+}
+
+/// Makes `old` the template `new`, by way of the directory `aside`. Images that are there
+/// stay as they are.
+fn adopt_template(new: &Path, old: &Path, aside: &Path, bring: Bring) -> Result<(), BuildError> {
+    let wanted = new.join(TEMPLATE_DESCRIPTION);
+    let bytes = fs::read(&wanted).at("read", &wanted)?;
+    let description: TemplateDescription = serde_json::from_slice(&bytes)
+        .map_err(std::io::Error::from)
+        .at("read", &wanted)?;
+    if !old.exists() {
+        let fresh = aside.join(TEMPLATES);
+        bring.directory(new, &fresh)?;
+        seal(&fresh.join(&description.rootfs))?;
+        return fs::rename(&fresh, old).at("move into place", old);
+    }
+    let image = old.join(&description.rootfs);
+    // One that is there has the same contents, and somebody may have it open.
+    if !image.exists() {
+        let fresh = aside.join(&description.rootfs);
+        bring.file(&new.join(&description.rootfs), &fresh)?;
+        seal(&fresh)?;
+        fs::rename(&fresh, &image).at("move into place", &image)?;
+    }
+    let placed = old.join(TEMPLATE_DESCRIPTION);
+    if fs::read(&placed).is_ok_and(|present| present == bytes) {
+        return Ok(());
+    }
+    let fresh = aside.join(TEMPLATE_DESCRIPTION);
+    bring.file(&wanted, &fresh)?;
+    // Image and manifest are on the disk before anybody finds them.
+    sync(&fresh)?;
+    sync(old)?;
+    fs::rename(&fresh, &placed).at("move into place", &placed)?;
+    sync(old)
+}
+
+/// Writes an image out. Nobody changes it from here on, and it says so.
+pub(crate) fn seal(image: &Path) -> Result<(), BuildError> {
+    fs::set_permissions(image, Permissions::from_mode(0o444)).at("close", image)?;
+    sync(image)
+}
+
+/// Waits until a file or directory is on the disk.
+pub(crate) fn sync(path: &Path) -> Result<(), BuildError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .at("write out", path)
 }
 
 fn same_initrd(new: &Path, old: &Path) -> bool {
@@ -282,11 +377,11 @@ mod tests {
     }
 
     #[test]
-    fn installs_the_layout_and_replaces_only_what_changed() {
+    fn installs_the_layout_and_adds_only_what_changed() {
         let dir = tempfile::tempdir().unwrap();
         let (root, kernel) = (dir.path().join("root"), kernel_in(dir.path()));
         install(&root, &kernel, &[image_in(dir.path(), "one", "1")]).unwrap();
-        let rootfs = root.join("templates/base/rootfs.ext4");
+        let rootfs = root.join("templates/base/1.ext4");
         let kernel_file = root.join("kernels/debian-6.1-test/vmlinux");
         assert_eq!(fs::read_to_string(&rootfs).unwrap(), "one");
         let inode = |path: &Path| path.metadata().unwrap().ino();
@@ -300,12 +395,20 @@ mod tests {
             "unchanged template was written again"
         );
         install(&root, &kernel, &[image_in(dir.path(), "two", "2")]).unwrap();
-        assert_eq!(fs::read_to_string(&rootfs).unwrap(), "two");
+        let second = root.join("templates/base/2.ext4");
+        assert_eq!(fs::read_to_string(&second).unwrap(), "two");
+        assert_eq!(second.metadata().unwrap().mode() & 0o777, 0o444);
+        assert_eq!(
+            (inode(&rootfs), fs::read_to_string(&rootfs).unwrap()),
+            (first, "one".to_owned()),
+            "sandboxes lost the image that they are made from"
+        );
         assert_eq!(inode(&kernel_file), kernel_inode);
 
         let text = fs::read(root.join("templates/base/template.json")).unwrap();
         let description: TemplateDescription = serde_json::from_slice(&text).unwrap();
         assert_eq!(description.kernel, "debian-6.1-test");
+        assert_eq!(description.rootfs, "2.ext4");
         assert_eq!(description.rootfs_sha256, "2");
         let mut left: Vec<_> = fs::read_dir(&root)
             .unwrap()
@@ -323,7 +426,7 @@ mod tests {
         stage(&one, &kernel_in(dir.path()), &[image], Files::Linked).unwrap();
         copy_root(&one, &two).unwrap();
         assert_eq!(
-            fs::read_to_string(two.join("templates/base/rootfs.ext4")).unwrap(),
+            fs::read_to_string(two.join("templates/base/1.ext4")).unwrap(),
             "x"
         );
         let changed = one.join("kernels/debian-6.1-test/initrd.img");
@@ -332,6 +435,36 @@ mod tests {
         copy_root(&one, &two).unwrap();
         let copied = two.join("kernels/debian-6.1-test/initrd.img");
         assert_eq!(fs::read_to_string(copied).unwrap(), "new daemon");
+
+        let next = dir.path().join("next");
+        let image = image_in(dir.path(), "y", "2");
+        stage(&next, &kernel_in(dir.path()), &[image], Files::Linked).unwrap();
+        copy_root(&next, &two).unwrap();
+        for (image, contents) in [("1.ext4", "x"), ("2.ext4", "y")] {
+            let image = two.join("templates/base").join(image);
+            assert_eq!(fs::read_to_string(image).unwrap(), contents);
+        }
+    }
+
+    #[test]
+    fn what_was_cut_off_is_finished_the_next_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, kernel) = (dir.path().join("root"), kernel_in(dir.path()));
+        install(&root, &kernel, &[image_in(dir.path(), "one", "1")]).unwrap();
+        // The image of the next version came, its manifest did not; another came in part.
+        let template = root.join("templates/base");
+        fs::write(template.join("2.ext4"), "two").unwrap();
+        fs::create_dir(root.join(".incoming")).unwrap();
+        fs::write(root.join(".incoming/3.ext4"), "thr").unwrap();
+        for (contents, sha256) in [("two", "2"), ("three", "3")] {
+            let image = image_in(dir.path(), contents, sha256);
+            install(&root, &kernel, &[image]).unwrap();
+            let present = template.join(format!("{sha256}.ext4"));
+            assert_eq!(fs::read_to_string(present).unwrap(), contents);
+            let text = fs::read_to_string(template.join("template.json")).unwrap();
+            assert!(text.contains(&format!("{sha256}.ext4")), "{text}");
+        }
+        assert!(!root.join(".incoming").exists());
     }
 
     #[test]

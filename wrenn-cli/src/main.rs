@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    wrenn_core::process::abort_on_panic();
     wrenn_cli::main(std::env::args_os())
 }

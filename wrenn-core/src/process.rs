@@ -10,6 +10,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
+/// Ends this program at a panic of any thread, once it is told. What the thread had begun may
+/// be half done; a later program adopts or sweeps it.
+pub fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
+}
+
 /// Names one process for ever: numbers are used again, but not with the same start time in
 /// the same boot of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

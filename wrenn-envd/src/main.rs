@@ -12,6 +12,7 @@ use wrenn_envd::sys::signals::unblock_all;
 use wrenn_envd::{PROTOCOL_VERSION, init, programs, state};
 
 fn main() -> ExitCode {
+    abort_on_panic();
     if std::process::id() == 1 {
         return init::run();
     }
@@ -34,6 +35,16 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Ends the process at a panic of any thread, once it is told. The first process starts the
+/// daemon again; if it is the first one itself, the guest ends and does not hang.
+fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }
 
 fn serve(config: Config) -> ExitCode {

@@ -288,7 +288,7 @@ fn image_disk(
         .iter()
         .map(|name| rootfs::build(name, cache, &programs.envd, progress))
         .collect::<Result<Vec<_>, _>>()?;
-    let recipe = Recipe::new("machine-images", 1)
+    let recipe = Recipe::new("machine-images", 2)
         .input("kernel", &kernel.dir.display().to_string())
         .inputs(
             "image",

@@ -36,3 +36,13 @@ impl From<ExitCode> for std::process::ExitCode {
         Self::from(code as u8)
     }
 }
+
+/// Ends the process at a panic of any thread, once it is told: a machine that lacks a thread
+/// would hang, and what the thread had locked may be half changed.
+pub fn abort_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
+}

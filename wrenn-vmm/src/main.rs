@@ -4,13 +4,14 @@ use std::process::ExitCode as ProcessExit;
 
 use wrenn_vmm::api::controller::chain;
 use wrenn_vmm::arguments::{self, Command, HELP};
-use wrenn_vmm::exit::ExitCode;
+use wrenn_vmm::exit::{self, ExitCode};
 
 #[expect(
     clippy::print_stdout,
     reason = "help and version are this program's output"
 )]
 fn main() -> ProcessExit {
+    exit::abort_on_panic();
     let code = match arguments::parse(std::env::args().skip(1)) {
         Ok(Command::Version) => {
             println!("wrenn-vmm v{}", env!("CARGO_PKG_VERSION"));

@@ -7,6 +7,29 @@ use serde::Deserialize;
 
 use crate::process;
 
+/// What cargo is told to select in every optimised build. It settles the features of shared
+/// dependencies for all of a selection together, so with the same one each time, programs,
+/// suite, benchmarks and examples share what is compiled.
+const PACKAGES: [&str; 7] = [
+    "wrenn-cli",
+    "wrenn-agent",
+    "wrenn-vmm",
+    "wrenn-envd",
+    "wrenn-machine",
+    "wrenn-examples",
+    "xtask-provision",
+];
+
+/// A building cargo command for optimised programs, whose targets are still to be named.
+pub(crate) fn optimised(words: &[&str]) -> std::process::Command {
+    let mut cargo = process::cargo();
+    cargo.args(words);
+    for package in PACKAGES {
+        cargo.args(["--package", package]);
+    }
+    cargo
+}
+
 /// Our programs, built for use: optimised and static.
 #[derive(Debug)]
 pub(crate) struct Programs {
@@ -18,23 +41,9 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Builds what has changed. All in one call, so that cargo settles the features of
-    /// shared dependencies once and compiles them once.
+    /// Builds what has changed.
     pub(crate) fn build() -> Result<Self> {
-        let mut cargo = process::cargo();
-        cargo.args(["build", "--release", "--bins"]);
-        for package in [
-            "wrenn-cli",
-            "wrenn-agent",
-            "wrenn-core",
-            "wrenn-vmm",
-            "wrenn-envd",
-            "wrenn-machine",
-            "xtask-provision",
-        ] {
-            cargo.args(["--package", package]);
-        }
-        let made = executables(&mut cargo)?;
+        let made = executables(&mut optimised(&["build", "--release", "--bins"]))?;
         Ok(Self {
             wrenn: find(&made, "wrenn")?,
             agent: find(&made, "wrenn-agent")?,

@@ -21,15 +21,7 @@ pub(crate) fn in_microvm(programs: &Programs, vmm: Option<&Path>) -> Result<Tall
     let suite = Workspace::load()?.workspace_root.join(SUITE);
     let python = python(&suite)?;
     let expose = step("Building the example that exposes a microVM's port", || {
-        let mut cargo = process::cargo();
-        cargo.args([
-            "build",
-            "--release",
-            "--package",
-            "wrenn-examples",
-            "--example",
-            "expose_port",
-        ]);
+        let mut cargo = build::optimised(&["build", "--release", "--example", "expose_port"]);
         build::find(&build::executables(&mut cargo)?, "expose_port")
     })?;
     step("Existing client, daemon in a microVM", || {

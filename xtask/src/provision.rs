@@ -35,6 +35,7 @@ pub(crate) fn clients(programs: &Programs, expose: &Path, vmm: &Path) -> Command
 pub(crate) struct Run {
     program: PathBuf,
     files: Vec<(&'static str, PathBuf)>,
+    variables: Vec<(&'static str, OsString)>,
     arguments: Vec<OsString>,
 }
 
@@ -43,6 +44,7 @@ impl Run {
         Self {
             program: program.into(),
             files: Vec::new(),
+            variables: Vec::new(),
             arguments: Vec::new(),
         }
     }
@@ -50,6 +52,15 @@ impl Run {
     /// Takes a file along. There, the environment variable holds its path.
     pub(crate) fn file(mut self, variable: &'static str, path: &Path) -> Self {
         self.files.push((variable, path.to_owned()));
+        self
+    }
+
+    /// Passes environment variables on that are set here.
+    pub(crate) fn pass_on(mut self, names: &[&'static str]) -> Self {
+        let set = names
+            .iter()
+            .filter_map(|name| Some((*name, std::env::var_os(name)?)));
+        self.variables.extend(set);
         self
     }
 
@@ -62,11 +73,17 @@ impl Run {
     pub(crate) fn command(self, programs: &Programs) -> Command {
         let mut command = process::command(&programs.provision);
         command.arg("run");
-        for (variable, path) in self.files {
+        let pair = |variable: &str, value: &OsStr| {
             let mut pair = OsString::from(variable);
             pair.push("=");
-            pair.push(path);
-            command.arg("--file").arg(pair);
+            pair.push(value);
+            pair
+        };
+        for (variable, path) in self.files {
+            command.arg("--file").arg(pair(variable, path.as_os_str()));
+        }
+        for (variable, value) in self.variables {
+            command.arg("--env").arg(pair(variable, &value));
         }
         command.arg("--").arg(self.program).args(self.arguments);
         command

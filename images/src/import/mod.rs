@@ -48,7 +48,7 @@ use staging::Staging;
 use tree::Tree;
 
 use crate::error::AtPath as _;
-use crate::install::{TemplateDescription, TemplateKind};
+use crate::install::{TemplateDescription, TemplateKind, image_name};
 
 pub use error::ImportError;
 pub use limits::{LimitError, Limits};
@@ -235,7 +235,7 @@ impl Work<'_> {
             name: self.options.name.clone(),
             kind: TemplateKind::Image,
             kernel,
-            rootfs: format!("{sha256}.ext4"),
+            rootfs: image_name(&sha256),
             rootfs_sha256: sha256,
             size_mib: length >> 20,
             default_user,

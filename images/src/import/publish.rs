@@ -1,17 +1,14 @@
 //! Puts what was made in its place in the root directory.
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::error::ImportError;
 use super::staging::Staging;
-use crate::error::{AtPath as _, BuildError};
-use crate::install::{TemplateDescription, lock_root};
+use crate::error::AtPath as _;
+use crate::install::{TEMPLATE_DESCRIPTION, TemplateDescription, lock_root, seal, sync};
 use crate::kernel::write_json;
-
-const DESCRIPTION: &str = "template.json";
 
 /// Checks that `name` may name a template.
 pub(super) fn check_name(name: &str) -> Result<(), ImportError> {
@@ -73,13 +70,12 @@ pub(super) fn put_in_place(
     let template = staging.make_directory("template")?;
     let (staged_image, staged_json) = (
         template.join(&description.rootfs),
-        template.join(DESCRIPTION),
+        template.join(TEMPLATE_DESCRIPTION),
     );
     fs::rename(image, &staged_image).at("rename", image)?;
-    // Nobody changes it from here on, and it says so.
-    fs::set_permissions(&staged_image, Permissions::from_mode(0o444)).at("close", &staged_image)?;
+    seal(&staged_image)?;
     write_json(description, &staged_json)?;
-    for path in [&staged_image, &staged_json, &template] {
+    for path in [&staged_json, &template] {
         sync(path)?;
     }
 
@@ -93,7 +89,7 @@ pub(super) fn put_in_place(
         if !placed_image.exists() {
             fs::rename(&staged_image, &placed_image).at("move into place", &placed_image)?;
         }
-        let placed_json = place.join(DESCRIPTION);
+        let placed_json = place.join(TEMPLATE_DESCRIPTION);
         sync(&place)?;
         fs::rename(&staged_json, &placed_json).at("move into place", &placed_json)?;
         sync(&place)?;
@@ -102,10 +98,4 @@ pub(super) fn put_in_place(
     }
     sync(&templates)?;
     Ok(placed_image)
-}
-
-fn sync(path: &Path) -> Result<(), BuildError> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .at("write out", path)
 }

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::open::{OpenTemplateError, read_template};
 use super::users::ImageUsers;
-use super::{DESCRIPTION, directory_of, is_name};
+use super::{DESCRIPTION, directory_of, is_name, names};
 use crate::RootDirectory;
 
 /// Why a template or an image was not deleted.
@@ -138,6 +138,20 @@ pub fn prune(
         removed += 1;
     }
     Ok(removed)
+}
+
+/// Removes the older images of every template that nobody uses. Returns how many.
+///
+/// # Errors
+/// It cannot be found out who uses an image, or one cannot be removed.
+pub fn prune_all(
+    root: &RootDirectory,
+    users: &dyn ImageUsers,
+) -> Result<usize, DeleteTemplateError> {
+    let pruned = names(root)
+        .into_iter()
+        .map(|name| prune(root, &name, users));
+    pruned.sum()
 }
 
 /// Ends what a deletion began that was killed: puts the template back if it had not been
@@ -339,7 +353,7 @@ mod tests {
     fn older_images_go_when_nobody_uses_them() {
         let (_directory, root) = root_with_two_images();
         assert_eq!(prune(&root, "tiny", &used(OLD)).unwrap(), 0);
-        assert_eq!(prune(&root, "tiny", &NoUsers).unwrap(), 1);
+        assert_eq!(prune_all(&root, &NoUsers).unwrap(), 1);
         let left = [format!("{NEW}.ext4"), DESCRIPTION.to_owned()];
         assert_eq!(names_in(&root, "tiny"), left);
     }

@@ -7,7 +7,7 @@
 //!                         <SHA-256>.ext4       an image, never changed once it is here
 //! ```
 //!
-//! Whoever imports under a name that is there already adds an image and exchanges
+//! Whoever installs or imports under a name that is there already adds an image and exchanges
 //! `template.json`; older images stay as long as somebody uses them. Who does, only callers
 //! know: they pass [`ImageUsers`].
 //!
@@ -19,7 +19,7 @@ mod manifest;
 mod open;
 mod users;
 
-pub use delete::{DeleteTemplateError, delete, prune};
+pub use delete::{DeleteTemplateError, delete, prune, prune_all};
 pub use list::{ListTemplatesError, ListedTemplate, list, names};
 pub use manifest::{KernelManifest, TemplateKind, TemplateManifest};
 pub use open::{OpenTemplateError, Template};

@@ -61,6 +61,9 @@ struct RunArgs {
     /// A file to take along. There, the variable holds its path.
     #[arg(long = "file", value_name = "VARIABLE=PATH", value_parser = variable_and_path)]
     files: Vec<(String, PathBuf)>,
+    /// A variable of the program's environment.
+    #[arg(long = "env", value_name = "VARIABLE=VALUE", value_parser = variable_and_value)]
+    variables: Vec<(String, String)>,
     /// The program.
     program: PathBuf,
     /// Its arguments.
@@ -85,9 +88,15 @@ struct ClientsArgs {
 }
 
 fn variable_and_path(text: &str) -> Result<(String, PathBuf), String> {
+    variable_and_value(text).map(|(variable, path)| (variable, path.into()))
+}
+
+fn variable_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((variable, path)) if !variable.is_empty() => Ok((variable.to_owned(), path.into())),
-        _ => Err("expected VARIABLE=PATH".to_owned()),
+        Some((variable, value)) if !variable.is_empty() => {
+            Ok((variable.to_owned(), value.to_owned()))
+        }
+        _ => Err("expected VARIABLE=VALUE".to_owned()),
     }
 }
 
@@ -125,13 +134,14 @@ mod tests {
     #[test]
     fn everything_after_the_program_is_its_own() {
         let words = [
-            "x", "run", "--file", "A=/b=c", "--", "prog", "--test", "run::",
+            "x", "run", "--file", "A=/b=c", "--env", "N=1", "--", "prog", "--test", "run::",
         ];
         let cli = Cli::try_parse_from(words).unwrap();
         let Command::Run(args) = cli.command else {
             panic!("parsed as something else: {cli:?}");
         };
         assert_eq!(args.files, [("A".to_owned(), PathBuf::from("/b=c"))]);
+        assert_eq!(args.variables, [("N".to_owned(), "1".to_owned())]);
         assert_eq!(args.program, PathBuf::from("prog"));
         assert_eq!(args.arguments, ["--test", "run::"]);
     }

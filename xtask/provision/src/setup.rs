@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use wrenn_core::RootDirectory;
+use wrenn_core::sandbox::SandboxImages;
+use wrenn_core::template;
 use wrenn_images::{Cache, install, kernel, rootfs};
 
 use crate::packages;
@@ -64,5 +67,9 @@ fn install_images(root: &Path, report: &Report) -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
     install::install(root, &kernel, &images)
-        .with_context(|| format!("cannot install the images into {}", root.display()))
+        .with_context(|| format!("cannot install the images into {}", root.display()))?;
+    let root = RootDirectory::new(root);
+    template::prune_all(&root, &SandboxImages::of(&root))
+        .map(drop)
+        .context("cannot remove the images that nobody uses any more")
 }

@@ -10,8 +10,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use wrenn_core::RootDirectory;
+use wrenn_core::sandbox::SandboxImages;
+use wrenn_core::template;
 
 use crate::boot::{At, BootError};
+use crate::kernel_log;
 
 const IMAGES: &str = "wrenn-images";
 const DATA: &str = "wrenn-data";
@@ -19,7 +23,8 @@ const IMAGES_AT: &str = "/run/wrenn/images";
 /// Disks are there a moment after their driver; a machine that is so slow is broken.
 const APPEAR_WITHIN: Duration = Duration::from_secs(20);
 
-/// Mounts the data disk at `root` and copies to it what is new on the image disk.
+/// Mounts the data disk at `root` and copies to it what is new on the image disk. Older
+/// images go, but for those that sandboxes on the data disk are made from.
 pub(crate) fn mount_and_install(root: &Path) -> Result<(), BootError> {
     let data = find(DATA)?;
     fs::create_dir_all(root).at("create", root)?;
@@ -31,6 +36,11 @@ pub(crate) fn mount_and_install(root: &Path) -> Result<(), BootError> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV;
     mount(Some(&images), IMAGES_AT, Some("ext4"), flags, None::<&str>).at("mount", IMAGES_AT)?;
     wrenn_images::install::copy_root(Path::new(IMAGES_AT), root).map_err(BootError::Install)?;
+    let root = RootDirectory::new(root);
+    // What is left over takes room and hurts nobody.
+    if let Err(error) = template::prune_all(&root, &SandboxImages::of(&root)) {
+        kernel_log::failure(&error);
+    }
     umount2(IMAGES_AT, MntFlags::empty()).at("unmount", IMAGES_AT)
 }
 

@@ -21,6 +21,7 @@ mod sys;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    wrenn_core::process::abort_on_panic();
     if std::process::id() != 1 {
         kernel_log::say("wrenn-machine-init does something only as process 1 of a machine");
         return ExitCode::from(2);
