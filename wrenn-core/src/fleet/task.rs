@@ -506,6 +506,9 @@ async fn expired(handle: &SandboxHandle, timeout: Duration) {
 }
 
 fn ended(sandbox: &Sandbox, reason: ExitReason) -> String {
+    if sandbox.lost_pager() {
+        return "its pager ended, and its VM was ended with it".to_owned();
+    }
     let console = sandbox.vm().console_tail();
     if console.is_empty() {
         format!("its VM ended ({reason})")

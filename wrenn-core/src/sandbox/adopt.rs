@@ -14,6 +14,7 @@
 //! A VM that is found stopped was being paused when its owner died, and goes on.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -150,6 +151,7 @@ async fn take_over(
             let sandbox = Sandbox {
                 vm,
                 pager,
+                lost_pager: AtomicBool::new(false),
                 disk,
                 slot,
                 directory,

@@ -1,6 +1,7 @@
 //! Creating a sandbox, step by step.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
@@ -266,6 +267,7 @@ async fn boot(
     let mut sandbox = Sandbox {
         vm,
         pager: None,
+        lost_pager: AtomicBool::new(false),
         disk,
         slot,
         directory,

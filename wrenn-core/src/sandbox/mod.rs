@@ -78,6 +78,7 @@ pub use sweep::{Leftovers, SweepError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::devicemapper::RemoveDiskError;
@@ -105,6 +106,8 @@ pub struct Sandbox {
     // Fields are dropped in this order: the VM first, its files last.
     vm: Vm,
     pager: Option<PagerProcess>,
+    /// Whether its VM was ended because its pager has.
+    lost_pager: AtomicBool,
     disk: RootDisk,
     slot: NetworkSlot,
     directory: SandboxDirectory,
@@ -291,12 +294,19 @@ impl Sandbox {
                     let ended = tokio::time::timeout(LAST_PAGES, self.vm.exited()).await;
                     if ended.is_err() {
                         tracing::warn!(sandbox_id = %self.id(), ?exit, "its pager has ended");
+                        self.lost_pager.store(true, Ordering::Relaxed);
                     }
                 }
             }
             self.vm.end();
         }
         self.vm.exited().await
+    }
+
+    /// Whether its VM was ended because its pager had ended.
+    #[must_use]
+    pub fn lost_pager(&self) -> bool {
+        self.lost_pager.load(Ordering::Relaxed)
     }
 
     /// Goes away without it: it keeps running, and [`Host::adopt`] finds it again. Only for

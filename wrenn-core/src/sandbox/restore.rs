@@ -15,6 +15,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::create::{check_memory, first_words, the_time};
@@ -122,6 +123,7 @@ impl Restored {
         Sandbox {
             vm: self.vm,
             pager: self.pager,
+            lost_pager: AtomicBool::new(false),
             disk: self.disk,
             slot: self.slot,
             directory,
