@@ -201,7 +201,17 @@ fn children_of_a_running_sandbox_go_their_own_way() {
         let grandchild = fork(&agent, &ids[0], 1).await.remove(0).id;
         assert_eq!(agent.shell(&grandchild, "cat /run/file").await, ids[0]);
         assert_eq!(state(&agent, &ids[0]).await, State::STATE_PAUSED);
-        for id in ids.iter().chain([&grandchild]) {
+        // What was written down of one that runs is what its next pause is built upon.
+        let second = ids[1].as_str();
+        let change = "dd if=/dev/urandom of=/run/random bs=64k count=8 conv=notrunc 2>/dev/null; \
+            sync; sha256sum /run/random";
+        agent.shell(second, change).await;
+        let youngest = fork(&agent, second, 1).await.remove(0).id;
+        let changed = agent.shell(second, change).await;
+        pause(&agent, second).await.unwrap();
+        resume(&agent, second).await.unwrap();
+        assert_eq!(agent.shell(second, "sha256sum /run/random").await, changed);
+        for id in ids.iter().chain([&grandchild, &youngest]) {
             destroy(&agent, id).await;
         }
         no_build_is_left().await;
