@@ -46,7 +46,7 @@ pub use activity::{Activity, InUse};
 pub use adopt::{AdoptError, Adopted};
 pub use builds::CollectBuildsError;
 pub use config::{GuestAccess, Keep, SandboxConfig};
-pub use create::{CreateSandboxError, Timings};
+pub use create::{CreateSandboxError, START_TAG, Timings};
 pub use directory::DirectoryError;
 pub use disk::{CopyDiskError, FlushDiskError, MakeDiskError, RestoreRootDiskError};
 pub use host::{Host, HostConfig, OpenHostError};
