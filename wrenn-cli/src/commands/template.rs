@@ -94,8 +94,8 @@ struct Build {
     /// Variable of every command's environment; may be given often.
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_variable)]
     env: Vec<(String, String)>,
-    /// Command to start after boot; what the image names unless set. It is noted in the
-    /// manifest; nothing starts it yet.
+    /// Command that each new sandbox runs in the background; what the image names unless
+    /// set.
     #[arg(long, value_name = "COMMAND")]
     start: Option<String>,
     /// The guest daemon; the wrenn-envd beside this program unless set.

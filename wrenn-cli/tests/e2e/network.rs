@@ -1,68 +1,204 @@
 //! What a guest can reach, tried from inside.
 
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr};
+
 use http_status::status_without_token;
 use wrenn_core::guest::{Command, ENVD_PORT};
 use wrenn_core::sandbox::Sandbox;
 
 use crate::stage::{self, minimal};
 
-/// Tries a TCP connection from inside. True if it came about.
-async fn connects(sandbox: &Sandbox, address: &str, port: u16) -> bool {
-    let line = format!("nc -w 3 {address} {port} </dev/null >/dev/null 2>&1");
-    sandbox
-        .exec(&Command::shell(line))
+/// Somebody's of each network that is closed to all: private, link-local with the metadata
+/// services of clouds, carrier-grade NAT, benchmarking, multicast, reserved; and of IPv6
+/// also what would be public, since it is closed as a whole.
+const CLOSED: &[&str] = &[
+    "169.254.169.254",
+    "169.254.170.2",
+    "169.254.0.1",
+    "10.0.0.1",
+    "10.11.255.254",
+    "10.12.0.0",
+    "10.255.255.254",
+    "172.16.0.1",
+    "172.31.255.254",
+    "192.168.0.1",
+    "192.168.255.254",
+    "100.64.0.1",
+    "100.127.255.254",
+    "198.18.0.1",
+    "0.0.0.1",
+    "224.0.0.2",
+    "240.0.0.1",
+    "255.255.255.255",
+    "fe80::1",
+    "fe80::a9fe:a9fe",
+    "fd00::1",
+    "fd00:ec2::254",
+    "fc00::1",
+    "ff02::2",
+    "ff05::2",
+    "2001:4860:4860::8888",
+    "64:ff9b::a00:1",
+    "::ffff:10.0.0.1",
+];
+
+/// Runs a line of shell as the guest's root, who may send what it likes, and returns what it
+/// prints.
+async fn shell(sandbox: &Sandbox, line: &str) -> String {
+    let output = sandbox
+        .exec(&Command::shell(line).user("root"))
         .await
-        .unwrap()
-        .status
-        .shell_code()
-        == 0
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Tries every address from inside, by TCP and UDP to the port and by ICMP, and returns what
+/// answered. One that is refused is refused at once; one that is dropped takes a moment.
+async fn answering(sandbox: &Sandbox, targets: &[(IpAddr, u16)]) -> String {
+    let lines = targets.iter().map(|(address, port)| {
+        let datagrams = match address {
+            IpAddr::V4(address) => format!("{address}:{port}"),
+            IpAddr::V6(address) => format!("[{address}]:{port}"),
+        };
+        format!(
+            "nc -w 2 {address} {port} </dev/null >/dev/null 2>&1 && echo tcp {address}:{port}
+             timeout 2 nslookup wrenn.test {datagrams} >/dev/null 2>&1 && echo udp {address}:{port}
+             ping -c 1 -W 1 {address} >/dev/null 2>&1 && echo icmp {address}
+"
+        )
+    });
+    shell(sandbox, &format!("{}true", lines.collect::<String>())).await
+}
+
+async fn datagrams_sent(sandbox: &Sandbox) -> usize {
+    let sent = "cat /proc/net/snmp /proc/net/snmp6 | \
+                awk '/^Udp: [0-9]/ { n += $5 } /^Udp6OutDatagrams/ { n += $2 } END { print n }'";
+    shell(sandbox, sent).await.trim().parse().unwrap()
+}
+
+/// Listeners on every address of the host, which must hear nothing.
+struct Ears {
+    tcp: tokio::net::TcpListener,
+    udp: tokio::net::UdpSocket,
+}
+
+impl Ears {
+    async fn open() -> Self {
+        // On IPv6 and, by the same socket, on IPv4.
+        let tcp = tokio::net::TcpListener::bind("[::]:0").await.unwrap();
+        let udp = tokio::net::UdpSocket::bind(tcp.local_addr().unwrap())
+            .await
+            .unwrap();
+        Self { tcp, udp }
+    }
+
+    fn port(&self) -> u16 {
+        self.tcp.local_addr().unwrap().port()
+    }
+
+    fn assert_silence(&self) {
+        use futures::FutureExt as _;
+        let accepted = self.tcp.accept().now_or_never();
+        assert!(accepted.is_none(), "the host was reached: {accepted:?}");
+        let received = self.udp.try_recv_from(&mut [0; 64]);
+        let nothing = received.map_err(|error| error.kind());
+        assert_eq!(nothing, Err(ErrorKind::WouldBlock), "the host was reached");
+    }
 }
 
 #[test]
 fn host_neighbours_private_and_metadata_addresses_are_closed() {
     stage::enter(|host| async move {
         let (first, second) = tokio::join!(minimal(&host), minimal(&host));
-        // The control: the guest's own daemon answers, so `nc` and the check work.
-        assert!(connects(&first, "127.0.0.1", ENVD_PORT).await);
-
-        // A listener on every address of the host.
-        let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let neighbour = second.address(ENVD_PORT).ip().to_string();
-        let mut closed = vec![(neighbour, ENVD_PORT), ("169.254.0.22".to_owned(), port)];
-        closed.extend(host_addresses().into_iter().map(|address| (address, port)));
-        for private in [
-            "169.254.169.254",
-            "10.0.0.1",
-            "172.16.0.1",
-            "192.168.0.1",
-            "100.64.0.1",
-            "198.18.0.1",
-        ] {
-            closed.push((private.to_owned(), 80));
-        }
-        for (address, port) in closed {
-            assert!(
-                !connects(&first, &address, port).await,
-                "{address}:{port} can be reached"
+        let ears = Ears::open().await;
+        let port = ears.port();
+        for (guest, other) in [(&first, &second), (&second, &first)] {
+            // The control: what is its own answers, so the tools and the check work.
+            let own = [("127.0.0.1".parse().unwrap(), ENVD_PORT)];
+            let answers = answering(guest, &own).await;
+            assert_eq!(
+                answers,
+                format!("tcp 127.0.0.1:{ENVD_PORT}\nicmp 127.0.0.1\n")
             );
+
+            let neighbour = other.address(ENVD_PORT).ip();
+            let mut closed = vec![
+                (neighbour, ENVD_PORT),
+                // Its own address, as the host has it, and its gateway.
+                (guest.address(ENVD_PORT).ip(), ENVD_PORT),
+                ("169.254.0.22".parse().unwrap(), port),
+                ("169.254.0.22".parse().unwrap(), ENVD_PORT),
+            ];
+            closed.extend(host_addresses().into_iter().map(|address| (address, port)));
+            closed.extend(CLOSED.iter().map(|address| (address.parse().unwrap(), 80)));
+            let before = datagrams_sent(guest).await;
+            assert_eq!(answering(guest, &closed).await, "", "can be reached");
+            assert!(
+                datagrams_sent(guest).await > before,
+                "no datagram was tried"
+            );
+            ears.assert_silence();
         }
-        let accepted =
-            tokio::time::timeout(std::time::Duration::from_millis(1), listener.accept()).await;
-        assert!(accepted.is_err(), "the host was reached");
         first.destroy().await.unwrap();
         second.destroy().await.unwrap();
     });
 }
 
-/// Every IPv4 address of this host but loopback, the ends of slots' links among them.
-fn host_addresses() -> Vec<String> {
-    nix::ifaddrs::getifaddrs()
-        .unwrap()
-        .filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()))
-        .filter(|address| !address.is_loopback())
-        .map(|address| address.to_string())
-        .collect()
+/// Under another's address nothing more is open. That such packets do not even get to where
+/// all may send is tested where there is such a place, with the network alone.
+#[test]
+fn a_forged_source_opens_nothing() {
+    stage::enter(|host| async move {
+        let (guest, other) = tokio::join!(minimal(&host), minimal(&host));
+        let ears = Ears::open().await;
+        let neighbour = other.address(ENVD_PORT).ip();
+        let targets = host_addresses()
+            .into_iter()
+            .map(|address| (address, ears.port()))
+            .chain([(neighbour, ENVD_PORT)])
+            .filter(|(address, _)| address.is_ipv4())
+            .collect::<Vec<_>>();
+        let gateway = "169.254.0.22";
+        let mut forged: Vec<IpAddr> = vec![neighbour, gateway.parse().unwrap()];
+        forged.extend(host_addresses().into_iter().filter(IpAddr::is_ipv4).take(2));
+        forged.push("8.8.4.4".parse().unwrap());
+        for source in forged {
+            let route = format!("ip route replace default via {gateway} dev eth0");
+            let begin = format!("ip address add {source}/32 dev lo && {route} src {source}");
+            shell(&guest, &format!("({begin}) 2>&1")).await;
+            let answers = answering(&guest, &targets).await;
+            let end = format!("{route}; ip address del {source}/32 dev lo");
+            shell(&guest, &end).await;
+            assert_eq!(answers, "", "can be reached from {source}");
+            ears.assert_silence();
+        }
+        guest.destroy().await.unwrap();
+        other.destroy().await.unwrap();
+    });
+}
+
+/// Every address of this host but loopback. Of the links between it and slots, which have
+/// two addresses each, the other end as well.
+fn host_addresses() -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for interface in nix::ifaddrs::getifaddrs().unwrap() {
+        let Some(address) = interface.address else {
+            continue;
+        };
+        if let Some(address) = address.as_sockaddr_in6() {
+            addresses.push(IpAddr::from(address.ip()));
+        }
+        if let Some(address) = address.as_sockaddr_in() {
+            addresses.push(address.ip().into());
+            if interface.interface_name.starts_with("wrenn-") {
+                let other = Ipv4Addr::from_bits(address.ip().to_bits() ^ 1);
+                addresses.push(other.into());
+            }
+        }
+    }
+    addresses.retain(|address| !address.is_loopback());
+    addresses
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
-use tracing::{Instrument, info, info_span};
+use tracing::{Instrument, info, info_span, warn};
 
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{MakeDiskError, RootDisk};
@@ -17,7 +17,10 @@ use super::prepare::{Prepared, give_back, prepare, vm_user};
 use super::record::{GuestSetup, RecordError, SandboxRecord};
 use super::restore::{ResumeError, restore};
 use super::{GuestAccess, Keep, Sandbox, SandboxConfig, State};
-use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError};
+use crate::Chain;
+use crate::guest::{
+    AccessToken, Command, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError,
+};
 use crate::network::{CreateSlotError, GrantTapError, NetworkSlot, SetEgressError};
 use crate::template::{OpenTemplateError, Template};
 use crate::vm::{
@@ -33,6 +36,9 @@ use crate::vm::{
 const KERNEL_ARGS: &str = "console=ttyS0 quiet loglevel=3 8250.nr_uarts=1 reboot=k panic=-1 \
     pci=off i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on cryptomgr.notests \
     audit=0 root=/dev/vda rw init=/usr/local/bin/wrenn-envd";
+
+/// The tag by which a template's start command is found among a guest's processes.
+pub const START_TAG: &str = "start";
 
 /// Why a sandbox was not created.
 #[derive(Debug, thiserror::Error)]
@@ -279,7 +285,7 @@ async fn boot(
     // What came before are steps of moments, each of which must end before it can be given
     // back. Only here is it worth looking whether anybody still waits.
     let greeted = tokio::select! {
-        greeted = greet(host, &config, &mut sandbox, begun) => greeted,
+        greeted = greet(host, &config, &mut sandbox, template, begun) => greeted,
         () = abandoned => Err(CreateSandboxError::Abandoned),
     };
     match greeted {
@@ -298,6 +304,7 @@ async fn greet(
     host: &Shared,
     config: &SandboxConfig,
     sandbox: &mut Sandbox,
+    template: &Template,
     begun: Instant,
 ) -> Result<(), CreateSandboxError> {
     let console = |vm: &Vm| vm.console_tail();
@@ -321,9 +328,25 @@ async fn greet(
         }
     }
     sandbox.timings.init = init.elapsed();
+    if let Some(line) = &template.manifest.start_command {
+        start_in_background(&sandbox.guest, line).await;
+    }
     sandbox.record.state = State::Running;
     sandbox.write_record()?;
     Ok(())
+}
+
+/// Starts the template's command as commands are run that name nothing else: its user,
+/// environment and directory. What it prints is for whoever connects to it. It runs when
+/// the creation ends, and whether it is ready by then is its own business. It is started
+/// once: what ends is not started again, and a resume finds it as it was.
+async fn start_in_background(guest: &GuestClient, line: &str) {
+    let command = Command::shell(line).tag(START_TAG);
+    // A guest without it is of use, not least for finding out why.
+    match guest.start(&command).await {
+        Ok(process) => info!(pid = process.pid(), "the template's command runs"),
+        Err(error) => warn!(error = %Chain(&error), "cannot start the template's command"),
+    }
 }
 
 fn launch_spec(

@@ -56,7 +56,7 @@ pub use adopt::{AdoptError, Adopted};
 pub use builds::CollectBuildsError;
 pub use capture::{CaptureError, CaptureTimings};
 pub use config::{GuestAccess, Keep, SandboxConfig};
-pub use create::{CreateSandboxError, Timings};
+pub use create::{CreateSandboxError, START_TAG, Timings};
 pub use directory::DirectoryError;
 pub use disk::{CopyDiskError, FlushDiskError, MakeDiskError, RestoreRootDiskError};
 pub use frozen::Frozen;

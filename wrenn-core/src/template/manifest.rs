@@ -30,7 +30,8 @@ pub struct TemplateManifest {
     /// Environment of every command.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// A command that is started after boot, if any.
+    /// A line for the guest's shell that is started in the background of each new sandbox,
+    /// if any.
     #[serde(default)]
     pub start_command: Option<String>,
     /// Where commands start that name no directory; their user's home if none.

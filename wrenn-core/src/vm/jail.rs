@@ -26,7 +26,7 @@
 //! All of this is done by the thread that starts the VMM, which ends afterwards; see
 //! [`super::process`] for the rest of the jail.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
@@ -356,9 +356,13 @@ fn make_directory(inside: &Path) -> Result<(), JailError> {
     )
 }
 
-/// Something to mount a file on.
+/// Something to mount a file on. It is never open: a process that is born at this moment on
+/// behalf of another VM would have the descriptor too, and nothing that is open for writing
+/// can be sealed.
 fn make_file(inside: &Path) -> Result<(), JailError> {
-    made(inside, File::create_new(under(inside)).map(drop))
+    let mode = Mode::S_IRUSR | Mode::S_IRGRP | Mode::S_IROTH;
+    let outcome = mknod(&under(inside), SFlag::S_IFREG, mode, 0);
+    made(inside, outcome.map_err(io::Error::from))
 }
 
 fn make_node(inside: &Path, kind: SFlag, device: u64, user: VmUser) -> Result<(), JailError> {

@@ -9,3 +9,4 @@ mod files;
 mod jail;
 mod rpc;
 pub(crate) mod stage;
+mod start_command;

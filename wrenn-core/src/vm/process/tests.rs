@@ -205,6 +205,16 @@ fn values<'a>(report: &'a [String], name: &str) -> BTreeSet<&'a str> {
 }
 
 #[tokio::test]
+async fn many_are_started_at_once() {
+    for _ in 0..4 {
+        let launches = (0..16).map(|_| tokio::spawn(Cell::new("wait").launch()));
+        for launched in futures::future::join_all(launches).await {
+            launched.unwrap().unwrap().process.kill().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn it_sees_next_to_nothing_and_changes_less() {
     let cell = Cell::new("report");
     let user = cell.user();
