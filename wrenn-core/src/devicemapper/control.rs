@@ -10,9 +10,13 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::time::Duration;
+
+use tracing::info;
 
 use super::sys::{self, DM_HEADER_LEN, DmCommand};
 use super::table::DeviceNumber;
+use crate::Chain;
 
 /// The device itself. The kernel makes its node when the module `dm_mod` is there.
 pub(super) const CONTROL: &str = "/dev/mapper/control";
@@ -39,6 +43,11 @@ const ACTIVE_PRESENT: u32 = 1 << 5;
 const BUFFER_FULL: u32 = 1 << 8;
 const SUSPENDED: u32 = 1 << 1;
 const DEFERRED_REMOVE: u32 = 1 << 17;
+
+/// How often a table is loaded that the kernel says it has no memory for, and how long it is
+/// left alone in between.
+const LOAD_TRIES: u32 = 10;
+const LOAD_PAUSE: Duration = Duration::from_millis(20);
 
 /// Room for one line of status. Ours have less than a hundred characters.
 const LINE_ROOM: usize = 4096;
@@ -77,6 +86,10 @@ impl ControlError {
     }
 
     /// Whether somebody has it open, or its name is taken.
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        self.errno() == Some(libc::ENOMEM)
+    }
+
     pub(super) fn is_busy(&self) -> bool {
         self.errno() == Some(libc::EBUSY)
     }
@@ -150,7 +163,24 @@ impl Control {
     }
 
     /// Gives a device its table: one target over its whole length.
+    ///
+    /// Where devices come and go at the same time, kernels up to 6.1 name two caches of theirs
+    /// alike and say that memory is missing. So that is tried again.
     pub(super) fn load(&self, uuid: &str, sectors: u64, line: &str) -> Result<(), ControlError> {
+        let mut tries = 1..LOAD_TRIES;
+        loop {
+            let loaded = self.load_once(uuid, sectors, line);
+            match loaded {
+                Err(error) if error.is_out_of_memory() && tries.next().is_some() => {
+                    info!(uuid, error = %Chain(&error), "tried again");
+                    std::thread::sleep(LOAD_PAUSE);
+                }
+                loaded => return loaded,
+            }
+        }
+    }
+
+    fn load_once(&self, uuid: &str, sectors: u64, line: &str) -> Result<(), ControlError> {
         let length = (line.len() + 1).next_multiple_of(8);
         let mut message = Message::new(Some(Key::Uuid(uuid)), SPEC_LEN + length);
         message.number(TARGET_COUNT_AT, 1);

@@ -32,6 +32,22 @@ pub(crate) fn enter_with<F: Future<Output = ()>>(
     options: &[&str],
     test: impl FnOnce(Arc<TestAgent>) -> F,
 ) {
+    run(options, None, test);
+}
+
+/// The same, where errors with these words may be logged.
+pub(crate) fn enter_tolerating<F: Future<Output = ()>>(
+    words: &str,
+    test: impl FnOnce(Arc<TestAgent>) -> F,
+) {
+    run(&[], Some(words), test);
+}
+
+fn run<F: Future<Output = ()>>(
+    options: &[&str],
+    tolerated: Option<&str>,
+    test: impl FnOnce(Arc<TestAgent>) -> F,
+) {
     let options: Vec<String> = options.iter().map(ToString::to_string).collect();
     stage::enter(|host| async move {
         let agent = Arc::new(TestAgent::new(options));
@@ -52,6 +68,7 @@ pub(crate) fn enter_with<F: Future<Output = ()>>(
         let errors: Vec<_> = log
             .lines()
             .filter(|line| line.contains(" ERROR "))
+            .filter(|line| tolerated.is_none_or(|words| !line.contains(words)))
             .collect();
         assert!(errors.is_empty(), "{errors:#?}");
     });

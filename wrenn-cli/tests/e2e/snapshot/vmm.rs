@@ -53,7 +53,10 @@ impl Bench {
         let directory = host.root().path().join(format!("snapshot-{id}"));
         std::fs::create_dir(&directory).unwrap();
         std::fs::create_dir(directory.join("pager")).unwrap();
-        std::fs::copy(&template.rootfs, directory.join("rootfs.ext4")).unwrap();
+        let disk = directory.join("rootfs.ext4");
+        std::fs::copy(&template.rootfs, &disk).unwrap();
+        // The image that it is a copy of may not be written.
+        std::fs::set_permissions(&disk, std::fs::Permissions::from_mode(0o600)).unwrap();
         Self {
             id,
             template,
