@@ -162,10 +162,6 @@ async fn a_full_host_says_what_is_missing() {
     stage.agent.stop().await;
 }
 
-#[allow(
-    clippy::needless_update,
-    reason = "some requests have no more fields than the macro names"
-)]
 #[tokio::test]
 #[allow(
     clippy::needless_update,

@@ -167,7 +167,10 @@ fn a_forged_source_opens_nothing() {
             let route = format!("ip route replace default via {gateway} dev eth0");
             let begin = format!("ip address add {source}/32 dev lo && {route} src {source}");
             shell(&guest, &format!("({begin}) 2>&1")).await;
-            let answers = answering(&guest, &targets).await;
+            // Whoever has an address for its own finds itself there.
+            let mut others = targets.clone();
+            others.retain(|(address, _)| *address != source);
+            let answers = answering(&guest, &others).await;
             let end = format!("{route}; ip address del {source}/32 dev lo");
             shell(&guest, &end).await;
             assert_eq!(answers, "", "can be reached from {source}");

@@ -139,6 +139,7 @@ async fn take_over(
                 record,
                 timings: Timings::default(),
                 host: Arc::clone(host),
+                halted: None,
             }))
         }
         (vm, disk, slot, _) => {

@@ -147,6 +147,7 @@ impl Sandbox {
         };
         let before = self.record.clone();
         self.record.state = State::Paused;
+        self.record.reason.clone_from(&self.halted);
         self.record.build = Some(build.id().clone());
         if let Err(error) = self.record.write_synced(self.directory.path()) {
             self.record = before;
@@ -177,7 +178,10 @@ impl Sandbox {
     /// Makes a build of the sandbox, which is stopped afterwards.
     async fn capture(&mut self, timings: &mut PauseTimings) -> Result<Snapshot, PauseError> {
         let since = Instant::now();
-        self.sync_guest().await;
+        // A guest that was stopped already writes nothing any more.
+        if self.halted.is_none() {
+            self.sync_guest().await;
+        }
         timings.sync = since.elapsed();
 
         let parent = self.open_parent().await;
@@ -269,9 +273,19 @@ impl Sandbox {
         }
     }
 
-    /// Lets the guest go on after a pause that failed.
+    /// Lets the guest go on after a pause that failed, unless it was halted before.
     async fn go_on(self, error: PauseError) -> FailedPause {
         warn!(sandbox_id = %self.id(), error = %Chain(&error), "cannot be paused");
+        let shared = LaunchSpec::shared_in(self.directory.path());
+        for name in [MEMORY, STATE] {
+            if let Err(error) = forget(&shared.join(name)) {
+                warn!(error = %Chain(&error), "what was written of a guest stays");
+            }
+        }
+        if self.halted.is_some() {
+            let left = AfterPause::Running(Box::new(self));
+            return FailedPause { error, left };
+        }
         let left = match self.vm.api().resume().await {
             Ok(()) => {
                 if let Err(error) = self.write_record() {

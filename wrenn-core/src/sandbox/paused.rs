@@ -143,6 +143,12 @@ impl Paused {
         &self.record.created_at
     }
 
+    /// Why it was paused, if its host could not let it go on.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.record.reason.as_deref()
+    }
+
     /// The build that it is resumed from.
     #[must_use]
     pub fn build(&self) -> Option<&BuildId> {
@@ -220,6 +226,7 @@ impl Paused {
                     record,
                     timings: back.timings,
                     host: self.host,
+                    halted: None,
                 })
             }
             Err(error) => {
@@ -315,6 +322,7 @@ async fn bring_back(
     match greet(host, record, &config, &vm, address, &mut timings, launched).await {
         Ok(guest) => {
             record.state = State::Running;
+            record.reason = None;
             record.build = Some(snapshot.id().clone());
             record.dirty_since = Some(snapshot.id().clone());
             // Synced: the build of before may be collected from now on, and after a loss of
