@@ -81,6 +81,7 @@ impl Agent {
                     ..PoolConfig::default()
                 },
                 boot_deadline: config.boot_deadline,
+                disk_limits: config.disk_limits,
                 ..HostConfig::default()
             };
             Ok(Fleet::open(Host::open(host).await?, config.limits).await?)

@@ -12,6 +12,7 @@ use ipnet::Ipv4Net;
 use wrenn_core::RootDirectory;
 use wrenn_core::fleet::Limits;
 use wrenn_core::network::{ConfigError as NetworkError, NetworkConfig};
+use wrenn_core::vm::DiskLimits;
 
 /// The file with more environment variables, in the working directory.
 const DOT_ENV: &str = ".env";
@@ -63,9 +64,18 @@ struct Options {
     #[arg(long, value_name = "MIB", env = "AGENT_MAX_MEMORY_MIB")]
     max_memory_mib: Option<u64>,
     /// Room that must stay free on the disk when a sandbox is created, in MiB; 1024 unless
-    /// set.
+    /// set. Below half of it, sandboxes that run are paused.
     #[arg(long, value_name = "MIB", env = "AGENT_DISK_RESERVE_MIB")]
     disk_reserve_mib: Option<u64>,
+    /// What each sandbox may read from the disk in a second, and the same for what it writes,
+    /// in MiB; 0 for all that it can.
+    #[arg(
+        long,
+        value_name = "MIB",
+        env = "AGENT_DISK_MIB_PER_SECOND",
+        default_value_t = 256
+    )]
+    disk_mib_per_second: u32,
     /// Program that runs VMs; firecracker on PATH unless set, else the wrenn-vmm beside
     /// this program.
     #[arg(long, value_name = "PATH", env = "WRENN_VMM")]
@@ -144,6 +154,8 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// What it gives to sandboxes.
     pub limits: Limits,
+    /// What each sandbox may read from the disk and write to it.
+    pub disk_limits: Option<DiskLimits>,
     /// The program that runs VMs.
     pub vmm: Option<PathBuf>,
     /// The program that feeds restored VMs their memory; looked for where it is not set.
@@ -308,6 +320,10 @@ impl Options {
             listen: self.listen,
             metrics_listen: self.metrics_listen,
             limits,
+            disk_limits: (self.disk_mib_per_second > 0).then(|| DiskLimits {
+                bytes_per_second: u64::from(self.disk_mib_per_second) << 20,
+                ..DiskLimits::default()
+            }),
             vmm: self.vmm,
             pager: self.pager,
             network,
@@ -336,6 +352,10 @@ impl fmt::Display for Config {
         writeln!(f, "AGENT_MAX_VCPUS={}", self.limits.vcpus)?;
         writeln!(f, "AGENT_MAX_MEMORY_MIB={}", self.limits.memory_mib)?;
         writeln!(f, "AGENT_DISK_RESERVE_MIB={}", self.limits.disk_reserve_mib)?;
+        let disk_mib = self
+            .disk_limits
+            .map_or(0, |disk| disk.bytes_per_second >> 20);
+        writeln!(f, "AGENT_DISK_MIB_PER_SECOND={disk_mib}")?;
         if let Some(vmm) = &self.vmm {
             writeln!(f, "WRENN_VMM={}", vmm.display())?;
         }

@@ -34,6 +34,7 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
         "AGENT_FILES_ROOTDIR=/of/file",
         "AGENT_LISTEN_ADDR=127.0.0.1:7410",
         "AGENT_DISK_RESERVE_MIB=1024",
+        "AGENT_DISK_MIB_PER_SECOND=256",
         "AGENT_BOOT_DEADLINE=1m",
     ] {
         assert!(shown.lines().any(|given| given == line), "{line}\n{shown}");

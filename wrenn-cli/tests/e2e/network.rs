@@ -53,22 +53,29 @@ async fn shell(sandbox: &Sandbox, line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Addresses that are tried at the same time, so that one does not wait for the others'
+/// silence.
+const AT_ONCE: usize = 8;
+
 /// Tries every address from inside, by TCP and UDP to the port and by ICMP, and returns what
 /// answered. One that is refused is refused at once; one that is dropped takes a moment.
 async fn answering(sandbox: &Sandbox, targets: &[(IpAddr, u16)]) -> String {
-    let lines = targets.iter().map(|(address, port)| {
+    let attempt = |(address, port): &(IpAddr, u16)| {
         let datagrams = match address {
             IpAddr::V4(address) => format!("{address}:{port}"),
             IpAddr::V6(address) => format!("[{address}]:{port}"),
         };
         format!(
-            "nc -w 2 {address} {port} </dev/null >/dev/null 2>&1 && echo tcp {address}:{port}
+            "(nc -w 2 {address} {port} </dev/null >/dev/null 2>&1 && echo tcp {address}:{port}
              timeout 2 nslookup wrenn.test {datagrams} >/dev/null 2>&1 && echo udp {address}:{port}
-             ping -c 1 -W 1 {address} >/dev/null 2>&1 && echo icmp {address}
-"
+             ping -c 1 -W 1 {address} >/dev/null 2>&1 && echo icmp {address}) &\n"
         )
+    };
+    let batches = targets.chunks(AT_ONCE).map(|batch| {
+        let attempts: String = batch.iter().map(attempt).collect();
+        format!("{attempts}wait\n")
     });
-    shell(sandbox, &format!("{}true", lines.collect::<String>())).await
+    shell(sandbox, &batches.collect::<String>()).await
 }
 
 async fn datagrams_sent(sandbox: &Sandbox) -> usize {
@@ -167,7 +174,10 @@ fn a_forged_source_opens_nothing() {
             let route = format!("ip route replace default via {gateway} dev eth0");
             let begin = format!("ip address add {source}/32 dev lo && {route} src {source}");
             shell(&guest, &format!("({begin}) 2>&1")).await;
-            let answers = answering(&guest, &targets).await;
+            // Whoever has an address for its own finds itself there.
+            let mut others = targets.clone();
+            others.retain(|(address, _)| *address != source);
+            let answers = answering(&guest, &others).await;
             let end = format!("{route}; ip address del {source}/32 dev lo");
             shell(&guest, &end).await;
             assert_eq!(answers, "", "can be reached from {source}");

@@ -29,7 +29,8 @@ pub struct Limits {
     pub vcpus: u32,
     /// Memory of all of them together, in MiB.
     pub memory_mib: u64,
-    /// Room on the disk that must be left when one is created, in MiB.
+    /// Room on the disk that must be left when one is created, in MiB. Below half of it,
+    /// sandboxes that run are halted and paused.
     pub disk_reserve_mib: u64,
 }
 
@@ -136,12 +137,7 @@ impl Admission {
         root: &RootDirectory,
     ) -> Result<Reservation, Refusal> {
         let limits = self.0.limits;
-        if let Some(free_mib) = free_disk_mib(root).filter(|free| *free < limits.disk_reserve_mib) {
-            return Err(Refusal::Disk {
-                free_mib,
-                reserve_mib: limits.disk_reserve_mib,
-            });
-        }
+        self.disk_room(root)?;
         let mut reserved = self.lock();
         let after = added(*reserved, resources);
         if after.sandboxes > limits.sandboxes {
@@ -164,6 +160,18 @@ impl Admission {
         *reserved = after;
         drop(reserved);
         Ok(self.reservation(resources))
+    }
+
+    /// Whether as much of the disk is free as must be.
+    pub(super) fn disk_room(&self, root: &RootDirectory) -> Result<(), Refusal> {
+        let reserve_mib = self.0.limits.disk_reserve_mib;
+        match free_disk_mib(root) {
+            Some(free_mib) if free_mib < reserve_mib => Err(Refusal::Disk {
+                free_mib,
+                reserve_mib,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Counts what is there already.
@@ -224,7 +232,7 @@ fn total_memory_mib() -> Option<u64> {
 }
 
 /// `None` where the file system does not say, or is not there yet.
-fn free_disk_mib(root: &RootDirectory) -> Option<u64> {
+pub(super) fn free_disk_mib(root: &RootDirectory) -> Option<u64> {
     let numbers = rustix::fs::statvfs(root.path()).ok()?;
     Some(numbers.f_bavail.saturating_mul(numbers.f_frsize) >> 20)
 }

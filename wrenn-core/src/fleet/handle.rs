@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::upkeep::Trouble;
 use super::{CreateError, Refusal, Status};
 use crate::SandboxId;
 use crate::guest::GuestClient;
@@ -30,6 +31,10 @@ pub(super) enum Request {
     Acknowledge(oneshot::Sender<Result<(), RecordError>>),
     /// It was idle for longer than it may be. Only its task itself says so.
     Expire,
+    /// It must not go on as it is. Only its task itself says so.
+    Trouble(Trouble),
+    /// It is halted, and it may be time to do something about that.
+    LookAgain,
     Leave,
 }
 

@@ -26,6 +26,7 @@ mod handle;
 mod roster;
 mod status;
 mod task;
+mod upkeep;
 
 pub use admission::{Limits, Refusal, Reserved};
 pub use event::FleetEvent;

@@ -125,6 +125,11 @@ impl Roster {
         self.0.admission.admit(resources, root)
     }
 
+    /// Whether there is as much room on the disk as one that is created needs.
+    pub(super) fn disk_room(&self, root: &RootDirectory) -> Result<(), Refusal> {
+        self.0.admission.disk_room(root)
+    }
+
     /// Does this in the background, until the fleet is left.
     pub(super) fn accompany(&self, work: impl Future<Output = ()> + Send + 'static) {
         let left = self.0.left.clone();

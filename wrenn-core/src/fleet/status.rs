@@ -13,7 +13,7 @@ use crate::sandbox::{State, Timings};
 pub struct Status {
     /// Where it is in its life.
     pub state: State,
-    /// Why it is in [`State::Error`].
+    /// Why it is in [`State::Error`], or why its host halted or paused it.
     pub reason: Option<String>,
     /// When its creation began, in RFC 3339; empty until it has.
     pub created_at: String,

@@ -11,19 +11,18 @@ use tracing::{Instrument, error, info, info_span, warn};
 use super::admission::Reservation;
 use super::handle::Request;
 use super::roster::Roster;
+use super::upkeep::{DiskRoom, LOOK, Trouble, trouble};
 use super::{
     CreateError, FleetEvent, FreezeRefused, PauseRefused, ResumeRefused, SandboxHandle, Status,
 };
 use crate::chain::Chain;
+use crate::devicemapper::Alarm;
 use crate::network::SlotCounters;
 use crate::sandbox::{
     Adopted, AfterPause, ChangeEgressError, CreateSandboxError, DestroyError, Event, FailedPause,
     FailedResume, Frozen, PauseReason, Paused, RecordError, Remains, Sandbox, State,
 };
 use crate::vm::ExitReason;
-
-/// How often it is looked whether a sandbox is idle.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether somebody asks for something, during work that can wait.
 const GLANCE: Duration = Duration::from_millis(10);
@@ -186,6 +185,8 @@ impl Owner {
                     // If that failed, it is not tried again at once.
                     self.handle.activity().touch();
                 }
+                Request::Trouble(trouble) => self = self.meet(trouble, roster).await,
+                Request::LookAgain => self = self.shelter(roster).await,
                 Request::Leave => return self.leave(),
                 Request::Destroy(reply) => {
                     let done = self.destroy(roster).await;
@@ -203,9 +204,14 @@ impl Owner {
         }
         // Handles that are all gone can ask for nothing: the sandbox is left.
         if let Body::Running(sandbox) = &self.body {
+            let reserve_mib = roster.reserved().1.disk_reserve_mib;
             let reason = tokio::select! {
                 request = self.requests.recv() => return (request.unwrap_or(Request::Leave), self),
                 () = expired(&self.handle, sandbox.config().timeout) => return (Request::Expire, self),
+                () = tokio::time::sleep(LOOK), if sandbox.halted().is_some() => return (Request::LookAgain, self),
+                trouble = trouble(sandbox, reserve_mib), if sandbox.halted().is_none() => {
+                    return (Request::Trouble(trouble), self);
+                }
                 reason = sandbox.exited() => ended(sandbox, reason),
             };
             warn!(reason, "broken");
@@ -238,6 +244,76 @@ impl Owner {
             Ok(()) => info!("its memory is in one file again"),
             Err(error) => warn!(error, "its memory stays in many files"),
         }
+    }
+
+    /// Does what is best for a sandbox that must not go on as it is.
+    async fn meet(mut self, trouble: Trouble, roster: &Roster) -> Self {
+        match trouble {
+            Trouble::Host(room) => self.halt(room.reason(), roster).await,
+            Trouble::Disk(Alarm::Filling { used_percent }) => {
+                let reason = format!("its disk is nearly full, {used_percent} % are used");
+                self.halt(reason, roster).await
+            }
+            Trouble::Disk(Alarm::Overflow) => {
+                let reason = "its disk was full, and a write of its guest failed".to_owned();
+                self.halt(reason, roster).await
+            }
+            Trouble::Disk(Alarm::Invalid) => {
+                let reason =
+                    "its disk cannot be read any more; the host's disk was full".to_owned();
+                warn!(reason, "broken");
+                roster.tell(FleetEvent::Broke(self.handle.id().clone()));
+                self = self.fail(reason).await;
+                self
+            }
+            Trouble::Vmm(reason) => {
+                warn!(reason, "broken");
+                roster.tell(FleetEvent::Broke(self.handle.id().clone()));
+                self.fail(reason).await
+            }
+        }
+    }
+
+    /// Stops its guest at once, and pauses it if there is room for that.
+    async fn halt(mut self, reason: String, roster: &Roster) -> Self {
+        let Body::Running(sandbox) = &mut self.body else {
+            return self;
+        };
+        warn!(reason, "halted");
+        if let Err(error) = sandbox.halt(reason).await {
+            warn!(error = %Chain(&error), "its VMM does not halt it");
+            // It is tried again with the next look.
+            tokio::time::sleep(LOOK).await;
+            return self;
+        }
+        self.publish(Event::PauseAsked);
+        self.shelter(roster).await
+    }
+
+    /// Pauses a sandbox that is halted, once there is room for its memory; or lets it go on,
+    /// once there is enough for all.
+    async fn shelter(mut self, roster: &Roster) -> Self {
+        let Body::Running(sandbox) = &mut self.body else {
+            return self;
+        };
+        let room = DiskRoom::of(sandbox.root(), roster.reserved().1.disk_reserve_mib);
+        if room.holds(sandbox.config().resources.memory_mib()) {
+            (self, _) = self.pause(PauseReason::Asked, roster).await;
+        } else if room.is_back() {
+            self = self.release().await;
+        }
+        self
+    }
+
+    async fn release(mut self) -> Self {
+        if let Body::Running(sandbox) = &mut self.body {
+            match sandbox.release().await {
+                Ok(()) => info!("goes on: there is room again"),
+                Err(error) => warn!(error = %Chain(&error), "its VMM does not let it go on"),
+            }
+            self.publish(Event::PauseFailed);
+        }
+        self
     }
 
     async fn fail(mut self, reason: String) -> Self {
@@ -306,6 +382,11 @@ impl Owner {
     async fn freeze(mut self, roster: &Roster) -> (Self, Result<Frozen, FreezeRefused>) {
         let id = self.handle.id().clone();
         let sandbox = match self.body {
+            Body::Running(sandbox) if sandbox.halted().is_some() => {
+                self.body = Body::Running(sandbox);
+                let refused = self.handle.status().cannot_freeze(&id);
+                return (self, Err(refused));
+            }
             Body::Running(sandbox) => sandbox,
             Body::Paused(paused) => {
                 let frozen = paused.frozen().map_err(|error| FreezeRefused::Paused {
@@ -367,6 +448,16 @@ impl Owner {
             return (self, Err(ResumeRefused::Timeout { id, source }));
         }
         self.handle.activity().touch();
+        if let Body::Running(sandbox) = &self.body
+            && sandbox.halted().is_some()
+        {
+            // It has its share of the host, but for room on the disk.
+            if let Err(refusal) = roster.disk_room(sandbox.root()) {
+                return (self, Err(refusal.into()));
+            }
+            self = self.release().await;
+            return (self, Ok(()));
+        }
         let paused = match self.body {
             Body::Paused(paused) => paused,
             running_or_broken => {
@@ -462,6 +553,10 @@ impl Owner {
         self.handle.activity().touch();
         let status = self.handle.status();
         self.handle.publish(match &self.body {
+            Body::Running(sandbox) if sandbox.halted().is_some() => {
+                let reason = sandbox.halted().map(str::to_owned);
+                status.without_vm(State::Pausing, reason)
+            }
             Body::Running(sandbox) => Status {
                 state: status.state.after(event).unwrap_or(State::Running),
                 reason: None,
@@ -477,7 +572,7 @@ impl Owner {
             Body::Paused(paused) => Status {
                 timeout: paused.config().timeout,
                 auto_paused: paused.auto_paused(),
-                ..status.without_vm(State::Paused, None)
+                ..status.without_vm(State::Paused, paused.reason().map(str::to_owned))
             },
             Body::Broken(remains) => Status {
                 timeout: remains.config().timeout,

@@ -159,6 +159,7 @@ async fn take_over(
                 record,
                 timings: Timings::default(),
                 host: Arc::clone(host),
+                halted: None,
             };
             match greeted {
                 // Its owner may have died between freezing programs and stopping the VM.

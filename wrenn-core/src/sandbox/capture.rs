@@ -106,8 +106,11 @@ impl Sandbox {
         &mut self,
         timings: &mut CaptureTimings,
     ) -> Result<Capture, CaptureError> {
+        // A guest that stands still already writes nothing any more, and hears nothing.
         let since = Instant::now();
-        self.sync_guest().await;
+        if self.halted.is_none() {
+            self.sync_guest().await;
+        }
         timings.sync = since.elapsed();
 
         let parent = self.open_parent().await;
@@ -128,7 +131,9 @@ impl Sandbox {
         let mut writer = BuildStore::open(&self.host.root)?.begin()?;
 
         let since = Instant::now();
-        self.freeze_programs().await;
+        if self.halted.is_none() {
+            self.freeze_programs().await;
+        }
         crash::point("pause.frozen");
         let stopped = self.vm.api().pause().await;
         stopped.map_err(asking("stop the guest"))?;
@@ -186,6 +191,16 @@ impl Sandbox {
                 warn!(error = %Chain(error), "the snapshot before is lost; all is written anew");
             })
             .ok()
+    }
+
+    /// Removes what a capture that failed has left.
+    pub(super) fn forget_capture(&self) {
+        let shared = LaunchSpec::shared_in(self.directory.path());
+        for name in [MEMORY, STATE] {
+            if let Err(error) = forget(&shared.join(name)) {
+                warn!(error = %Chain(&error), "what was written of a guest stays");
+            }
+        }
     }
 
     /// Lets the guest's programs stand still, so that none of them sees the wrong time or the

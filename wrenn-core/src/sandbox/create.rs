@@ -281,6 +281,7 @@ async fn boot(
         record,
         timings,
         host: Arc::clone(host),
+        halted: None,
     };
     // What came before are steps of moments, each of which must end before it can be given
     // back. Only here is it worth looking whether anybody still waits.

@@ -18,7 +18,9 @@ use super::{CreateSandboxError, Frozen, MemorySupply, Sandbox, SandboxConfig};
 use crate::devicemapper::{self, DeviceMapper};
 use crate::network::{Network, NetworkConfig, OpenNetworkError, PoolConfig, SlotPool};
 use crate::snapshot::BuildId;
-use crate::vm::{Cgroups, Enforced, FindVmmError, VmUsers, VmmBinary, find_program, is_program};
+use crate::vm::{
+    Cgroups, DiskLimits, Enforced, FindVmmError, VmUsers, VmmBinary, find_program, is_program,
+};
 use crate::{Chain, RootDirectory, SandboxId};
 
 const KVM: &str = "/dev/kvm";
@@ -41,6 +43,8 @@ pub struct HostConfig {
     pub vm_users: VmUsers,
     /// Where the hierarchy of cgroups is mounted, or the part of it that was given to us.
     pub cgroup_root: PathBuf,
+    /// What each sandbox may read from the disk and write to it; all that it can unless set.
+    pub disk_limits: Option<DiskLimits>,
     /// How long a guest may take from its first instruction until its daemon answers.
     pub boot_deadline: Duration,
     /// The program that feeds restored guests their memory; looked for where it is not set.
@@ -63,6 +67,7 @@ impl Default for HostConfig {
             },
             vm_users: VmUsers::default(),
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+            disk_limits: Some(DiskLimits::default()),
             // Ten times what a boot takes where one VM emulates another, the slowest case.
             boot_deadline: Duration::from_secs(60),
             pager: None,
@@ -113,6 +118,7 @@ pub(super) struct Shared {
     pub(super) creations: TaskTracker,
     pub(super) vm_users: VmUsers,
     pub(super) cgroups: Cgroups,
+    pub(super) disk_limits: Option<DiskLimits>,
     /// Where the kernel has one; disks are copies otherwise.
     pub(super) mapper: Option<DeviceMapper>,
     pub(super) boot_deadline: Duration,
@@ -151,6 +157,7 @@ impl Host {
             creations: TaskTracker::new(),
             vm_users: config.vm_users,
             cgroups,
+            disk_limits: config.disk_limits,
             mapper,
             boot_deadline: config.boot_deadline,
             pager,

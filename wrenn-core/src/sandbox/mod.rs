@@ -50,6 +50,7 @@ mod remains;
 mod restore;
 mod state;
 mod sweep;
+mod upkeep;
 
 pub use activity::{Activity, InUse};
 pub use adopt::{AdoptError, Adopted};
@@ -115,6 +116,8 @@ pub struct Sandbox {
     record: SandboxRecord,
     timings: Timings,
     host: Arc<Shared>,
+    /// Why its guest does not go on at the moment, if so.
+    halted: Option<String>,
 }
 
 /// What could not be given back. It is tried again in the background and by later sweeps.
@@ -207,6 +210,11 @@ impl Sandbox {
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Where everything lies.
+    pub(crate) fn root(&self) -> &RootDirectory {
+        &self.host.root
     }
 
     /// How long each step of its creation, or of its last resume, took.

@@ -118,6 +118,7 @@ impl Sandbox {
         crash::point("pause.published");
         let before = self.record.clone();
         self.record.state = State::Paused;
+        self.record.reason.clone_from(&self.halted);
         self.record.build = Some(build.id().clone());
         self.record.auto_paused = reason == PauseReason::Idle;
         if let Err(error) = self.record.write_synced(self.directory.path()) {
@@ -192,9 +193,14 @@ impl Sandbox {
         Ok((self, frozen, timings))
     }
 
-    /// Lets the guest go on after a pause that failed.
+    /// Lets the guest go on after a pause that failed, unless it was halted before.
     async fn go_on(self, error: PauseError) -> FailedPause {
         warn!(sandbox_id = %self.id(), error = %Chain(&error), "cannot be written down");
+        self.forget_capture();
+        if self.halted.is_some() {
+            let left = AfterPause::Running(Box::new(self));
+            return FailedPause { error, left };
+        }
         match self.continue_after(Some(&error)).await {
             Ok(sandbox) => {
                 if let Err(error) = sandbox.write_record() {

@@ -80,6 +80,12 @@ impl Paused {
         &self.record.created_at
     }
 
+    /// Why it was paused, if its host could not let it go on.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.record.reason.as_deref()
+    }
+
     /// The build that it is resumed from.
     #[must_use]
     pub fn build(&self) -> Option<&BuildId> {

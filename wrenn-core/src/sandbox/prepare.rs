@@ -29,7 +29,11 @@ pub(super) async fn prepare<E: From<CreateSandboxError>>(
 ) -> Result<Prepared, E> {
     let disk = timed(disk);
     let slot = timed(take_slot(host, config));
-    let (cgroups, limits) = (host.cgroups.clone(), Limits::of(config.resources));
+    let limits = Limits {
+        disk: host.disk_limits,
+        ..Limits::of(config.resources)
+    };
+    let cgroups = host.cgroups.clone();
     let id = config.id.clone();
     let cgroup = async {
         tokio::task::spawn_blocking(move || cgroups.create(&id, limits))

@@ -38,7 +38,7 @@ pub(super) struct SandboxRecord {
     pub(super) access: GuestAccess,
     pub(super) egress: EgressPolicy,
     pub(super) state: State,
-    /// Why it is in [`State::Error`].
+    /// Why it is in [`State::Error`], or was paused where nobody asked for it.
     pub(super) reason: Option<String>,
     /// RFC 3339.
     pub(super) created_at: String,

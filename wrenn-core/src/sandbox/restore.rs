@@ -131,6 +131,7 @@ impl Restored {
             record,
             timings: self.timings,
             host,
+            halted: None,
         }
     }
 }
@@ -237,6 +238,7 @@ pub(super) async fn restore(
         let guest = greeted.await?;
         crash::point("resume.greeted");
         record.state = State::Running;
+        record.reason = None;
         record.auto_paused = false;
         record.build = Some(snapshot.id().clone());
         record.dirty_since = Some(snapshot.id().clone());

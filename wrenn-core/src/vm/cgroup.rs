@@ -3,7 +3,7 @@
 //! ```text
 //! /sys/fs/cgroup/                 cgroup.subtree_control: +cpu +io +memory +pids
 //! └─ wrenn/                       the same
-//!    └─ <sandbox id>/             cpu.max memory.max memory.swap.max pids.max
+//!    └─ <sandbox id>/             cpu.max io.max memory.max memory.swap.max pids.max
 //!                                 the VMM is born in it
 //! ```
 //!
@@ -20,21 +20,22 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use rustix::fs::{XattrFlags, getxattr, setxattr};
+use rustix::fs::{XattrFlags, getxattr, major, minor, setxattr};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::Resources;
-use crate::SandboxId;
+use crate::{Chain, SandboxId};
 
 /// Name of the group that holds those of all VMs.
 const HOME: &str = "wrenn";
-/// Controllers that are turned on. Without limits `io` shares a disk evenly.
+/// Controllers that are turned on.
 const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
 /// Microseconds in which processor time is counted, the kernel's default.
 const CPU_PERIOD: u64 = 100_000;
@@ -54,6 +55,8 @@ pub struct Cgroups {
     home: Option<PathBuf>,
     /// The root directory that its groups belong to.
     owner: PathBuf,
+    /// The disk that the root directory lies on, as `io.max` names it.
+    disk: Option<String>,
     enforced: Enforced,
     /// How many groups are being made or given back right now.
     busy: Arc<watch::Sender<usize>>,
@@ -68,6 +71,8 @@ pub struct Enforced {
     pub memory: bool,
     /// Number of processes and threads.
     pub pids: bool,
+    /// What is read from the disk and written to it in a second.
+    pub disk: bool,
 }
 
 /// The most that one VM may take.
@@ -79,6 +84,38 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// Processes and threads.
     pub pids: u32,
+    /// Disk throughput, if it is limited.
+    pub disk: Option<DiskLimits>,
+}
+
+/// What one VM may read from the disk in a second, and the same again for what it writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// Bytes.
+    pub bytes_per_second: u64,
+    /// Requests.
+    pub requests_per_second: u64,
+}
+
+impl Default for DiskLimits {
+    /// As much as a good disk of one's own, so that some are needed to fill the host's.
+    fn default() -> Self {
+        Self {
+            bytes_per_second: 256 << 20,
+            requests_per_second: 20_000,
+        }
+    }
+}
+
+impl DiskLimits {
+    /// The line of `io.max` for a disk.
+    fn line(self, disk: &str) -> String {
+        let Self {
+            bytes_per_second: bytes,
+            requests_per_second: requests,
+        } = self;
+        format!("{disk} rbps={bytes} wbps={bytes} riops={requests} wiops={requests}")
+    }
 }
 
 /// Why a VM's cgroup could not be made.
@@ -155,6 +192,7 @@ impl Limits {
             cpu_percent: u32::from(resources.vcpus()) * 100 + 50,
             memory_bytes: (memory_mib + memory_mib / 32 + 128) << 20,
             pids: u32::from(resources.vcpus()) + 64,
+            disk: None,
         }
     }
 }
@@ -166,6 +204,7 @@ impl Enforced {
             (self.cpu, "processor time"),
             (self.memory, "memory"),
             (self.pids, "number of processes"),
+            (self.disk, "disk throughput"),
         ];
         all.into_iter()
             .filter_map(|(holds, name)| (!holds).then_some(name))
@@ -188,8 +227,9 @@ impl Cgroups {
     #[must_use]
     pub fn open(mount: &Path, owner: &Path) -> Self {
         let prepared = prepare(mount);
+        let disk = disk_below(owner);
         let enforced = match &prepared {
-            Ok(home) => enabled(home),
+            Ok(home) => enabled(home, disk.is_some()),
             Err(_) => Enforced::default(),
         };
         match &prepared {
@@ -204,6 +244,7 @@ impl Cgroups {
         Self {
             home: prepared.ok(),
             owner: owner.to_owned(),
+            disk,
             enforced,
             busy: Arc::new(watch::Sender::new(0)),
         }
@@ -249,6 +290,13 @@ impl Cgroups {
         }
         if self.enforced.pids {
             group.limit("pids.max", limits.pids.to_string())?;
+        }
+        if let (true, Some(disk), Some(limit)) = (self.enforced.disk, &self.disk, limits.disk) {
+            // Not every kernel and not every kind of disk knows such limits, which cannot be
+            // told beforehand.
+            if let Err(error) = group.limit("io.max", limit.line(disk)) {
+                warn!(sandbox_id = %id, error = %Chain(&error), "its disk throughput is not limited");
+            }
         }
         Ok(Some(group))
     }
@@ -440,13 +488,30 @@ fn prepare(mount: &Path) -> io::Result<PathBuf> {
     Ok(home)
 }
 
-fn enabled(home: &Path) -> Enforced {
+/// The disk below a path, which need not be there yet; `None` where the file system lies on
+/// none that throughput can be limited of. The kernel limits whole disks, no partitions.
+fn disk_below(path: &Path) -> Option<String> {
+    let device = path
+        .ancestors()
+        .find_map(|path| fs::metadata(path).ok())?
+        .dev();
+    let number = format!("{}:{}", major(device), minor(device));
+    let device = fs::canonicalize(format!("/sys/dev/block/{number}")).ok()?;
+    if !device.join("partition").exists() {
+        return Some(number);
+    }
+    let number = fs::read_to_string(device.parent()?.join("dev")).ok()?;
+    Some(number.trim().to_owned())
+}
+
+fn enabled(home: &Path, has_disk: bool) -> Enforced {
     let enabled = fs::read_to_string(home.join("cgroup.subtree_control")).unwrap_or_default();
     let has = |wanted| enabled.split_whitespace().any(|name| name == wanted);
     Enforced {
         cpu: has("cpu"),
         memory: has("memory"),
         pids: has("pids"),
+        disk: has("io") && has_disk,
     }
 }
 
@@ -471,6 +536,17 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_limited_in_both_directions() {
+        let limits = DiskLimits {
+            bytes_per_second: 1 << 20,
+            requests_per_second: 100,
+        };
+        let line = limits.line("254:0");
+        assert_eq!(line, "254:0 rbps=1048576 wbps=1048576 riops=100 wiops=100");
+        assert_eq!(disk_below(Path::new("/proc/none")), None);
+    }
+
+    #[test]
     fn a_host_without_cgroups_is_told_apart_and_goes_on() {
         let directory = tempfile::tempdir().unwrap();
         let cgroups = Cgroups::open(directory.path(), directory.path());
@@ -481,7 +557,7 @@ mod tests {
         assert!(cgroups.list().unwrap().is_empty());
         assert_eq!(
             cgroups.enforced().to_string(),
-            "there is no limit on processor time, memory, number of processes"
+            "there is no limit on processor time, memory, number of processes, disk throughput"
         );
     }
 }

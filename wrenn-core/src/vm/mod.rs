@@ -21,7 +21,7 @@ mod sys;
 pub use api::{ApiClient, ApiError, InstanceInfo};
 pub use binary::{FindVmmError, VmmBinary};
 pub(crate) use binary::{find_program, is_program};
-pub use cgroup::{CgroupError, Cgroups, Enforced, Limits, VmCgroup};
+pub use cgroup::{CgroupError, Cgroups, DiskLimits, Enforced, Limits, VmCgroup};
 pub use config::{
     Action, BootSource, CacheType, CreateSnapshot, Drive, InvalidResources, LoadSnapshot,
     MachineConfig, MemoryBackend, NetworkInterface, NetworkOverride, Resources, SnapshotType,

@@ -102,6 +102,12 @@ impl LaunchSpec {
         directory.join("console.log")
     }
 
+    /// What the VMM itself logs, for the sandbox of this directory.
+    #[must_use]
+    pub fn log_in(directory: &Path) -> PathBuf {
+        directory.join(LOG)
+    }
+
     pub(super) fn api_socket_in(directory: &Path) -> PathBuf {
         Self::shared_in(directory).join(SOCKET)
     }
@@ -481,7 +487,7 @@ fn start(
 /// host. All else in the sandbox's directory is the host's alone, so that a VMM cannot
 /// put a link where the host reads a file.
 fn with_own_files(spec: &LaunchSpec) -> Result<JailSpec, LaunchError> {
-    let log = spec.directory.join(LOG);
+    let log = LaunchSpec::log_in(&spec.directory);
     create(&log)?;
     let shared = LaunchSpec::shared_in(&spec.directory);
     // A VMM before this one may have left files in it, and all of them are its own.
@@ -521,11 +527,18 @@ fn refused<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> LaunchEr
     }
 }
 
+/// An empty file. What is written to it goes to its end, so that it can be cut short while
+/// somebody writes.
 fn create(path: &Path) -> Result<File, LaunchError> {
-    File::create(path).map_err(|source| LaunchError::File {
-        path: path.to_owned(),
-        source,
-    })
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .and_then(|file| file.set_len(0).map(|()| file))
+        .map_err(|source| LaunchError::File {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn open(path: &Path) -> Result<File, LaunchError> {

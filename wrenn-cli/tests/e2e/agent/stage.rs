@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, resume_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub(crate) fn enter_with<F: Future<Output = ()>>(
     options: &[&str],
     test: impl FnOnce(Arc<TestAgent>) -> F,
 ) {
-    run(options, None, test);
+    run(stage::root().path(), options, None, test);
 }
 
 /// The same, where errors with these words may be logged.
@@ -40,17 +40,27 @@ pub(crate) fn enter_tolerating<F: Future<Output = ()>>(
     words: &str,
     test: impl FnOnce(Arc<TestAgent>) -> F,
 ) {
-    run(&[], Some(words), test);
+    run(stage::root().path(), &[], Some(words), test);
+}
+
+/// The same, with options and another root directory.
+pub(crate) fn enter_at<F: Future<Output = ()>>(
+    root: &Path,
+    options: &[&str],
+    test: impl FnOnce(Arc<TestAgent>) -> F,
+) {
+    run(root, options, None, test);
 }
 
 fn run<F: Future<Output = ()>>(
+    root: &Path,
     options: &[&str],
     tolerated: Option<&str>,
     test: impl FnOnce(Arc<TestAgent>) -> F,
 ) {
     let options: Vec<String> = options.iter().map(ToString::to_string).collect();
     stage::enter(|host| async move {
-        let agent = Arc::new(TestAgent::new(options));
+        let agent = Arc::new(TestAgent::new(root.to_owned(), options));
         let outcome = AssertUnwindSafe(async {
             agent.start().await;
             test(Arc::clone(&agent)).await;
@@ -76,14 +86,16 @@ fn run<F: Future<Output = ()>>(
 
 /// The program under test.
 pub(crate) struct TestAgent {
+    root: PathBuf,
     options: Vec<String>,
     directory: tempfile::TempDir,
     running: std::sync::Mutex<Option<(Child, SocketAddr)>>,
 }
 
 impl TestAgent {
-    fn new(options: Vec<String>) -> Self {
+    fn new(root: PathBuf, options: Vec<String>) -> Self {
         Self {
+            root,
             options,
             directory: tempfile::tempdir().unwrap(),
             running: std::sync::Mutex::new(None),
@@ -105,7 +117,7 @@ impl TestAgent {
         let before = self.log().matches("the agent serves").count();
         let program = std::env::var_os("WRENN_E2E_AGENT").expect("WRENN_E2E_AGENT is the agent");
         let mut command = Command::new(program);
-        command.arg("--root").arg(stage::root().path());
+        command.arg("--root").arg(&self.root);
         command.args(["--listen", "127.0.0.1:0", "--boot-deadline", "3m"]);
         if let Some(pager) = stage::pager() {
             command.arg("--pager").arg(pager);
