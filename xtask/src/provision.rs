@@ -17,6 +17,16 @@ pub(crate) fn setup(programs: &Programs, plan_only: bool) -> Command {
     command
 }
 
+/// Builds the guest kernel of our own and puts it where microVMs run.
+pub(crate) fn kernel(programs: &Programs, plan_only: bool) -> Command {
+    let mut command = process::command(&programs.provision);
+    command.arg("kernel");
+    if plan_only {
+        command.arg("--plan");
+    }
+    command
+}
+
 /// A client's test suite, still to be named, against the daemon of a microVM.
 pub(crate) fn clients(programs: &Programs, expose: &Path, vmm: &Path) -> Command {
     let mut command = process::command(&programs.provision);
@@ -35,6 +45,7 @@ pub(crate) fn clients(programs: &Programs, expose: &Path, vmm: &Path) -> Command
 pub(crate) struct Run {
     program: PathBuf,
     files: Vec<(&'static str, PathBuf)>,
+    variables: Vec<(&'static str, String)>,
     arguments: Vec<OsString>,
 }
 
@@ -43,6 +54,7 @@ impl Run {
         Self {
             program: program.into(),
             files: Vec::new(),
+            variables: Vec::new(),
             arguments: Vec::new(),
         }
     }
@@ -50,6 +62,12 @@ impl Run {
     /// Takes a file along. There, the environment variable holds its path.
     pub(crate) fn file(mut self, variable: &'static str, path: &Path) -> Self {
         self.files.push((variable, path.to_owned()));
+        self
+    }
+
+    /// Sets an environment variable there.
+    pub(crate) fn variable(mut self, variable: &'static str, value: &str) -> Self {
+        self.variables.push((variable, value.to_owned()));
         self
     }
 
@@ -67,6 +85,9 @@ impl Run {
             pair.push("=");
             pair.push(path);
             command.arg("--file").arg(pair);
+        }
+        for (variable, value) in self.variables {
+            command.arg("--set").arg(format!("{variable}={value}"));
         }
         command.arg("--").arg(self.program).args(self.arguments);
         command

@@ -31,6 +31,9 @@ pub struct Args {
     /// Template that the sandbox is made from.
     #[arg(long, value_name = "NAME", default_value = "base")]
     pub template: String,
+    /// Kernel that boots the sandbox; the template's unless set.
+    #[arg(long, value_name = "ID")]
+    pub kernel: Option<String>,
     /// Virtual CPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub vcpus: u64,
@@ -83,6 +86,11 @@ impl Args {
             format!("--memory={}", self.memory),
         ];
         words.extend(
+            self.kernel
+                .iter()
+                .map(|kernel| format!("--kernel={kernel}")),
+        );
+        words.extend(
             self.env
                 .iter()
                 .map(|(name, value)| format!("--env={name}={value}")),
@@ -130,6 +138,7 @@ async fn run_here(
         ..HostConfig::default()
     };
     let sandbox_config = SandboxConfig {
+        kernel: args.kernel.clone(),
         resources,
         env: args.env.iter().cloned().collect::<BTreeMap<_, _>>(),
         ..SandboxConfig::from_template(&args.template)
@@ -217,6 +226,8 @@ mod tests {
             "run",
             "-e",
             "A=b c=d",
+            "--kernel",
+            "wrenn-6.1",
             "--memory",
             "1G",
             "--timeout",

@@ -28,7 +28,7 @@ use crate::vm::{
 /// keyboard multiplexers, PCI. A panic ends the VM at once rather than leave it hanging.
 const KERNEL_ARGS: &str = "console=ttyS0 quiet loglevel=3 8250.nr_uarts=1 reboot=k panic=-1 \
     pci=off i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on cryptomgr.notests \
-    audit=0 root=/dev/vda rw init=/usr/local/bin/wrenn-envd";
+    audit=0 root=/dev/vda rootfstype=ext4 rw init=/usr/local/bin/wrenn-envd";
 
 /// Why a sandbox was not created.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +135,10 @@ impl Sandbox {
         let span = info_span!("create", sandbox_id = %config.id, template = config.template);
         async {
             let begun = Instant::now();
-            let template = Template::open(&host.root, &config.template)?;
+            let mut template = Template::open(&host.root, &config.template)?;
+            if let Some(kernel) = &config.kernel {
+                template = template.with_kernel(&host.root, kernel)?;
+            }
             check_memory(config.resources)?;
             let directory = SandboxDirectory::create(&host.root, config.id.clone())?;
             let created_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();

@@ -31,6 +31,8 @@ use crate::RootDirectory;
 
 /// The file that makes a directory a template.
 const DESCRIPTION: &str = "template.json";
+/// The file that makes a directory a kernel.
+const KERNEL_DESCRIPTION: &str = "kernel.json";
 
 fn directory_of(root: &RootDirectory, name: &str) -> PathBuf {
     root.templates().join(name)

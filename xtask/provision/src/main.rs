@@ -4,12 +4,14 @@
 //! ```text
 //! setup   packages ─▶ can this host run microVMs? ─┬─ yes ─▶ guest images into the root directory
 //!                                                  └─ no ──▶ the machine, with the images in it
+//! kernel  packages ─▶ compilation, or the cache ─▶ the root directory of the host or machine
 //! run     a static program and its files ─┬─▶ started here
 //!                                         └─▶ pushed into the machine and started there
 //! clients a microVM's daemon ◀─ relay ◀─ a client's test suite in a namespace of its own
 //! ```
 
 mod clients;
+mod kernel;
 mod packages;
 mod place;
 mod report;
@@ -43,6 +45,8 @@ struct Cli {
 enum Command {
     /// Makes packages, guest images and the machine ready.
     Setup(SetupArgs),
+    /// Builds the guest kernel of our own and puts it where microVMs run.
+    Kernel(KernelArgs),
     /// Runs a static program on this host, or in the machine where this host can't.
     Run(RunArgs),
     /// Runs a client's test suite against the daemon of a microVM.
@@ -57,10 +61,20 @@ struct SetupArgs {
 }
 
 #[derive(Debug, Args)]
+struct KernelArgs {
+    /// Say what is missing and change nothing.
+    #[arg(long)]
+    plan: bool,
+}
+
+#[derive(Debug, Args)]
 struct RunArgs {
     /// A file to take along. There, the variable holds its path.
     #[arg(long = "file", value_name = "VARIABLE=PATH", value_parser = variable_and_path)]
     files: Vec<(String, PathBuf)>,
+    /// An environment variable to set there.
+    #[arg(long = "set", value_name = "VARIABLE=VALUE", value_parser = variable_and_value)]
+    variables: Vec<(String, String)>,
     /// The program.
     program: PathBuf,
     /// Its arguments.
@@ -85,9 +99,15 @@ struct ClientsArgs {
 }
 
 fn variable_and_path(text: &str) -> Result<(String, PathBuf), String> {
+    variable_and_value(text).map(|(variable, path)| (variable, path.into()))
+}
+
+fn variable_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((variable, path)) if !variable.is_empty() => Ok((variable.to_owned(), path.into())),
-        _ => Err("expected VARIABLE=PATH".to_owned()),
+        Some((variable, value)) if !variable.is_empty() => {
+            Ok((variable.to_owned(), value.to_owned()))
+        }
+        _ => Err("expected VARIABLE=VALUE".to_owned()),
     }
 }
 
@@ -98,6 +118,7 @@ fn main() -> ExitCode {
         runtime.block_on(async {
             match cli.command {
                 Command::Setup(args) => setup::setup(&cli.root, args.plan).await,
+                Command::Kernel(args) => kernel::run(&cli.root, args.plan).await,
                 Command::Run(args) => run::run(&cli.root, args).await,
                 Command::Clients(args) => clients::run(&cli.root, args).await,
             }
@@ -125,13 +146,14 @@ mod tests {
     #[test]
     fn everything_after_the_program_is_its_own() {
         let words = [
-            "x", "run", "--file", "A=/b=c", "--", "prog", "--test", "run::",
+            "x", "run", "--file", "A=/b=c", "--set", "D=e", "--", "prog", "--test", "run::",
         ];
         let cli = Cli::try_parse_from(words).unwrap();
         let Command::Run(args) = cli.command else {
             panic!("parsed as something else: {cli:?}");
         };
         assert_eq!(args.files, [("A".to_owned(), PathBuf::from("/b=c"))]);
+        assert_eq!(args.variables, [("D".to_owned(), "e".to_owned())]);
         assert_eq!(args.program, PathBuf::from("prog"));
         assert_eq!(args.arguments, ["--test", "run::"]);
     }

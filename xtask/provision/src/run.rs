@@ -39,6 +39,7 @@ async fn run_here(args: RunArgs) -> Result<ExitCode> {
     let status = tokio::process::Command::new(&program)
         .args(args.arguments)
         .envs(args.files)
+        .envs(args.variables)
         .kill_on_drop(true)
         .status()
         .await
@@ -54,6 +55,9 @@ async fn run_in(machine: &MachineClient, args: RunArgs) -> Result<ExitCode> {
     let mut command = Command::new(push(machine, &args.program).await?);
     for (variable, path) in &args.files {
         command = command.env(variable, push(machine, path).await?);
+    }
+    for (variable, value) in args.variables {
+        command = command.env(variable, value);
     }
     for argument in args.arguments {
         let argument = argument.into_string();
