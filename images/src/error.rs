@@ -39,6 +39,13 @@ pub enum BuildError {
         #[source]
         source: crate::vmlinux::UnpackError,
     },
+    #[error("the kernel's configuration has a line {line:?}, but {reason}")]
+    KernelFragment { line: String, reason: &'static str },
+    #[error(
+        "these options of images/kernel/guest.config have not taken effect, since this kernel \
+         does not know them or has not what they depend on: {}", options.join(", ")
+    )]
+    KernelOptions { options: Vec<String> },
     #[error(
         "building the root file system {template} needs root, since its files belong to several users"
     )]

@@ -10,7 +10,8 @@ use crate::command;
 pub struct HostPackage {
     /// Its name in Debian.
     pub name: &'static str,
-    /// The program of it that we run; its presence tells that the package is there.
+    /// The program of it that we run, or the path of a file of it where it has none: its
+    /// presence tells that the package is there.
     pub program: &'static str,
     /// What we need it for.
     pub reason: &'static str,
@@ -49,7 +50,57 @@ pub const FOR_MACHINE: &[HostPackage] = &[
     },
 ];
 
-/// All packages, without doubles.
+/// Needed to compile the guest kernel of our own, which is built on request only. A kernel
+/// without modules signs nothing, so there is no OpenSSL among them.
+pub const FOR_OWN_KERNEL: &[HostPackage] = &[
+    HostPackage {
+        name: "make",
+        program: "make",
+        reason: "runs the build of the Linux kernel",
+    },
+    HostPackage {
+        name: "gcc",
+        program: "gcc",
+        reason: "compiles the kernel, and the tools of its build",
+    },
+    HostPackage {
+        name: "libc6-dev",
+        program: "/usr/include/stdio.h",
+        reason: "headers for the tools of the kernel's build",
+    },
+    HostPackage {
+        name: "binutils",
+        program: "objcopy",
+        reason: "links the kernel, and strips it of symbols",
+    },
+    HostPackage {
+        name: "flex",
+        program: "flex",
+        reason: "makes the scanner of the kernel's configuration",
+    },
+    HostPackage {
+        name: "bison",
+        program: "bison",
+        reason: "makes the parser of the kernel's configuration",
+    },
+    HostPackage {
+        name: "bc",
+        program: "bc",
+        reason: "computes the kernel's time constants",
+    },
+    HostPackage {
+        name: "libelf-dev",
+        program: "/usr/include/libelf.h",
+        reason: "lets objtool check the kernel's object files",
+    },
+    HostPackage {
+        name: "xz-utils",
+        program: "xz",
+        reason: "unpacks the kernel's sources",
+    },
+];
+
+/// What set-up installs, without doubles. What only [`FOR_OWN_KERNEL`] needs is not among it.
 pub fn all() -> impl Iterator<Item = &'static HostPackage> {
     FOR_IMAGES.iter().chain(FOR_MACHINE)
 }
@@ -71,6 +122,7 @@ pub fn providing(program: &str) -> Option<&'static str> {
         "apt-get" | "apt-cache" => Some("apt"),
         "dpkg" | "dpkg-deb" => Some("dpkg"),
         _ => all()
+            .chain(FOR_OWN_KERNEL)
             .find(|package| package.program == program)
             .map(|package| package.name),
     }
@@ -82,7 +134,10 @@ mod tests {
 
     #[test]
     fn nothing_is_listed_twice() {
-        let names: Vec<_> = all().map(|package| package.name).collect();
+        let names: Vec<_> = all()
+            .chain(FOR_OWN_KERNEL)
+            .map(|package| package.name)
+            .collect();
         let distinct: std::collections::HashSet<_> = names.iter().collect();
         assert_eq!(names.len(), distinct.len());
     }
@@ -99,6 +154,12 @@ mod tests {
             program: "sh",
             reason: "test",
         };
-        assert_eq!(missing([&package, &shell]).collect::<Vec<_>>(), [&package]);
+        let header = HostPackage {
+            name: "z",
+            program: "/etc/passwd",
+            reason: "test",
+        };
+        let wanted = [&package, &shell, &header];
+        assert_eq!(missing(wanted).collect::<Vec<_>>(), [&package]);
     }
 }

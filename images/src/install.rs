@@ -358,6 +358,7 @@ mod tests {
             bzimage: "vmlinuz".into(),
             elf: "vmlinux".into(),
             initrd: Some("initrd.img".into()),
+            on_request: false,
         };
         GuestKernel {
             dir: dir.to_path_buf(),

@@ -68,6 +68,17 @@ pub struct KernelDescription {
     pub bzimage: String,
     pub elf: String,
     pub initrd: Option<String>,
+    /// Whether only those get it who name it; a template that names no kernel gets another.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub on_request: bool,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands the field over by reference"
+)]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// A guest kernel, ready to be installed.
@@ -76,6 +87,21 @@ pub struct GuestKernel {
     /// The directory that holds `kernel.json` and the files it names.
     pub dir: PathBuf,
     pub description: KernelDescription,
+}
+
+impl GuestKernel {
+    /// The kernel that lies in `dir`.
+    ///
+    /// # Errors
+    /// Its description cannot be read.
+    pub(crate) fn read(dir: PathBuf) -> Result<Self, BuildError> {
+        let path = dir.join("kernel.json");
+        let text = fs::read(&path).at("read", &path)?;
+        let description = serde_json::from_slice(&text)
+            .map_err(std::io::Error::from)
+            .at("understand", &path)?;
+        Ok(Self { dir, description })
+    }
 }
 
 impl DebianKernel {
@@ -225,6 +251,7 @@ pub fn guest_kernel(
         bzimage: "vmlinuz".into(),
         elf: "vmlinux".into(),
         initrd: Some("initrd.img".into()),
+        on_request: false,
     };
     let dir = cache.product(&recipe, "guest initramfs", progress, |dir| {
         for (from, name) in [(unpacked.bzimage(), "vmlinuz"), (unpacked.elf(), "vmlinux")] {

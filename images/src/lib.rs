@@ -25,6 +25,7 @@ pub mod import;
 pub mod install;
 pub mod kernel;
 pub mod modules;
+pub mod own_kernel;
 pub mod progress;
 pub mod recipe;
 pub mod rootfs;

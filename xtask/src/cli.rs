@@ -20,6 +20,15 @@ Examples:
   cargo xtask setup            does what is needed, and nothing the second time
   cargo xtask setup --plan     only says what is missing")]
     Setup(SetupArgs),
+    /// Builds a guest kernel of our own from Debian's sources, and says its id.
+    #[command(after_help = "\
+It is used where it is asked for by its id; Debian's kernel stays the default.
+
+Examples:
+  cargo xtask kernel           builds it, which takes minutes, and nothing the second time
+  cargo xtask kernel --plan    only says what is missing
+  wrenn run --kernel ID -- uname -a")]
+    Kernel(KernelArgs),
     /// Boots a microVM and runs real commands in it, each step with its time.
     #[command(after_help = "\
 Example:
@@ -40,7 +49,8 @@ The last line is `N passed, N failed, N skipped`.
 Examples:
   cargo xtask e2e
   cargo xtask e2e network::
-  cargo xtask e2e --vmm ./firecracker run::")]
+  cargo xtask e2e --vmm ./firecracker run::
+  cargo xtask e2e --kernel \"$(cargo xtask kernel)\" kernel::")]
     E2e(E2eArgs),
     /// Runs benchmarks, each figure beside its baseline.
     #[command(after_help = "\
@@ -64,6 +74,13 @@ pub(crate) struct SetupArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct KernelArgs {
+    /// Say what is missing and change nothing.
+    #[arg(long)]
+    pub(crate) plan: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct DemoArgs {}
 
 #[derive(Debug, Args)]
@@ -78,6 +95,9 @@ pub(crate) struct E2eArgs {
     /// A program that speaks the Firecracker API, in place of wrenn-vmm.
     #[arg(long, value_name = "PATH")]
     pub(crate) vmm: Option<PathBuf>,
+    /// A kernel that `cargo xtask kernel` has built: runs the tests that need one, too.
+    #[arg(long, value_name = "ID")]
+    pub(crate) kernel: Option<String>,
     /// Only tests whose name contains this: `run::`, `guest::`, `network::`.
     pub(crate) filter: Option<String>,
 }

@@ -27,7 +27,12 @@ const PASSED_ON: [&str; 4] = [
 pub(crate) fn run(args: &E2eArgs) -> Result<ExitCode> {
     let vmm = args.vmm.as_deref().map(build::given).transpose()?;
     let programs = setup::ensure()?;
-    let tally = suite(&programs, vmm.as_deref(), args.filter.as_deref())?;
+    let chosen = Chosen {
+        vmm: vmm.as_deref(),
+        kernel: args.kernel.as_deref(),
+        filter: args.filter.as_deref(),
+    };
+    let tally = suite(&programs, &chosen)?;
     say(tally);
     Ok(if tally.failed == 0 {
         ExitCode::SUCCESS
@@ -36,12 +41,16 @@ pub(crate) fn run(args: &E2eArgs) -> Result<ExitCode> {
     })
 }
 
+/// What of the suite is run, and on what; all of it, as it comes, by default.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Chosen<'a> {
+    pub(crate) vmm: Option<&'a Path>,
+    pub(crate) kernel: Option<&'a str>,
+    pub(crate) filter: Option<&'a str>,
+}
+
 /// Builds and runs the suite, with its output on standard error.
-pub(crate) fn suite(
-    programs: &Programs,
-    vmm: Option<&Path>,
-    filter: Option<&str>,
-) -> Result<Tally> {
+pub(crate) fn suite(programs: &Programs, chosen: &Chosen<'_>) -> Result<Tally> {
     let program = step("Building the end-to-end suite", || {
         let mut cargo = build::optimised(&["test", "--no-run", "--release", "--test", "e2e"]);
         build::find(&build::executables(&mut cargo)?, "e2e")
@@ -51,9 +60,15 @@ pub(crate) fn suite(
             .file("WRENN_E2E_WRENN", &programs.wrenn)
             .file("WRENN_E2E_AGENT", &programs.agent)
             .file("WRENN_PAGER", &programs.pager)
-            .file("WRENN_VMM", vmm.unwrap_or(&programs.vmm))
+            .file("WRENN_VMM", chosen.vmm.unwrap_or(&programs.vmm))
             .pass_on(&PASSED_ON);
-        if let Some(filter) = filter {
+        if let Some(kernel) = chosen.kernel {
+            // What needs a kernel of our own counts as skipped otherwise.
+            run = run
+                .variable("WRENN_E2E_KERNEL", kernel)
+                .argument("--include-ignored");
+        }
+        if let Some(filter) = chosen.filter {
             run = run.argument(filter);
         }
         tests::counted(&mut run.command(programs))

@@ -1,4 +1,4 @@
-//! The workspace's own commands: `cargo xtask setup|demo|test|e2e|bench|check`.
+//! The workspace's own commands: `cargo xtask setup|kernel|demo|test|e2e|bench|check`.
 //!
 //! ```text
 //! cargo xtask ──▶ xtask             small: compiled in seconds, runs cargo and counts
@@ -18,6 +18,7 @@ mod cli;
 mod clients;
 mod demo;
 mod e2e;
+mod kernel;
 mod process;
 mod provision;
 mod setup;
@@ -34,6 +35,7 @@ use cli::{Cli, Command};
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
+        Command::Kernel(args) => kernel::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => tests::run(&args),
         Command::E2e(args) => e2e::run(&args),

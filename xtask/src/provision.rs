@@ -17,6 +17,16 @@ pub(crate) fn setup(programs: &Programs, plan_only: bool) -> Command {
     command
 }
 
+/// Builds the guest kernel of our own and puts it where microVMs run.
+pub(crate) fn kernel(programs: &Programs, plan_only: bool) -> Command {
+    let mut command = process::command(&programs.provision);
+    command.arg("kernel");
+    if plan_only {
+        command.arg("--plan");
+    }
+    command
+}
+
 /// A client's test suite, still to be named, against the daemon of a microVM.
 pub(crate) fn clients(programs: &Programs, expose: &Path, vmm: &Path) -> Command {
     let mut command = process::command(&programs.provision);
@@ -61,6 +71,12 @@ impl Run {
             .iter()
             .filter_map(|name| Some((*name, std::env::var_os(name)?)));
         self.variables.extend(set);
+        self
+    }
+
+    /// Sets an environment variable there.
+    pub(crate) fn variable(mut self, variable: &'static str, value: &str) -> Self {
+        self.variables.push((variable, value.into()));
         self
     }
 

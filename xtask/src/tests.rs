@@ -32,7 +32,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<ExitCode> {
         counted(process::cargo().args(all))
     })?;
     if let Some(programs) = programs {
-        total += e2e::suite(&programs, None, None)?;
+        total += e2e::suite(&programs, &e2e::Chosen::default())?;
         total += clients::in_microvm(&programs, None)?;
     }
     say(total);

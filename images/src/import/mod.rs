@@ -65,7 +65,8 @@ pub struct ImportOptions {
     pub source: PathBuf,
     /// The guest daemon, a program for the guest.
     pub envd: PathBuf,
-    /// Id of the kernel; the one that was installed last unless set.
+    /// Id of the kernel; the one that was installed last unless set, but for those that are
+    /// used on request only.
     pub kernel: Option<String>,
     /// Size of the disk; as much as is in it and a GiB more unless set.
     pub size_mib: Option<u64>,

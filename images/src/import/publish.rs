@@ -26,30 +26,41 @@ pub(super) fn check_name(name: &str) -> Result<(), ImportError> {
     }
 }
 
-/// The id of the kernel that boots a template: the one that is asked for, or the one that
-/// was installed last.
+/// What this looks at in `kernel.json`.
+#[derive(serde::Deserialize)]
+struct Offer {
+    #[serde(default)]
+    on_request: bool,
+}
+
+/// The id of the kernel that boots a template: the one that is asked for, or of those that
+/// need not be asked for the one that was installed last.
 pub(super) fn kernel(root: &Path, asked: Option<&str>) -> Result<String, ImportError> {
     let directory = root.join("kernels");
-    let mut present: Vec<(SystemTime, String)> = Vec::new();
+    let mut present: Vec<(SystemTime, String, bool)> = Vec::new();
     if directory.is_dir() {
         for entry in fs::read_dir(&directory).at("list", &directory)? {
             let entry = entry.at("list", &directory)?;
-            let installed = fs::metadata(entry.path().join("kernel.json"))
-                .and_then(|metadata| metadata.modified());
+            let description = entry.path().join("kernel.json");
+            let installed = fs::metadata(&description).and_then(|metadata| metadata.modified());
             if let (Ok(installed), Ok(id)) = (installed, entry.file_name().into_string()) {
-                present.push((installed, id));
+                let on_request = fs::read(&description)
+                    .ok()
+                    .and_then(|text| serde_json::from_slice(&text).ok())
+                    .is_some_and(|offer: Offer| offer.on_request);
+                present.push((installed, id, on_request));
             }
         }
     }
     present.sort();
     match asked {
-        Some(id) if present.iter().any(|(_, known)| known == id) => Ok(id.to_owned()),
+        Some(id) if present.iter().any(|(_, known, _)| known == id) => Ok(id.to_owned()),
         Some(id) if !present.is_empty() => Err(ImportError::UnknownKernel {
             id: id.to_owned(),
-            present: present.into_iter().map(|(_, id)| id).collect(),
+            present: present.into_iter().map(|(_, id, _)| id).collect(),
         }),
-        _ => match present.pop() {
-            Some((_, id)) => Ok(id),
+        _ => match present.into_iter().rfind(|(_, _, on_request)| !on_request) {
+            Some((_, id, _)) => Ok(id),
             None => Err(ImportError::NoKernel { directory }),
         },
     }

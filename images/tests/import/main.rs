@@ -389,6 +389,22 @@ fn names_kernels_and_users_are_checked() {
 }
 
 #[test]
+fn a_kernel_on_request_is_taken_by_its_name_only() {
+    let scene = Scene::new();
+    let own = scene.root().join("kernels/own");
+    fs::create_dir_all(&own).unwrap();
+    // Installed after the other one.
+    fs::write(own.join("kernel.json"), r#"{"on_request":true}"#).unwrap();
+    let source = scene.source("root.tar", &Archive::new().file("a", b"1").finish());
+    let plain = scene.import("plain", &source).unwrap();
+    assert_eq!(plain.description.kernel, "k1");
+    let mut options = scene.options("named", &source);
+    options.kernel = Some("own".into());
+    let named = scene.import_with(&options).unwrap();
+    assert_eq!(named.description.kernel, "own");
+}
+
+#[test]
 fn limits_hold_for_all_layers_together() {
     let scene = Scene::new();
     let layout = scene.path("layout");

@@ -35,8 +35,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "base")]
     pub template: String,
     /// Snapshot that the sandbox goes on from, in place of a template.
-    #[arg(long, value_name = "NAME", conflicts_with = "template")]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["template", "kernel"])]
     pub from: Option<String>,
+    /// Kernel that boots the sandbox; the template's unless set.
+    #[arg(long, value_name = "ID")]
+    pub kernel: Option<String>,
     /// Virtual CPUs; 1 unless set, or those of the snapshot.
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u64>,
@@ -89,6 +92,11 @@ impl Args {
         }];
         words.extend(self.vcpus.map(|vcpus| format!("--vcpus={vcpus}")));
         words.extend(self.memory.map(|memory| format!("--memory={memory}")));
+        words.extend(
+            self.kernel
+                .iter()
+                .map(|kernel| format!("--kernel={kernel}")),
+        );
         words.extend(
             self.env
                 .iter()
@@ -146,6 +154,7 @@ fn sandbox_config(root: &RootDirectory, args: &Args) -> anyhow::Result<SandboxCo
     let template = args.from.as_ref().unwrap_or(&args.template);
     let config = default_config(root, template)?;
     Ok(SandboxConfig {
+        kernel: args.kernel.clone(),
         resources: resources(args, config.resources)?,
         env: args.env.iter().cloned().collect::<BTreeMap<_, _>>(),
         ..config
@@ -244,6 +253,8 @@ mod tests {
             "run",
             "-e",
             "A=b c=d",
+            "--kernel",
+            "wrenn-6.1",
             "--memory",
             "1G",
             "--timeout",

@@ -82,7 +82,7 @@ struct Build {
     /// What it is made from.
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
-    /// Kernel that boots it; the one that was installed last unless set.
+    /// Kernel that boots it; Debian's that was installed last unless set.
     #[arg(long, value_name = "ID")]
     kernel: Option<String>,
     /// Size of the disk in MiB; as much as is in it and 1024 more unless set.

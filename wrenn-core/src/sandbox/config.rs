@@ -16,6 +16,8 @@ pub struct SandboxConfig {
     pub id: SandboxId,
     /// The template that it is made from.
     pub template: String,
+    /// Id of the kernel that boots it; its template's unless set.
+    pub kernel: Option<String>,
     /// Its size.
     pub resources: Resources,
     /// Environment of every command, on top of the template's.
@@ -61,6 +63,7 @@ impl SandboxConfig {
         Self {
             id: SandboxId::random(),
             template: name.into(),
+            kernel: None,
             resources: Resources::default(),
             env: BTreeMap::new(),
             access: GuestAccess::default(),

@@ -35,7 +35,7 @@ use crate::vm::{
 /// keyboard multiplexers, PCI. A panic ends the VM at once rather than leave it hanging.
 const KERNEL_ARGS: &str = "console=ttyS0 quiet loglevel=3 8250.nr_uarts=1 reboot=k panic=-1 \
     pci=off i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on cryptomgr.notests \
-    audit=0 root=/dev/vda rw init=/usr/local/bin/wrenn-envd";
+    audit=0 root=/dev/vda rootfstype=ext4 rw init=/usr/local/bin/wrenn-envd";
 
 /// The tag by which a template's start command is found among a guest's processes.
 pub const START_TAG: &str = "start";
@@ -165,7 +165,10 @@ impl Sandbox {
                 return Self::restored(host, config, &named.frozen).await;
             }
             let begun = Instant::now();
-            let template = Template::open(&host.root, &config.template)?;
+            let mut template = Template::open(&host.root, &config.template)?;
+            if let Some(kernel) = &config.kernel {
+                template = template.with_kernel(&host.root, kernel)?;
+            }
             check_memory(config.resources)?;
             let directory = SandboxDirectory::create(&host.root, config.id.clone())?;
             let created_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();

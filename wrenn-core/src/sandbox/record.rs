@@ -33,6 +33,9 @@ pub(super) struct SandboxRecord {
     version: u32,
     pub(super) id: SandboxId,
     pub(super) template: String,
+    /// The kernel that was asked for by name, if one was. Nothing boots from it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) kernel: Option<String>,
     pub(super) resources: Resources,
     pub(super) keep: Keep,
     pub(super) access: GuestAccess,
@@ -134,6 +137,7 @@ impl SandboxRecord {
             version: VERSION,
             id: config.id.clone(),
             template: config.template.clone(),
+            kernel: config.kernel.clone(),
             resources: config.resources,
             keep: config.keep,
             access: config.access,
@@ -161,6 +165,7 @@ impl SandboxRecord {
         SandboxConfig {
             id: self.id.clone(),
             template: self.template.clone(),
+            kernel: self.kernel.clone(),
             resources: self.resources,
             env: self.env.clone(),
             access: self.access,

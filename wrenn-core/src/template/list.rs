@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::TemplateManifest;
 use super::open::{OpenTemplateError, read_template};
-use super::{DESCRIPTION, directory_of};
+use super::{DESCRIPTION, KERNEL_DESCRIPTION, directory_of};
 use crate::RootDirectory;
 
 /// Why templates cannot be listed.
@@ -37,7 +37,12 @@ pub struct ListedTemplate {
 /// Names of the templates in a root directory, sorted. Empty if it cannot be read.
 #[must_use]
 pub fn names(root: &RootDirectory) -> Vec<String> {
-    names_in(&root.templates()).unwrap_or_default()
+    names_in(&root.templates(), DESCRIPTION).unwrap_or_default()
+}
+
+/// Ids of the kernels in a root directory, sorted. Empty if it cannot be read.
+pub(super) fn kernels(root: &RootDirectory) -> Vec<String> {
+    names_in(&root.kernels(), KERNEL_DESCRIPTION).unwrap_or_default()
 }
 
 /// The templates in a root directory, sorted by name; a damaged one is among them.
@@ -46,7 +51,7 @@ pub fn names(root: &RootDirectory) -> Vec<String> {
 /// The directory is there and cannot be read.
 pub fn list(root: &RootDirectory) -> Result<Vec<ListedTemplate>, ListTemplatesError> {
     let directory = root.templates();
-    let names = names_in(&directory).map_err(|source| ListTemplatesError::List {
+    let names = names_in(&directory, DESCRIPTION).map_err(|source| ListTemplatesError::List {
         path: directory,
         source,
     })?;
@@ -61,14 +66,15 @@ pub fn list(root: &RootDirectory) -> Result<Vec<ListedTemplate>, ListTemplatesEr
     Ok(listed.collect())
 }
 
-fn names_in(directory: &Path) -> io::Result<Vec<String>> {
+/// The entries of a directory that hold the file `description`.
+fn names_in(directory: &Path, description: &str) -> io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
     let mut names: Vec<String> = entries
         .flatten()
-        .filter(|entry| entry.path().join(DESCRIPTION).exists())
+        .filter(|entry| entry.path().join(description).exists())
         .filter_map(|entry| entry.file_name().into_string().ok())
         .collect();
     names.sort();

@@ -33,6 +33,8 @@ use crate::RootDirectory;
 const MAX_NAME: usize = 128;
 /// The file that makes a directory a template.
 const DESCRIPTION: &str = "template.json";
+/// The file that makes a directory a kernel.
+const KERNEL_DESCRIPTION: &str = "kernel.json";
 
 fn directory_of(root: &RootDirectory, name: &str) -> PathBuf {
     root.templates().join(name)

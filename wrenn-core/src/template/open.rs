@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+use super::list::kernels;
 use super::manifest::{KernelManifest, MANIFEST_VERSION, TemplateManifest};
-use super::{DESCRIPTION, directory_of, is_name, names};
+use super::{DESCRIPTION, KERNEL_DESCRIPTION, directory_of, is_name, names};
 use crate::RootDirectory;
 
 /// A template with its kernel, every file checked to be there.
@@ -36,6 +37,16 @@ pub enum OpenTemplateError {
         /// Where it was looked for.
         directory: PathBuf,
         /// The names that are there.
+        present: Vec<String>,
+    },
+    /// There is no kernel of this id.
+    #[error("there is no kernel '{id}' in {directory}; there {}", known(.present))]
+    UnknownKernel {
+        /// The id asked for.
+        id: String,
+        /// Where it was looked for.
+        directory: PathBuf,
+        /// The ids that are there.
         present: Vec<String>,
     },
     /// A manifest cannot be read.
@@ -116,25 +127,37 @@ impl Template {
         }
         let manifest = read_template(&path)?;
 
-        let kernel_directory = root.kernels().join(&manifest.kernel);
-        let kernel_path = kernel_directory.join("kernel.json");
-        present(name, &kernel_path)?;
-        let kernel: KernelManifest = read_manifest(&kernel_path)?;
-        check_version(&kernel_path, kernel.version)?;
-
+        let (kernel, initrd) = kernel_of(root, name, &manifest.kernel)?;
         let template = Self {
             rootfs: directory.join(&manifest.rootfs),
-            kernel: kernel_directory.join(&kernel.elf),
-            initrd: kernel.initrd.map(|file| kernel_directory.join(file)),
+            kernel,
+            initrd,
             manifest,
         };
-        present(name, &template.kernel)?;
-        if let Some(initrd) = &template.initrd {
-            present(name, initrd)?;
-        }
         present(name, &template.rootfs)?;
         template.check_rootfs()?;
         Ok(template)
+    }
+
+    /// The template with the kernel of this id in place of its own.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged; the message says what to do.
+    pub fn with_kernel(self, root: &RootDirectory, id: &str) -> Result<Self, OpenTemplateError> {
+        let known = kernels(root);
+        if !known.iter().any(|known| known == id) {
+            return Err(OpenTemplateError::UnknownKernel {
+                id: id.to_owned(),
+                directory: root.kernels(),
+                present: known,
+            });
+        }
+        let (kernel, initrd) = kernel_of(root, &self.manifest.name, id)?;
+        Ok(Self {
+            kernel,
+            initrd,
+            ..self
+        })
     }
 
     /// A cheap look that catches a truncated or foreign file; the checksum is verified
@@ -163,6 +186,26 @@ impl Template {
             })
         }
     }
+}
+
+/// The files of the kernel `id`, with which the template `name` is to boot.
+fn kernel_of(
+    root: &RootDirectory,
+    name: &str,
+    id: &str,
+) -> Result<(PathBuf, Option<PathBuf>), OpenTemplateError> {
+    let directory = root.kernels().join(id);
+    let path = directory.join(KERNEL_DESCRIPTION);
+    present(name, &path)?;
+    let manifest: KernelManifest = read_manifest(&path)?;
+    check_version(&path, manifest.version)?;
+    let kernel = directory.join(&manifest.elf);
+    present(name, &kernel)?;
+    let initrd = manifest.initrd.map(|file| directory.join(file));
+    if let Some(initrd) = &initrd {
+        present(name, initrd)?;
+    }
+    Ok((kernel, initrd))
 }
 
 /// Reads a `template.json`.
@@ -259,6 +302,30 @@ mod tests {
                 matches!(Template::open(&root, name), Err(OpenTemplateError::Name(_))),
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn another_kernel_takes_the_place_of_its_own() {
+        let (_directory, root) = root_with_template();
+        let other = root.kernels().join("k2");
+        fs::create_dir_all(&other).unwrap();
+        fs::write(other.join("vmlinux"), "elf").unwrap();
+        fs::write(other.join("initrd.img"), "cpio").unwrap();
+        fs::write(
+            other.join("kernel.json"),
+            r#"{"version":1,"id":"k2","bzimage":"vmlinuz","elf":"vmlinux","initrd":"initrd.img",
+                "on_request":true}"#,
+        )
+        .unwrap();
+        let open = || Template::open(&root, "tiny").unwrap();
+        let template = open().with_kernel(&root, "k2").unwrap();
+        assert!(template.kernel.ends_with("kernels/k2/vmlinux"));
+        assert!(template.initrd.unwrap().ends_with("kernels/k2/initrd.img"));
+
+        for id in ["k3", "../kernels/k2", ""] {
+            let error = open().with_kernel(&root, id).unwrap_err();
+            assert!(error.to_string().contains("are: k1, k2"), "{error}");
         }
     }
 

@@ -4,12 +4,14 @@
 //! ```text
 //! setup   packages ─▶ can this host run microVMs? ─┬─ yes ─▶ guest images into the root directory
 //!                                                  └─ no ──▶ the machine, with the images in it
+//! kernel  packages ─▶ compilation, or the cache ─▶ the root directory of the host or machine
 //! run     a static program and its files ─┬─▶ started here
 //!                                         └─▶ pushed into the machine and started there
 //! clients a microVM's daemon ◀─ relay ◀─ a client's test suite in a namespace of its own
 //! ```
 
 mod clients;
+mod kernel;
 mod packages;
 mod place;
 mod report;
@@ -43,6 +45,8 @@ struct Cli {
 enum Command {
     /// Makes packages, guest images and the machine ready.
     Setup(SetupArgs),
+    /// Builds the guest kernel of our own and puts it where microVMs run.
+    Kernel(KernelArgs),
     /// Runs a static program on this host, or in the machine where this host can't.
     Run(RunArgs),
     /// Runs a client's test suite against the daemon of a microVM.
@@ -51,6 +55,13 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct SetupArgs {
+    /// Say what is missing and change nothing.
+    #[arg(long)]
+    plan: bool,
+}
+
+#[derive(Debug, Args)]
+struct KernelArgs {
     /// Say what is missing and change nothing.
     #[arg(long)]
     plan: bool,
@@ -107,6 +118,7 @@ fn main() -> ExitCode {
         runtime.block_on(async {
             match cli.command {
                 Command::Setup(args) => setup::setup(&cli.root, args.plan).await,
+                Command::Kernel(args) => kernel::run(&cli.root, args.plan).await,
                 Command::Run(args) => run::run(&cli.root, args).await,
                 Command::Clients(args) => clients::run(&cli.root, args).await,
             }

@@ -19,9 +19,25 @@ const FOR_TESTS: &[HostPackage] = &[
     },
 ];
 
-/// The packages that are not installed.
+/// The packages for set-up and tests that are not installed.
 pub(crate) fn missing() -> Vec<&'static HostPackage> {
     host_packages::missing(host_packages::all().chain(FOR_TESTS)).collect()
+}
+
+/// The packages for set-up and for compiling a kernel that are not installed.
+pub(crate) fn missing_for_kernel() -> Vec<&'static HostPackage> {
+    let wanted = host_packages::all().chain(host_packages::FOR_OWN_KERNEL);
+    host_packages::missing(wanted).collect()
+}
+
+/// Says which packages will be installed, and why.
+pub(crate) fn announce(packages: &[&HostPackage]) {
+    if !packages.is_empty() {
+        eprintln!("   packages to install:");
+    }
+    for package in packages {
+        eprintln!("     {:<18} {}", package.name, package.reason);
+    }
 }
 
 /// Installs packages with apt, whose output is shown.

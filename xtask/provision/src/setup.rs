@@ -18,12 +18,7 @@ use crate::report::Report;
 pub(crate) async fn setup(root: &Path, plan_only: bool) -> Result<ExitCode> {
     let start = Instant::now();
     let missing = packages::missing();
-    if !missing.is_empty() {
-        eprintln!("   packages to install:");
-        for package in &missing {
-            eprintln!("     {:<18} {}", package.name, package.reason);
-        }
-    }
+    packages::announce(&missing);
     if plan_only {
         if missing.is_empty() {
             eprintln!("   no package is missing");
