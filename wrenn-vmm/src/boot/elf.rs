@@ -7,17 +7,14 @@
 //! The kernel file must not change under a running machine, as for any mapped program.
 
 use std::fs::File;
-use std::io;
-use std::ops::Range;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::kernel::LoadedKernel;
 use crate::layout;
-use crate::memory::{GuestMemory, PAGE_SIZE, host_length};
-use crate::sys;
+use crate::memory::{GuestMemory, host_length};
 
 const HEADER_LENGTH: usize = 64;
 const SEGMENT_LENGTH: usize = 56;
@@ -79,7 +76,7 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 ///
 /// # Errors
 /// If the file is damaged or does not fit guest memory.
-pub fn load(memory: &GuestMemory, file: &File) -> Result<LoadedKernel, ElfError> {
+pub fn load(memory: &GuestMemory, file: &mut File) -> Result<LoadedKernel, ElfError> {
     let mut header = [0u8; HEADER_LENGTH];
     file.read_exact_at(&mut header, 0)
         .map_err(|source| ElfError::Read {
@@ -92,20 +89,17 @@ pub fn load(memory: &GuestMemory, file: &File) -> Result<LoadedKernel, ElfError>
     }
     let entry = u64::from_le_bytes(number(&header, 24));
     let mut end = 0;
-    let mut mapped = Vec::new();
     for segment in segments(file, &header)? {
-        mapped.extend(place(memory, file, &segment)?);
+        place(memory, file, &segment)?;
         end = end.max(segment.start + segment.memory_size);
     }
     if entry < layout::HIGH_MEMORY_START || entry >= end {
         return Err(ElfError::Header("entry point"));
     }
-    mapped.sort_by_key(|range| range.start);
     Ok(LoadedKernel {
         entry,
         end,
         header: None,
-        mapped,
     })
 }
 
@@ -139,12 +133,8 @@ fn segments(file: &File, header: &[u8; HEADER_LENGTH]) -> Result<Vec<Segment>, E
     Ok(segments)
 }
 
-/// Loads one segment and says what of it is mapped.
-fn place(
-    memory: &GuestMemory,
-    file: &File,
-    segment: &Segment,
-) -> Result<Option<Range<u64>>, ElfError> {
+/// Reads one segment into guest memory.
+fn place(memory: &GuestMemory, file: &mut File, segment: &Segment) -> Result<(), ElfError> {
     let (start, size) = (segment.start, segment.memory_size);
     let fits = start >= layout::HIGH_MEMORY_START
         && segment.file_size <= size
@@ -156,63 +146,18 @@ fn place(
     if !fits {
         return Err(ElfError::Place { start, size });
     }
-    // Memory comes as zeros, so that only the part in the file needs work.
-    let page = PAGE_SIZE as u64;
-    let whole = segment.file_size / page * page;
-    let aligned = start.is_multiple_of(page) && segment.offset.is_multiple_of(page);
-    let mapped = if aligned && whole > 0 {
-        let length = host_length(whole);
-        let at = GuestAddress(start);
-        match sys::memory::map_file(memory, at, length, file, segment.offset) {
-            Ok(()) => {
-                mark_changed(memory, at, length);
-                whole
-            }
-            // A file system without mappings: copying still works.
-            Err(error) => {
-                log::debug!("cannot map the kernel: {error}");
-                0
-            }
-        }
-    } else {
-        0
+    let read = |source| ElfError::Read {
+        what: "a segment",
+        source,
     };
-    copy(memory, file, segment, mapped)?;
-    Ok((mapped > 0).then(|| start..start + mapped))
-}
-
-/// Memory has other contents now than the zeros that it came with.
-fn mark_changed(memory: &GuestMemory, start: GuestAddress, length: usize) {
-    if let Ok(slice) = vm_memory::GuestMemoryBackend::get_slice(memory, start, length) {
-        slice.bitmap().mark_dirty(0, length);
-    }
-}
-
-/// Copies what is left of a segment behind its first `skip` bytes.
-fn copy(memory: &GuestMemory, file: &File, segment: &Segment, skip: u64) -> Result<(), ElfError> {
-    let mut piece = [0u8; 16 << 10];
-    let mut done = skip;
-    while done < segment.file_size {
-        let count = host_length(segment.file_size - done).min(piece.len());
-        let piece = &mut piece[..count];
-        let offset = segment
-            .offset
-            .checked_add(done)
-            .ok_or(ElfError::Header("program header table"))?;
-        file.read_exact_at(piece, offset)
-            .map_err(|source| ElfError::Read {
-                what: "a segment",
-                source,
-            })?;
-        memory
-            .write_slice(piece, GuestAddress(segment.start + done))
-            .map_err(|_| ElfError::Place {
-                start: segment.start,
-                size: segment.memory_size,
-            })?;
-        done += count as u64;
-    }
-    Ok(())
+    file.seek(SeekFrom::Start(segment.offset)).map_err(read)?;
+    // Memory comes as zeros, so that only the part in the file needs work.
+    memory
+        .read_exact_volatile_from(GuestAddress(start), file, host_length(segment.file_size))
+        .map_err(|error| match error {
+            GuestMemoryError::IOError(source) => read(source),
+            _ => ElfError::Place { start, size },
+        })
 }
 
 #[cfg(test)]
