@@ -396,7 +396,7 @@ mod tests {
     /// found the next time, and nothing is broken.
     #[test]
     fn driver_may_add_requests_while_the_device_looks() {
-        const REQUESTS: u32 = 20_000;
+        const REQUESTS: u32 = 5_000;
         let memory = allocate(1, HugePages::None, false).unwrap();
         let mut driver = TestDriver::new(&memory, RINGS);
         let buffer = RawDescriptor {
@@ -421,7 +421,7 @@ mod tests {
             while taken.load(Ordering::Relaxed) < REQUESTS {
                 match queue.pop(&memory) {
                     Ok(Some(_)) => drop(taken.fetch_add(1, Ordering::Release)),
-                    Ok(None) => {}
+                    Ok(None) => std::thread::yield_now(),
                     Err(error) => {
                         // Lets the driver's thread come to its end.
                         drop(taken.swap(REQUESTS, Ordering::Release));
