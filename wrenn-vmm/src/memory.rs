@@ -8,6 +8,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::layout;
+use crate::sys::memory::Spacer;
 
 /// The guest's memory. The bitmap exists only if dirty pages are tracked; it records
 /// what the VMM itself writes, while KVM records what the guest writes.
@@ -128,11 +129,13 @@ fn map_region(
     if backing == HugePages::Size2Mib {
         flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
     }
+    let spacer = Spacer::before(size);
     let mapping = MmapRegionBuilder::new_with_bitmap(size, bitmap)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(flags)
         .build()
         .map_err(|source| MemoryError::Map { size, source })?;
+    drop(spacer);
     if backing == HugePages::Transparent {
         crate::sys::memory::advise_huge_pages(&mapping).map_err(MemoryError::Advise)?;
     }
@@ -141,9 +144,10 @@ fn map_region(
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
     use super::*;
+    use crate::sys::memory::HUGE_PAGE_SIZE;
 
     #[test]
     fn small_guest_is_one_region() {
@@ -166,6 +170,20 @@ mod tests {
         assert!(memory.address_in_range(GuestAddress(layout::DEVICE_HOLE_START - 1)));
         assert!(!memory.address_in_range(GuestAddress(layout::DEVICE_HOLE_START)));
         assert!(memory.address_in_range(GuestAddress(layout::DEVICE_HOLE_END)));
+    }
+
+    #[test]
+    fn memory_is_aligned_for_huge_pages() {
+        for size_mib in [1, 2, 127, 128, 3073] {
+            let memory = allocate(size_mib, HugePages::None, false).unwrap();
+            for region in memory.iter() {
+                let host = region.get_host_address(MemoryRegionAddress(0)).unwrap() as usize;
+                assert!(
+                    host.is_multiple_of(HUGE_PAGE_SIZE),
+                    "{size_mib} MiB: {host:#x}"
+                );
+            }
+        }
     }
 
     #[test]

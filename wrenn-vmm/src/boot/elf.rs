@@ -1,23 +1,19 @@
-//! Loads an ELF kernel by mapping it.
+//! Loads an ELF kernel: reads its segments into guest memory.
 //!
-//! Copying the 50 MB of an unpacked kernel into fresh memory is most of the time that it
-//! takes to set up a small machine. So the whole pages of each segment are mapped
-//! privately from the file: machines share one copy in the host's page cache, pages that
-//! a boot never touches are never read, and a page that the guest writes becomes its own.
-//! The kernel file must not change under a running machine, as for any mapped program.
+//! They could be mapped from the file, which copies nothing. But a boot touches most of a
+//! kernel and patches much of it, and what is mapped from a file comes in small pages, each
+//! with an exit from the guest, and again when it is written. Read into memory of the
+//! guest's own, the kernel lies in huge pages where the host gives them.
 
 use std::fs::File;
-use std::io;
-use std::ops::Range;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::boot::kernel::LoadedKernel;
 use crate::layout;
-use crate::memory::{GuestMemory, PAGE_SIZE, host_length};
-use crate::sys;
+use crate::memory::{GuestMemory, host_length};
 
 const HEADER_LENGTH: usize = 64;
 const SEGMENT_LENGTH: usize = 56;
@@ -79,7 +75,7 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 ///
 /// # Errors
 /// If the file is damaged or does not fit guest memory.
-pub fn load(memory: &GuestMemory, file: &File) -> Result<LoadedKernel, ElfError> {
+pub fn load(memory: &GuestMemory, file: &mut File) -> Result<LoadedKernel, ElfError> {
     let mut header = [0u8; HEADER_LENGTH];
     file.read_exact_at(&mut header, 0)
         .map_err(|source| ElfError::Read {
@@ -92,20 +88,17 @@ pub fn load(memory: &GuestMemory, file: &File) -> Result<LoadedKernel, ElfError>
     }
     let entry = u64::from_le_bytes(number(&header, 24));
     let mut end = 0;
-    let mut mapped = Vec::new();
     for segment in segments(file, &header)? {
-        mapped.extend(place(memory, file, &segment)?);
+        place(memory, file, &segment)?;
         end = end.max(segment.start + segment.memory_size);
     }
     if entry < layout::HIGH_MEMORY_START || entry >= end {
         return Err(ElfError::Header("entry point"));
     }
-    mapped.sort_by_key(|range| range.start);
     Ok(LoadedKernel {
         entry,
         end,
         header: None,
-        mapped,
     })
 }
 
@@ -139,12 +132,8 @@ fn segments(file: &File, header: &[u8; HEADER_LENGTH]) -> Result<Vec<Segment>, E
     Ok(segments)
 }
 
-/// Loads one segment and says what of it is mapped.
-fn place(
-    memory: &GuestMemory,
-    file: &File,
-    segment: &Segment,
-) -> Result<Option<Range<u64>>, ElfError> {
+/// Reads one segment into guest memory.
+fn place(memory: &GuestMemory, file: &mut File, segment: &Segment) -> Result<(), ElfError> {
     let (start, size) = (segment.start, segment.memory_size);
     let fits = start >= layout::HIGH_MEMORY_START
         && segment.file_size <= size
@@ -156,69 +145,26 @@ fn place(
     if !fits {
         return Err(ElfError::Place { start, size });
     }
-    // Memory comes as zeros, so that only the part in the file needs work.
-    let page = PAGE_SIZE as u64;
-    let whole = segment.file_size / page * page;
-    let aligned = start.is_multiple_of(page) && segment.offset.is_multiple_of(page);
-    let mapped = if aligned && whole > 0 {
-        let length = host_length(whole);
-        let at = GuestAddress(start);
-        match sys::memory::map_file(memory, at, length, file, segment.offset) {
-            Ok(()) => {
-                mark_changed(memory, at, length);
-                whole
-            }
-            // A file system without mappings: copying still works.
-            Err(error) => {
-                log::debug!("cannot map the kernel: {error}");
-                0
-            }
-        }
-    } else {
-        0
+    let read = |source| ElfError::Read {
+        what: "a segment",
+        source,
     };
-    copy(memory, file, segment, mapped)?;
-    Ok((mapped > 0).then(|| start..start + mapped))
-}
-
-/// Memory has other contents now than the zeros that it came with.
-fn mark_changed(memory: &GuestMemory, start: GuestAddress, length: usize) {
-    if let Ok(slice) = vm_memory::GuestMemoryBackend::get_slice(memory, start, length) {
-        slice.bitmap().mark_dirty(0, length);
-    }
-}
-
-/// Copies what is left of a segment behind its first `skip` bytes.
-fn copy(memory: &GuestMemory, file: &File, segment: &Segment, skip: u64) -> Result<(), ElfError> {
-    let mut piece = [0u8; 16 << 10];
-    let mut done = skip;
-    while done < segment.file_size {
-        let count = host_length(segment.file_size - done).min(piece.len());
-        let piece = &mut piece[..count];
-        let offset = segment
-            .offset
-            .checked_add(done)
-            .ok_or(ElfError::Header("program header table"))?;
-        file.read_exact_at(piece, offset)
-            .map_err(|source| ElfError::Read {
-                what: "a segment",
-                source,
-            })?;
-        memory
-            .write_slice(piece, GuestAddress(segment.start + done))
-            .map_err(|_| ElfError::Place {
-                start: segment.start,
-                size: segment.memory_size,
-            })?;
-        done += count as u64;
-    }
-    Ok(())
+    file.seek(SeekFrom::Start(segment.offset)).map_err(read)?;
+    // Memory comes as zeros, so that only the part in the file needs work.
+    memory
+        .read_exact_volatile_from(GuestAddress(start), file, host_length(segment.file_size))
+        .map_err(|error| match error {
+            GuestMemoryError::IOError(source) => read(source),
+            // The place is checked, so that it is the file that ends early.
+            other => read(io::Error::new(io::ErrorKind::UnexpectedEof, other)),
+        })
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::io::Write;
 
+    use vm_memory::bitmap::Bitmap;
     use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
@@ -252,7 +198,7 @@ pub(crate) mod tests {
         let memory = allocate(4, HugePages::None, true).unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        let loaded = load(&memory, &file);
+        let loaded = load(&memory, &mut file);
         (memory, loaded)
     }
 
@@ -263,7 +209,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn segments_arrive_whether_mapped_or_copied() {
+    fn segments_arrive_at_their_places() {
         // One of whole pages and a bit, one that is not aligned.
         let file = elf(
             0x10_0000,
@@ -278,9 +224,7 @@ pub(crate) mod tests {
         assert_eq!(content(&memory, 0x10_0000, 0x1234), file[0x1000..0x2234]);
         assert_eq!(content(&memory, 0x10_1234, 0x1000), [0; 0x1000]);
         assert_eq!(content(&memory, 0x20_0008, 0x20), file[0x3010..0x3030]);
-        // A snapshot must not take any of it for zeros.
-        let mapped = 0x10_0000..0x10_1000;
-        assert_eq!(loaded.mapped, [mapped]);
+        // A snapshot must not take any of it for unchanged.
         let region = memory.iter().next().unwrap();
         for page in [0x10_0000, 0x10_1000, 0x20_0000] {
             assert!(
@@ -296,7 +240,7 @@ pub(crate) mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let bytes = elf(0x10_0000, &[[0x1000, 0x10_0000, 0x1000, 0x1000]]);
         file.write_all(&bytes).unwrap();
-        load(&memory, &file).unwrap();
+        load(&memory, &mut file).unwrap();
         memory
             .write_slice(&[0xee; 64], GuestAddress(0x10_0000))
             .unwrap();

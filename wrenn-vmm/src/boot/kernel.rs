@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use linux_loader::loader::bootparam::setup_header;
@@ -32,8 +31,6 @@ pub struct LoadedKernel {
     pub end: u64,
     /// The header of a `bzImage`.
     pub header: Option<setup_header>,
-    /// What of it is mapped from its file rather than copied.
-    pub mapped: Vec<Range<u64>>,
 }
 
 /// An initrd in guest memory.
@@ -114,7 +111,6 @@ pub fn load_kernel(memory: &GuestMemory, file: &mut File) -> Result<LoadedKernel
         entry: loaded.kernel_load.0 + ENTRY_64_BIT,
         end: loaded.kernel_end.max(unpacked),
         header: Some(header),
-        mapped: Vec::new(),
     })
 }
 
@@ -173,7 +169,6 @@ mod tests {
         entry: 0x100_0000,
         end: 0x40_0000,
         header: None,
-        mapped: Vec::new(),
     };
 
     #[test]

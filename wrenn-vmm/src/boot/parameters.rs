@@ -135,7 +135,6 @@ mod tests {
         entry: 0x100_0000,
         end: 0x200_0000,
         header: None,
-        mapped: Vec::new(),
     };
 
     #[test]

@@ -141,7 +141,7 @@ impl Machine {
             vcpus,
             hypervisor,
             memory,
-            background: Background::Zero(kernel.mapped),
+            background: Background::Zero,
             pager: None,
             devices: assembled.devices,
             config: resources.config(),

@@ -50,9 +50,8 @@ pub struct WriteMemoryError {
 /// What is in the pages that nobody has touched since they were mapped.
 #[derive(Debug)]
 pub enum Background {
-    /// Zeros, but for these ranges, named by their offsets in the memory file. Those are
-    /// mapped from a file.
-    Zero(Vec<Range<u64>>),
+    /// Zeros.
+    Zero,
     /// The memory file that the machine was loaded from.
     File(File),
     /// What a page-fault server gives.
@@ -63,7 +62,7 @@ impl Background {
     /// Where pages may be other than zero, in order; `None` if it is not known.
     fn contents(&self) -> Option<Vec<Range<u64>>> {
         match self {
-            Self::Zero(ranges) => Some(ranges.clone()),
+            Self::Zero => Some(Vec::new()),
             Self::File(file) => data_ranges(file).ok(),
             Self::Pager => None,
         }

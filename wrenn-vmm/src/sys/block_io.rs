@@ -70,6 +70,9 @@ impl<'a> Scatter<'a> {
     /// Records that the first `count` bytes of guest memory here have changed.
     fn mark_dirty(&self, mut count: usize) {
         for slice in &self.slices {
+            if count == 0 {
+                return;
+            }
             let here = count.min(slice.len());
             slice.bitmap().mark_dirty(0, here);
             count -= here;

@@ -12,6 +12,9 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegio
 
 use crate::memory::{GuestMemory, PAGE_SIZE};
 
+/// Size of a huge page.
+pub const HUGE_PAGE_SIZE: usize = 2 << 20;
+
 /// Lets the kernel back a mapping with huge pages where it can.
 ///
 /// # Errors
@@ -25,6 +28,64 @@ pub fn advise_huge_pages(mapping: &MmapRegion<Option<AtomicBitmap>>) -> io::Resu
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Takes up address space so that the next mapping of some length starts at a multiple of
+/// 2 MiB. KVM gives a guest huge pages only where its addresses and the host's are
+/// multiples of their size together, and older kernels put mappings anywhere.
+///
+/// Nobody else's mappings are touched: at worst, the next mapping starts elsewhere.
+#[derive(Debug)]
+pub struct Spacer {
+    start: *mut libc::c_void,
+    length: usize,
+}
+
+impl Spacer {
+    /// A spacer for a mapping of `length` bytes, to be dropped once that is there; `None`
+    /// if there is no need for one, or no room.
+    pub fn before(length: usize) -> Option<Self> {
+        let room = length.checked_add(HUGE_PAGE_SIZE)?;
+        // Where the kernel would put it, with room to spare. Mappings grow downwards, so
+        // that the next one ends where this one does or at what lies there then.
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let probe = MmapRegion::<()>::build(None, room, libc::PROT_NONE, flags).ok()?;
+        let end = probe.as_ptr() as usize + room;
+        drop(probe);
+        let wanted_end = (end - length) / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE + length;
+        let spare = end - wanted_end;
+        if spare == 0 {
+            return None;
+        }
+        // SAFETY: the mapping is inaccessible and anonymous, and `MAP_FIXED_NOREPLACE`
+        // makes the call fail rather than touch what somebody else has mapped there.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::without_provenance_mut(wanted_end),
+                spare,
+                libc::PROT_NONE,
+                flags | libc::MAP_FIXED_NOREPLACE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        Some(Self {
+            start,
+            length: spare,
+        })
+    }
+}
+
+impl Drop for Spacer {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping that `before` has made; nothing refers to it.
+        if unsafe { libc::munmap(self.start, self.length) } != 0 {
+            log::debug!("spacer: {}", io::Error::last_os_error());
+        }
     }
 }
 

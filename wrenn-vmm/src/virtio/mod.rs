@@ -108,6 +108,10 @@ pub trait VirtioDevice: Send {
     /// The driver went away.
     fn reset(&mut self) {}
 
+    /// Nothing is processed from now on: puts back what was taken from the queues and is
+    /// not used yet, so that they tell all there is to know.
+    fn pause(&mut self, _queues: &mut [VirtQueue]) {}
+
     /// Does what `cause` asks for.
     ///
     /// # Errors

@@ -112,6 +112,11 @@ impl VirtQueue {
     /// # Errors
     /// If the rings contradict themselves.
     pub fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, QueueBroken> {
+        // Looked at first: what the driver adds after an iterator found the ring empty must
+        // not be taken for an entry that it cannot yield.
+        if !self.has_available(memory)? {
+            return Ok(None);
+        }
         let next = match self.queue.iter(memory) {
             Ok(mut iterator) => iterator.next(),
             Err(error) => return Err(self.broken(error)),
@@ -120,10 +125,7 @@ impl VirtQueue {
             Some(chain) => Ok(Some(read_chain(chain))),
             // The iterator also ends at a descriptor index beyond the table. Such an
             // entry would never go away, so the queue is broken rather than empty.
-            None if self.has_available(memory)? => {
-                Err(self.broken("available ring names a descriptor that does not exist"))
-            }
-            None => Ok(None),
+            None => Err(self.broken("available ring names a descriptor that does not exist")),
         }
     }
 
@@ -324,11 +326,13 @@ pub fn in_memory(memory: &GuestMemory, descriptor: &Descriptor) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU32;
+
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
     use crate::memory::{HugePages, allocate};
-    use crate::virtio::test_queue::TestDriver;
+    use crate::virtio::test_queue::{RawDescriptor, TestDriver};
 
     const RINGS: u64 = 0x1_0000;
     const AVAILABLE: u64 = RINGS + 0x1000;
@@ -386,6 +390,46 @@ mod tests {
             })
             .collect();
         assert_eq!(told, [false, false, true, false, false]);
+    }
+
+    /// A request that the driver makes available just after the ring was found empty is
+    /// found the next time, and nothing is broken.
+    #[test]
+    fn driver_may_add_requests_while_the_device_looks() {
+        const REQUESTS: u32 = 5_000;
+        let memory = allocate(1, HugePages::None, false).unwrap();
+        let mut driver = TestDriver::new(&memory, RINGS);
+        let buffer = RawDescriptor {
+            address: 0x2_0000,
+            length: 16,
+            flags: 0,
+            next: 0,
+        };
+        driver.write_descriptors(&[buffer]);
+        let mut queue = driver.queue(0);
+        let taken = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for published in 0..REQUESTS {
+                    // Nearly always empty, which is when it matters.
+                    while taken.load(Ordering::Acquire) < published {
+                        std::thread::yield_now();
+                    }
+                    driver.publish(0);
+                }
+            });
+            while taken.load(Ordering::Relaxed) < REQUESTS {
+                match queue.pop(&memory) {
+                    Ok(Some(_)) => drop(taken.fetch_add(1, Ordering::Release)),
+                    Ok(None) => std::thread::yield_now(),
+                    Err(error) => {
+                        // Lets the driver's thread come to its end.
+                        drop(taken.swap(REQUESTS, Ordering::Release));
+                        panic!("{error}");
+                    }
+                }
+            }
+        });
     }
 
     #[test]

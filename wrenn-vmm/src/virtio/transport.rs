@@ -469,7 +469,10 @@ pub trait Pausable: Send + Sync {
 
 impl<D: VirtioDevice> Pausable for MmioTransport<D> {
     fn pause(&self) {
-        lock(&self.inner).paused = true;
+        let mut inner = lock(&self.inner);
+        let inner = &mut *inner;
+        inner.paused = true;
+        inner.device.pause(&mut inner.queues);
     }
 
     fn resume(&self) {

@@ -40,7 +40,7 @@ fn full_file_is_memory_with_holes_for_zeros() {
     }
     // Touched, and zero all the same.
     fill(&memory, 20, 0);
-    for background in [Background::Zero(Vec::new()), Background::Pager] {
+    for background in [Background::Zero, Background::Pager] {
         let written = write_full(&path, &memory, &background).unwrap();
         assert_eq!(written.bytes, 5 * PAGE_SIZE as u64);
         assert!(std::fs::read(&path).unwrap() == contents(&memory));
@@ -52,26 +52,6 @@ fn full_file_is_memory_with_holes_for_zeros() {
 }
 
 #[test]
-fn untouched_pages_that_are_mapped_from_a_file_are_not_taken_for_zeros() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = new_path(&directory);
-    let source = directory.path().join("kernel");
-    std::fs::write(&source, vec![7; 3 * PAGE_SIZE]).unwrap();
-    let memory = memory(false);
-    let start = 5 * PAGE_SIZE as u64;
-    let file = File::open(&source).unwrap();
-    crate::sys::memory::map_file(&memory, GuestAddress(start), 3 * PAGE_SIZE, &file, 0).unwrap();
-    let mapped = start..start + 3 * PAGE_SIZE as u64;
-    write_full(&path, &memory, &Background::Zero(vec![mapped])).unwrap();
-    let bytes = std::fs::read(&path).unwrap();
-    assert_eq!(
-        bytes.iter().filter(|byte| **byte == 7).count(),
-        3 * PAGE_SIZE
-    );
-    assert!(bytes == contents(&memory));
-}
-
-#[test]
 fn full_file_replaces_the_one_that_memory_is_mapped_from() {
     let directory = tempfile::tempdir().unwrap();
     let path = new_path(&directory);
@@ -79,7 +59,7 @@ fn full_file_replaces_the_one_that_memory_is_mapped_from() {
     for page in [3, 4, 100] {
         fill(&first, page, 9);
     }
-    write_full(&path, &first, &Background::Zero(Vec::new())).unwrap();
+    write_full(&path, &first, &Background::Zero).unwrap();
 
     let file = File::open(&path).unwrap();
     let second = memory(false);
@@ -154,7 +134,7 @@ proptest! {
         let directory = tempfile::tempdir().unwrap();
         let path = new_path(&directory);
         let memory = memory(true);
-        write_full(&path, &memory, &Background::Zero(Vec::new())).unwrap();
+        write_full(&path, &memory, &Background::Zero).unwrap();
         for generation in generations {
             let mut pages = BTreeSet::new();
             for (page, value) in generation {

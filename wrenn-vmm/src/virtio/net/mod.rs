@@ -8,9 +8,11 @@
 //! TAP ◀─ writev ── one chain a packet
 //! ```
 //!
-//! Between two calls the device holds no buffers: what it took from the receive queue
-//! and did not need, it puts back. So a snapshot needs nothing but the queues.
+//! Between two packets the device keeps the buffers that it took from the receive queue and
+//! did not need. When it is paused it puts them back, so that a snapshot needs nothing but
+//! the queues.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 
 use crate::config::MacAddress;
@@ -54,14 +56,29 @@ const FEATURE_MERGE_BUFFERS: u64 = 1 << 15;
 pub struct Net {
     tap: Tap,
     offers: u64,
+    buffers: Buffers,
     /// `mac`, `status`, `max_virtqueue_pairs`, `mtu`.
     configuration: [u8; 12],
 }
 
-/// One receive buffer of the guest.
+/// Receive buffers that were taken from the queue and that no packet has filled yet, in
+/// order.
+///
+/// With offloads a packet may need dozens of them, and most need one. So they are kept for
+/// the next packet rather than taken and put back each time.
+#[derive(Debug, Default)]
+struct Buffers {
+    each: VecDeque<Buffer>,
+    /// What they are made of: address and length, which lie in guest memory.
+    pieces: VecDeque<(u64, usize)>,
+    length: usize,
+}
+
+/// One of them.
+#[derive(Debug)]
 struct Buffer {
     head: u16,
-    ranges: Vec<(u64, usize)>,
+    pieces: usize,
     length: usize,
 }
 
@@ -87,6 +104,7 @@ impl Net {
         Self {
             tap,
             offers,
+            buffers: Buffers::default(),
             configuration,
         }
     }
@@ -96,22 +114,21 @@ impl Net {
         self.tap = tap;
     }
 
-    fn receive(&self, active: &mut Active<'_>) -> Result<Progress, QueueBroken> {
+    fn receive(&mut self, active: &mut Active<'_>) -> Result<Progress, QueueBroken> {
         let memory = active.memory;
         let needed = needed_capacity(active.features);
         let merge = active.features & FEATURE_MERGE_BUFFERS != 0;
         let Some(queue) = active.queues.get_mut(RECEIVE) else {
             return Ok(Progress::Done);
         };
-        let mut buffers: Vec<Buffer> = Vec::new();
         let mut progress = Progress::More(RECEIVE);
         for _ in 0..BATCH {
-            if !gather(queue, memory, &mut buffers, needed, merge)? {
+            if !self.buffers.gather(queue, memory, needed, merge)? {
                 // The guest notifies when it has given more.
                 progress = Progress::Done;
                 break;
             }
-            match self.receive_packet(queue, memory, &mut buffers)? {
+            match self.receive_packet(queue, memory)? {
                 Received::Packet => {}
                 Received::Nothing => {
                     progress = Progress::Done;
@@ -119,24 +136,17 @@ impl Net {
                 }
             }
         }
-        for _ in &buffers {
-            queue.undo_pop();
-        }
         queue.notify(memory, active.interrupt)?;
         Ok(progress)
     }
 
     fn receive_packet(
-        &self,
+        &mut self,
         queue: &mut VirtQueue,
         memory: &GuestMemory,
-        buffers: &mut Vec<Buffer>,
     ) -> Result<Received, QueueBroken> {
-        let ranges = buffers
-            .iter()
-            .flat_map(|buffer| buffer.ranges.iter().copied());
-        // `gather` has checked every range.
-        let Ok(scatter) = Scatter::resolve(memory, ranges) else {
+        // `Buffers::add` has checked every piece.
+        let Ok(scatter) = Scatter::resolve(memory, self.buffers.pieces.iter().copied()) else {
             return Ok(Received::Nothing);
         };
         let length = match scatter.read_packet(self.tap.as_raw_fd()) {
@@ -152,20 +162,8 @@ impl Net {
         };
         METRICS.net.received_packets.add(1);
         METRICS.net.received_bytes.add(length as u64);
-
-        let mut left = length;
-        let mut used = Vec::with_capacity(buffers.len());
-        for buffer in buffers.iter() {
-            if left == 0 {
-                break;
-            }
-            let part = left.min(buffer.length);
-            left -= part;
-            used.push((buffer.head, u32::try_from(part).unwrap_or(u32::MAX)));
-        }
-        write_buffer_count(memory, buffers, used.len());
+        let used = self.buffers.fill(length, memory);
         queue.add_used_together(memory, &used)?;
-        buffers.drain(..used.len());
         Ok(Received::Packet)
     }
 
@@ -223,59 +221,96 @@ const fn needed_capacity(features: u64) -> usize {
     }
 }
 
-/// Takes buffers until they hold any packet; false if the guest has not given enough.
-fn gather(
-    queue: &mut VirtQueue,
-    memory: &GuestMemory,
-    buffers: &mut Vec<Buffer>,
-    needed: usize,
-    merge: bool,
-) -> Result<bool, QueueBroken> {
-    loop {
-        let room = if merge {
-            buffers.iter().map(|buffer| buffer.length).sum()
-        } else {
-            buffers.first().map_or(0, |buffer| buffer.length)
-        };
-        if room >= needed || (!merge && !buffers.is_empty()) {
-            return Ok(true);
-        }
-        queue.disable_notification(memory)?;
-        let Some(chain) = queue.pop(memory)? else {
-            if queue.enable_notification(memory)? {
-                continue;
+impl Buffers {
+    /// Takes buffers until they hold any packet; false if the guest has not given enough.
+    fn gather(
+        &mut self,
+        queue: &mut VirtQueue,
+        memory: &GuestMemory,
+        needed: usize,
+        merge: bool,
+    ) -> Result<bool, QueueBroken> {
+        loop {
+            if self.length >= needed || (!merge && !self.each.is_empty()) {
+                return Ok(true);
             }
-            return Ok(false);
-        };
-        // A buffer that cannot be used cannot be skipped either, since those before it
-        // may have to be put back. No driver gives one by accident.
-        let buffer = buffer_of(&chain, memory).ok_or_else(|| QueueBroken {
-            queue: RECEIVE,
-            reason: "unusable receive buffer".into(),
-        })?;
-        buffers.push(buffer);
-    }
-}
-
-/// The writable bytes of a receive chain. They must at least hold the header.
-fn buffer_of(chain: &Chain, memory: &GuestMemory) -> Option<Buffer> {
-    let mut ranges = Vec::with_capacity(chain.descriptors.len());
-    let mut length = 0usize;
-    for descriptor in &chain.descriptors {
-        if !descriptor.is_write_only() || !in_memory(memory, descriptor) {
-            return None;
+            queue.disable_notification(memory)?;
+            let Some(chain) = queue.pop(memory)? else {
+                if queue.enable_notification(memory)? {
+                    continue;
+                }
+                return Ok(false);
+            };
+            // A buffer that cannot be used cannot be skipped either, since those before it
+            // may have to be put back. No driver gives one by accident.
+            if !self.add(&chain, memory) {
+                return Err(QueueBroken {
+                    queue: RECEIVE,
+                    reason: "unusable receive buffer".into(),
+                });
+            }
         }
-        ranges.push((descriptor.addr().0, descriptor.len() as usize));
-        length += descriptor.len() as usize;
     }
-    let holds_header = ranges
-        .first()
-        .is_some_and(|(_, length)| *length >= HEADER_LENGTH);
-    (chain.complete && holds_header).then_some(Buffer {
-        head: chain.head,
-        ranges,
-        length,
-    })
+
+    /// Adds a chain, whose buffers the device may write and whose first one must at least
+    /// hold the header; false if it is not like that.
+    fn add(&mut self, chain: &Chain, memory: &GuestMemory) -> bool {
+        let holds_header = chain
+            .descriptors
+            .first()
+            .is_some_and(|first| first.len() as usize >= HEADER_LENGTH);
+        let usable = chain
+            .descriptors
+            .iter()
+            .all(|part| part.is_write_only() && in_memory(memory, part));
+        if !chain.complete || !holds_header || !usable {
+            return false;
+        }
+        let before = self.length;
+        for part in &chain.descriptors {
+            self.pieces.push_back((part.addr().0, part.len() as usize));
+            self.length += part.len() as usize;
+        }
+        self.each.push_back(Buffer {
+            head: chain.head,
+            pieces: chain.descriptors.len(),
+            length: self.length - before,
+        });
+        true
+    }
+
+    /// Gives out the buffers that a packet of `length` bytes fills, as head and length for
+    /// the used ring, and writes their number into its header.
+    fn fill(&mut self, length: usize, memory: &GuestMemory) -> Vec<(u16, u32)> {
+        let mut used = Vec::with_capacity(1);
+        let (mut left, mut pieces) = (length, 0);
+        while left > 0
+            && let Some(buffer) = self.each.pop_front()
+        {
+            let part = left.min(buffer.length);
+            left -= part;
+            pieces += buffer.pieces;
+            self.length -= buffer.length;
+            used.push((buffer.head, u32::try_from(part).unwrap_or(u32::MAX)));
+        }
+        if let (Some((start, _)), Ok(count)) = (self.pieces.front(), u16::try_from(used.len())) {
+            let address = GuestAddress(start + BUFFER_COUNT_OFFSET);
+            // `add` has checked that the header lies in guest memory in one piece.
+            if let Err(error) = memory.write_obj(count.to_le(), address) {
+                log::debug!("cannot write the buffer count: {error}");
+            }
+        }
+        self.pieces.drain(..pieces.min(self.pieces.len()));
+        used
+    }
+
+    /// Puts all of them back into the queue, from where they come again.
+    fn put_back(&mut self, queue: &mut VirtQueue) {
+        for _ in &self.each {
+            queue.undo_pop();
+        }
+        *self = Self::default();
+    }
 }
 
 /// The readable bytes of a transmit chain: header and packet.
@@ -293,17 +328,6 @@ fn packet_of<'a>(chain: &Chain, memory: &'a GuestMemory) -> Option<Scatter<'a>> 
     let packet = Scatter::resolve(memory, ranges).ok()?;
     let length = packet.length();
     (length > HEADER_LENGTH && length <= LARGE_PACKET + 4).then_some(packet)
-}
-
-fn write_buffer_count(memory: &GuestMemory, buffers: &[Buffer], used: usize) {
-    let first = buffers.first().and_then(|buffer| buffer.ranges.first());
-    if let (Some((start, _)), Ok(count)) = (first, u16::try_from(used)) {
-        let address = GuestAddress(start + BUFFER_COUNT_OFFSET);
-        // `buffer_of` has checked that the header lies in guest memory in one piece.
-        if let Err(error) = memory.write_obj(count.to_le(), address) {
-            log::debug!("cannot write the buffer count: {error}");
-        }
-    }
 }
 
 impl VirtioDevice for Net {
@@ -340,6 +364,16 @@ impl VirtioDevice for Net {
             .fold(0, |flags, (_, flag)| flags | flag);
         if let Err(error) = self.tap.set_offload(flags) {
             log::error!("cannot set the offloads of the TAP interface: {error}");
+        }
+    }
+
+    fn reset(&mut self) {
+        self.buffers = Buffers::default();
+    }
+
+    fn pause(&mut self, queues: &mut [VirtQueue]) {
+        if let Some(queue) = queues.get_mut(RECEIVE) {
+            self.buffers.put_back(queue);
         }
     }
 

@@ -50,25 +50,28 @@ fn receive_buffers_are_gathered_until_a_packet_fits() {
     }
     let mut queue = driver.queue(RECEIVE);
 
-    let mut buffers = Vec::new();
-    assert!(gather(&mut queue, &memory, &mut buffers, 2500, true).unwrap());
-    assert_eq!(
-        buffers.iter().map(|buffer| buffer.head).collect::<Vec<_>>(),
-        [0, 1, 2]
-    );
-    // What is not used is put back and comes again.
-    for _ in 1..3 {
-        queue.undo_pop();
-    }
-    buffers.truncate(1);
-    assert!(gather(&mut queue, &memory, &mut buffers, 2500, true).unwrap());
-    assert_eq!(
-        buffers.iter().map(|buffer| buffer.head).collect::<Vec<_>>(),
-        [0, 1, 2]
-    );
+    let heads =
+        |buffers: &Buffers| -> Vec<_> { buffers.each.iter().map(|buffer| buffer.head).collect() };
+    let mut buffers = Buffers::default();
+    assert!(buffers.gather(&mut queue, &memory, 2500, true).unwrap());
+    assert_eq!(heads(&buffers), [0, 1, 2]);
+    assert!(buffers.gather(&mut queue, &memory, 2500, true).unwrap());
+    assert_eq!(heads(&buffers), [0, 1, 2]);
+    // A packet takes the first ones, which are told how many they are.
+    assert_eq!(buffers.fill(1500, &memory), [(0, 1000), (1, 500)]);
+    let address = GuestAddress(DATA + BUFFER_COUNT_OFFSET);
+    assert_eq!(memory.read_obj::<u16>(address).unwrap(), 2);
+    assert_eq!(heads(&buffers), [2]);
+    assert_eq!(buffers.pieces, [(DATA + 0x2000, 1000)]);
     // Not enough is no reason to read a packet.
-    assert!(!gather(&mut queue, &memory, &mut buffers, 100_000, true).unwrap());
-    assert_eq!(buffers.len(), 8);
+    assert!(!buffers.gather(&mut queue, &memory, 100_000, true).unwrap());
+    assert_eq!(heads(&buffers), [2, 3, 4, 5, 6, 7]);
+    // What is not used is put back and comes again.
+    buffers.put_back(&mut queue);
+    assert_eq!((heads(&buffers), buffers.length), (vec![], 0));
+    assert_eq!(queue.state().next_available, 2);
+    assert!(buffers.gather(&mut queue, &memory, 1, true).unwrap());
+    assert_eq!(heads(&buffers), [2]);
 }
 
 #[test]
@@ -77,9 +80,15 @@ fn without_merging_each_packet_gets_one_buffer() {
     let mut driver = TestDriver::new(&memory, RINGS);
     driver.request(&[(DATA, 12, WRITE), (DATA + 0x100, 1530, WRITE)]);
     let mut queue = driver.queue(RECEIVE);
-    let mut buffers = Vec::new();
-    assert!(gather(&mut queue, &memory, &mut buffers, SMALL_PACKET, false).unwrap());
-    assert_eq!((buffers.len(), buffers[0].length), (1, 1542));
+    let mut buffers = Buffers::default();
+    assert!(
+        buffers
+            .gather(&mut queue, &memory, SMALL_PACKET, false)
+            .unwrap()
+    );
+    assert_eq!((buffers.each.len(), buffers.length), (1, 1542));
+    assert_eq!(buffers.fill(100, &memory), [(0, 100)]);
+    assert_eq!((buffers.pieces.len(), buffers.length), (0, 0));
 }
 
 #[test]
@@ -89,10 +98,8 @@ fn receive_buffer_that_cannot_be_used_stops_the_device() {
         let mut driver = TestDriver::new(&memory, RINGS);
         driver.request(&[wrong]);
         let mut queue = driver.queue(RECEIVE);
-        assert!(
-            gather(&mut queue, &memory, &mut Vec::new(), 2500, true).is_err(),
-            "{wrong:?}"
-        );
+        let gathered = Buffers::default().gather(&mut queue, &memory, 2500, true);
+        assert!(gathered.is_err(), "{wrong:?}");
     }
 }
 
@@ -134,8 +141,10 @@ proptest! {
                 prop_assert!(packet.length() > HEADER_LENGTH);
                 prop_assert!(packet.length() <= LARGE_PACKET + 4);
             }
-            if let Some(buffer) = buffer_of(&chain, &memory) {
-                prop_assert!(buffer.ranges[0].1 >= HEADER_LENGTH);
+            let mut buffers = Buffers::default();
+            if buffers.add(&chain, &memory) {
+                prop_assert!(buffers.pieces[0].1 >= HEADER_LENGTH);
+                prop_assert!(Scatter::resolve(&memory, buffers.pieces.iter().copied()).is_ok());
             }
         }
     }
