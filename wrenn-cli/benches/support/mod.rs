@@ -1,11 +1,16 @@
 //! What the benchmarks share: the host, the VMMs to compare, how a run is counted.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use wrenn_core::RootDirectory;
 use wrenn_core::sandbox::{Host, HostConfig, SandboxConfig};
 use wrenn_core::vm::Resources;
+
+/// How long a guest may take to boot. Generous: sixteen may boot at once on one processor
+/// that is emulated.
+const BOOT_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A host that runs its VMs with one VMM, and what to call it.
 #[allow(dead_code, reason = "not every benchmark names its contenders")]
@@ -31,6 +36,7 @@ async fn open(vmm: Option<PathBuf>) -> anyhow::Result<Contender> {
         root,
         vmm,
         search_path,
+        boot_deadline: BOOT_DEADLINE,
         ..HostConfig::default()
     })
     .await?;
