@@ -8,6 +8,10 @@ use wrenn_core::RootDirectory;
 use wrenn_core::sandbox::{Host, HostConfig, MemorySupply, SandboxConfig};
 use wrenn_core::vm::Resources;
 
+/// How long a guest may take to boot. Generous: sixteen may boot at once on one processor
+/// that is emulated.
+const BOOT_DEADLINE: Duration = Duration::from_secs(600);
+
 /// A host that runs its VMs with one VMM, and what to call it.
 #[allow(dead_code, reason = "not every benchmark names its contenders")]
 pub(crate) struct Contender {
@@ -43,6 +47,7 @@ fn config() -> HostConfig {
         vmm: variable("WRENN_VMM"),
         pager: variable("WRENN_PAGER"),
         search_path: std::env::var_os("PATH"),
+        boot_deadline: BOOT_DEADLINE,
         ..HostConfig::default()
     }
 }
