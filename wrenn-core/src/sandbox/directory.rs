@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! <root>/sandboxes/<id>.lock    flock()ed by the owning process, made first, removed last
-//! <root>/sandboxes/<id>/        image, sandbox.json, disk, console.log, vmm.log
+//! <root>/sandboxes/<id>/        image, sandbox.json, disk, console.log, vmm.log,
+//!                               pager.log
+//! <root>/sandboxes/<id>/pager/  pager.sock; the only place where the pager makes files
 //! <root>/sandboxes/<id>/shared/ vmm.sock; the only place where the VMM makes files
 //! ```
 //!

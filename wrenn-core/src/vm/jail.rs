@@ -10,6 +10,8 @@
 //! └─ run/wrenn/vm/
 //!    ├─ vmlinux            the host's file, read-only; so is initrd.img
 //!    ├─ rootfs.ext4        the sandbox's disk: its file, or the device above
+//!    ├─ vmstate.bin        of what is restored, read-only, and its memory: memory.bin,
+//!    │                     or the pager's pager.sock
 //!    ├─ vmm.log            the sandbox's file
 //!    └─ shared/            the sandbox's directory of this name: vmm.sock
 //! ```
