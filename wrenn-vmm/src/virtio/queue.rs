@@ -424,7 +424,7 @@ mod tests {
                     Ok(None) => std::thread::yield_now(),
                     Err(error) => {
                         // Lets the driver's thread come to its end.
-                        drop(taken.swap(REQUESTS, Ordering::Release));
+                        taken.store(REQUESTS, Ordering::Release);
                         panic!("{error}");
                     }
                 }
