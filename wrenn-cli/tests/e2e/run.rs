@@ -210,10 +210,11 @@ fn a_terminal_has_our_size_and_keys_reach_it() {
         read_until(&mut terminal, "$ ");
         terminal.write_all(b"stty size\r").unwrap();
         read_until(&mut terminal, "37 101");
-        // Ctrl-C ends the command in the foreground and not the shell.
-        // While the shell edits its line, Ctrl-C is a key like others.
+        // Ctrl-C ends the command in the foreground and not the shell. It is the command
+        // itself that says that it is there: while the shell edits its line or begins a
+        // command, Ctrl-C is a key like others.
         terminal
-            .write_all(b"echo run-$((1 + 1)); sleep 1000\r")
+            .write_all(b"sh -c 'echo run-$((1 + 1)); exec sleep 1000'\r")
             .unwrap();
         read_until(&mut terminal, "run-2");
         terminal.write_all(b"\x03").unwrap();
