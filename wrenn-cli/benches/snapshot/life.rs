@@ -93,7 +93,7 @@ async fn pauses(host: &Host) -> anyhow::Result<Vec<Record>> {
     let mut diffs = CHANGED_MIB.map(|_| (Vec::new(), Vec::new()));
     for _ in 0..rounds(5) {
         let sandbox = host.create(kept(small()?)?).await?;
-        shell(&sandbox, "mount -o remount,size=90% /run 2>/dev/null; true").await?;
+        shell(&sandbox, ROOM).await?;
         let paused = pause(sandbox).await?;
         full.push(milliseconds(paused.timings().total));
         floor.push(written(host.root(), written_bytes(host, &paused)?)?);
