@@ -100,10 +100,7 @@ async fn pauses(host: &Host) -> anyhow::Result<Vec<Record>> {
         let mut paused = paused;
         for (mib, (ours, floor)) in CHANGED_MIB.iter().zip(&mut diffs) {
             let sandbox = resume(paused).await?;
-            let fill = format!(
-                "head -c {mib}M /dev/urandom >/run/changed 2>/dev/null || \
-                 dd if=/dev/urandom of=/run/changed bs=1M count={mib}"
-            );
+            let fill = format!("dd if=/dev/urandom of=/run/changed bs=1M count={mib}");
             shell(&sandbox, &fill).await?;
             paused = pause(sandbox).await?;
             ours.push(milliseconds(paused.timings().total));
@@ -166,7 +163,7 @@ fn written(root: &RootDirectory, bytes: u64) -> anyhow::Result<f64> {
 async fn resumes(host: &Host, name: &str, file: Option<f64>) -> anyhow::Result<Vec<Record>> {
     let sandbox = host.create(kept(small()?)?).await?;
     shell(&sandbox, ROOM).await?;
-    shell(&sandbox, "head -c 32M /dev/urandom >/run/held").await?;
+    shell(&sandbox, "dd if=/dev/urandom of=/run/held bs=1M count=32").await?;
     let (sandbox, frozen, _) = sandbox
         .freeze()
         .await
