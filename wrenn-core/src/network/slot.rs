@@ -1,10 +1,11 @@
 //! One slot as its owner sees it.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -22,6 +23,10 @@ use super::pieces::{Pieces, retire};
 use super::plan::SlotNumber;
 use super::sys::{self, TapOwner};
 use crate::Chain;
+
+/// How often a TAP is given away that somebody still has open, and the pause in between.
+const GIVE_TRIES: u32 = 100;
+const GIVE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a slot could not be made. Nothing of it is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +130,20 @@ pub struct NetworkSlot {
     number: SlotNumber,
     /// There until the slot is given back.
     pieces: Option<Pieces>,
+}
+
+/// Makes the TAP this user's. A process that is born for another sandbox just when the TAP
+/// was made has its descriptor too, until it begins its program a moment later.
+fn give_tap(owner: TapOwner) -> io::Result<()> {
+    let mut tries = 1..GIVE_TRIES;
+    loop {
+        match sys::keep_tap(TAP_NAME, Some(owner)) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries.next().is_some() => {
+                std::thread::sleep(GIVE_PAUSE);
+            }
+            given => return given,
+        }
+    }
 }
 
 impl NetworkSlot {
@@ -233,8 +252,7 @@ impl NetworkSlot {
         let namespace = pieces.namespace();
         on_thread("wrenn-tap", move || {
             namespace::enter(namespace.as_fd())?;
-            sys::keep_tap(TAP_NAME, Some(TapOwner { user, group }))
-                .map_err(|source| GrantTapError::Tap { source })
+            give_tap(TapOwner { user, group }).map_err(|source| GrantTapError::Tap { source })
         })
         .await
         .map_err(|source| GrantTapError::Thread { source })?
