@@ -8,8 +8,7 @@ use wrenn_core::fleet::{
 use wrenn_core::guest::{GuestError, RpcCode};
 use wrenn_core::sandbox::{
     CaptureError, ChangeEgressError, CopyDiskError, CreateSandboxError, DeleteSnapshotError,
-    MakeDiskError, NameSnapshotError, PauseError, ReadSnapshotError, RecordError,
-    RestoreRootDiskError, ResumeError,
+    MakeDiskError, NameSnapshotError, PauseError, RecordError, RestoreRootDiskError, ResumeError,
 };
 use wrenn_core::snapshot::{FileError, WriteBuildError};
 use wrenn_core::template::OpenTemplateError;
@@ -89,8 +88,14 @@ impl Answer for CreateSandboxError {
                 cut(&self.to_string(), MAX_GUEST_WORDS).to_owned(),
             ),
             Self::Resources { .. } => (ErrorCode::InvalidArgument, self.to_string()),
-            Self::Snapshot(error) => error.answer(),
-            Self::Restore(error) => error.answer(),
+            Self::Snapshot(_) => (ErrorCode::Internal, self.to_string()),
+            Self::Restore(error) => match error.answer() {
+                (ErrorCode::DataLoss, _) => (
+                    ErrorCode::DataLoss,
+                    "the snapshot is damaged or gone, and the host's log says what of it; put it back, or delete it and make it again".to_owned(),
+                ),
+                other => other,
+            },
             Self::NoHost => (ErrorCode::FailedPrecondition, self.to_string()),
             Self::Directory(_)
             | Self::Record(_)
@@ -141,6 +146,10 @@ impl Answer for OpenTemplateError {
                 let message = format!("there is no template '{name}' on this host; {known}");
                 (ErrorCode::NotFound, message)
             }
+            Self::UnknownKernel { id, .. } => {
+                let message = format!("there is no kernel '{}' on this host", cut(id, 64));
+                (ErrorCode::NotFound, message)
+            }
             _ => (
                 ErrorCode::Internal,
                 "the template is damaged; have it built again on this host".to_owned(),
@@ -151,18 +160,20 @@ impl Answer for OpenTemplateError {
 
 impl Answer for NotRunning {
     fn answer(&self) -> (ErrorCode, String) {
-        let message = cut(&self.to_string(), MAX_GUEST_WORDS).to_owned();
-        (ErrorCode::FailedPrecondition, message)
+        wrong_state(self)
     }
+}
+
+/// Why a sandbox broke is in part its guest's own words.
+fn wrong_state(error: &impl std::fmt::Display) -> (ErrorCode, String) {
+    let message = cut(&error.to_string(), MAX_GUEST_WORDS).to_owned();
+    (ErrorCode::FailedPrecondition, message)
 }
 
 impl Answer for PauseRefused {
     fn answer(&self) -> (ErrorCode, String) {
         match self {
-            Self::State { .. } => {
-                let message = cut(&self.to_string(), MAX_GUEST_WORDS).to_owned();
-                (ErrorCode::FailedPrecondition, message)
-            }
+            Self::State { .. } => wrong_state(self),
             Self::Failed { source, .. } => source.answer(),
         }
     }
@@ -171,10 +182,7 @@ impl Answer for PauseRefused {
 impl Answer for FreezeRefused {
     fn answer(&self) -> (ErrorCode, String) {
         match self {
-            Self::State { .. } => {
-                let message = cut(&self.to_string(), MAX_GUEST_WORDS).to_owned();
-                (ErrorCode::FailedPrecondition, message)
-            }
+            Self::State { .. } => wrong_state(self),
             Self::Failed { source, .. } => source.answer(),
             Self::Paused { source, .. } => source.answer(),
         }
@@ -205,14 +213,6 @@ impl Answer for NameSnapshotError {
     }
 }
 
-impl Answer for ReadSnapshotError {
-    fn answer(&self) -> (ErrorCode, String) {
-        let message = "what is written of a snapshot cannot be read, and the host's log says why; \
-            delete the snapshot and make it again";
-        (ErrorCode::Internal, message.to_owned())
-    }
-}
-
 impl Answer for DeleteSnapshotError {
     fn answer(&self) -> (ErrorCode, String) {
         match self {
@@ -221,7 +221,9 @@ impl Answer for DeleteSnapshotError {
                 let message = format!("there is no snapshot '{name}' on this host");
                 (ErrorCode::NotFound, message)
             }
-            Self::Remove { .. } | Self::Users(_) => (ErrorCode::Internal, OURS.to_owned()),
+            Self::Remove { .. } | Self::Users(_) | Self::Store(_) => {
+                (ErrorCode::Internal, OURS.to_owned())
+            }
         }
     }
 }
@@ -229,10 +231,7 @@ impl Answer for DeleteSnapshotError {
 impl Answer for ResumeRefused {
     fn answer(&self) -> (ErrorCode, String) {
         match self {
-            Self::State { .. } => {
-                let message = cut(&self.to_string(), MAX_GUEST_WORDS).to_owned();
-                (ErrorCode::FailedPrecondition, message)
-            }
+            Self::State { .. } => wrong_state(self),
             Self::Full(refusal) => (ErrorCode::ResourceExhausted, refusal.to_string()),
             Self::Timeout { .. } => (ErrorCode::Internal, OURS.to_owned()),
             Self::Failed { source, .. } => source.answer(),
@@ -349,7 +348,7 @@ mod tests {
     use wrenn_core::fleet::Refusal;
     use wrenn_core::network::LeaseError;
     use wrenn_core::sandbox::State;
-    use wrenn_core::vm::WrittenBy;
+    use wrenn_core::vm::{Resources, WrittenBy};
 
     use super::*;
 
@@ -424,6 +423,57 @@ mod tests {
                 LeaseError::Full { capacity: 2 }.into(),
             )),
             failed(CreateSandboxError::Thread),
+            failed(
+                OpenTemplateError::UnknownKernel {
+                    id: "k9".to_owned(),
+                    directory: secret(),
+                    present: Vec::new(),
+                }
+                .into(),
+            ),
+            failed(CreateSandboxError::Resources {
+                has: Resources::new(1, 128).unwrap(),
+                asked: Resources::new(2, 256).unwrap(),
+            }),
+            failed(CreateSandboxError::Snapshot(RecordError::Read {
+                path: secret(),
+                source: lost(),
+            })),
+            failed(CreateSandboxError::Restore(Box::new(ResumeError::NoBuild))),
+            failed(CreateSandboxError::Restore(Box::new(ResumeError::Thread))),
+            FreezeRefused::State {
+                id: id(),
+                state: State::Error,
+                reason: Some("its VM ended (signal 9)".to_owned()),
+            }
+            .answer(),
+            FreezeRefused::Failed {
+                id: id(),
+                source: Arc::new(CaptureError::Thread.into()),
+            }
+            .answer(),
+            FreezeRefused::Paused {
+                id: id(),
+                source: Arc::new(ResumeError::NoBuild),
+            }
+            .answer(),
+            NameSnapshotError::Name("x".repeat(1000)).answer(),
+            NameSnapshotError::Taken("base".to_owned()).answer(),
+            NameSnapshotError::Write {
+                path: secret(),
+                source: lost(),
+            }
+            .answer(),
+            DeleteSnapshotError::Unknown {
+                name: "x".repeat(1000),
+                directory: secret(),
+            }
+            .answer(),
+            DeleteSnapshotError::Remove {
+                path: secret(),
+                source: lost(),
+            }
+            .answer(),
             NotRunning {
                 id: id(),
                 state: State::Error,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use wrenn_core::fleet::SandboxHandle;
 use wrenn_core::sandbox::{self as engine, SandboxConfig};
+use wrenn_core::vm;
 use wrenn_proto::buffa::MessageField;
 use wrenn_proto::connectrpc::ConnectError;
 use wrenn_proto::hostagent as wire;
@@ -263,10 +264,7 @@ pub(super) fn describe(sandbox: &SandboxHandle, token: Token) -> Sandbox {
     Sandbox {
         id: sandbox.id().to_string(),
         template: asked.template.clone(),
-        resources: MessageField::some(Resources {
-            vcpus: asked.resources.vcpus().into(),
-            memory_mib: asked.resources.memory_mib(),
-        }),
+        resources: MessageField::some(size(asked.resources)),
         state: state(status.state).into(),
         reason: status.reason.clone().unwrap_or_default(),
         created_at: status.created_at.clone(),
@@ -280,6 +278,13 @@ pub(super) fn describe(sandbox: &SandboxHandle, token: Token) -> Sandbox {
             .map(|(phase, took)| (phase.to_owned(), took.as_secs_f64() * 1e3))
             .collect(),
         pager_pid: status.pager_pid.unwrap_or_default(),
+    }
+}
+
+pub(super) fn size(resources: vm::Resources) -> Resources {
+    Resources {
+        vcpus: resources.vcpus().into(),
+        memory_mib: resources.memory_mib(),
     }
 }
 

@@ -1,15 +1,17 @@
 //! What is made of sandboxes: snapshots that have a name, and children.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::join_all;
-use wrenn_core::sandbox::{NamedSnapshot, check_free};
+use wrenn_core::RootDirectory;
+use wrenn_core::sandbox::{NamedSnapshot, RecordError, check_free};
 use wrenn_proto::buffa::MessageField;
 use wrenn_proto::connectrpc::ConnectError;
 use wrenn_proto::hostagent::*;
 
 use super::host::blocking;
-use super::sandboxes::{Token, describe};
+use super::sandboxes::{Token, describe, size};
 use super::{State as Agent, input};
 use crate::errors::answer;
 
@@ -28,6 +30,9 @@ pub(super) async fn fork(
     }
     let ids = request.children.iter().map(|id| input::sandbox_id(id));
     let ids = ids.collect::<Result<Vec<_>, _>>()?;
+    if ids.iter().collect::<BTreeSet<_>>().len() < ids.len() {
+        return Err(ConnectError::invalid_argument("two children have one id"));
+    }
     let frozen = sandbox.freeze().await.map_err(|error| answer(&error))?;
     let children = ids.into_iter().map(|id| {
         let config = frozen.child(id.clone());
@@ -81,7 +86,7 @@ pub(super) async fn list(
             .map(|named| describe_snapshot(named, &root))
             .collect())
     });
-    let listed: Result<_, wrenn_core::sandbox::ReadSnapshotError> = listed.await?;
+    let listed: Result<_, RecordError> = listed.await?;
     Ok(ListSnapshotsResponse {
         snapshots: listed.map_err(|error| answer(&error))?,
     })
@@ -100,15 +105,12 @@ pub(super) async fn delete(
     })
 }
 
-fn describe_snapshot(named: &NamedSnapshot, root: &wrenn_core::RootDirectory) -> Snapshot {
+fn describe_snapshot(named: &NamedSnapshot, root: &RootDirectory) -> Snapshot {
     Snapshot {
         name: named.name().to_owned(),
         source: named.source().to_string(),
         template: named.template().to_owned(),
-        resources: MessageField::some(Resources {
-            vcpus: named.resources().vcpus().into(),
-            memory_mib: named.resources().memory_mib(),
-        }),
+        resources: MessageField::some(size(named.resources())),
         created_at: named.created_at().to_owned(),
         build_id: named.build().to_string(),
         // One whose build is gone is found out by who wants to use it.

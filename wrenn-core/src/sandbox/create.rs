@@ -12,7 +12,7 @@ use super::disk::{MakeDiskError, RootDisk};
 use super::frozen::FrozenRecord;
 use super::host::Shared;
 use super::images;
-use super::named::{NamedSnapshot, ReadSnapshotError};
+use super::named::NamedSnapshot;
 use super::prepare::{Prepared, give_back, prepare, vm_user};
 use super::record::{GuestSetup, RecordError, SandboxRecord};
 use super::restore::{ResumeError, restore};
@@ -57,8 +57,8 @@ pub enum CreateSandboxError {
         available_mib: u64,
     },
     /// What it is to be made of cannot be read.
-    #[error(transparent)]
-    Snapshot(#[from] ReadSnapshotError),
+    #[error("what is written of the snapshot cannot be read; delete it and make it again")]
+    Snapshot(#[source] RecordError),
     /// It was asked for in another size than the snapshot has.
     #[error(
         "the snapshot has {} vCPUs and {} MiB, which cannot be changed; {} vCPUs and {} MiB were asked for",
@@ -161,7 +161,8 @@ impl Sandbox {
     ) -> Result<Self, CreateSandboxError> {
         let span = info_span!("create", sandbox_id = %config.id, template = config.template);
         async {
-            if let Some(named) = NamedSnapshot::find(&host.root, &config.template)? {
+            let named = NamedSnapshot::find(&host.root, &config.template);
+            if let Some(named) = named.map_err(CreateSandboxError::Snapshot)? {
                 return Self::restored(host, config, &named.frozen).await;
             }
             let begun = Instant::now();

@@ -9,7 +9,7 @@
 //! removes no data that somebody needs: builds stay as long as a name or a sandbox needs
 //! them.
 
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,11 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::SandboxConfig;
 use super::frozen::{Frozen, FrozenRecord};
+use super::record::{RecordError, SandboxRecord, read_versioned};
 use super::sweep::{self, SweepError};
-use super::{SandboxConfig, record::SandboxRecord};
-use crate::snapshot::{BuildId, Snapshot};
+use crate::snapshot::{BuildId, BuildStore, OpenStoreError};
 use crate::template::{Template, is_name};
 use crate::vm::Resources;
 use crate::{Chain, RootDirectory, SandboxId, crash};
@@ -46,7 +47,9 @@ pub struct NamedSnapshot {
 #[derive(Debug, thiserror::Error)]
 pub enum NameSnapshotError {
     /// It cannot have this one.
-    #[error("'{0}' is no name of a template: one is made of a-z, 0-9, '.', '_' and '-'")]
+    #[error(
+        "'{0}' is no name of a template: one is made of up to 128 of a-z, 0-9, '.', '_' and '-'"
+    )]
     Name(String),
     /// Another has it.
     #[error("there is a template '{0}' already; choose another name, or delete that one")]
@@ -59,37 +62,6 @@ pub enum NameSnapshotError {
         /// Why.
         #[source]
         source: io::Error,
-    },
-}
-
-/// Why what is written of a snapshot cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadSnapshotError {
-    /// The file, or its directory.
-    #[error("cannot read {path}")]
-    Read {
-        /// What cannot be read.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It makes no sense.
-    #[error("{path} is damaged; delete the snapshot and make it again")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where it goes wrong.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A later version of this program wrote it.
-    #[error("{path} has layout {found}, this program knows {VERSION}; use a newer wrenn")]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// The layout that it names.
-        found: u32,
     },
 }
 
@@ -116,6 +88,9 @@ pub enum DeleteSnapshotError {
     /// Who needs its build cannot be found out.
     #[error("cannot find out who needs it; nothing was deleted")]
     Users(#[from] SweepError),
+    /// The same.
+    #[error("cannot open the store of builds; nothing was deleted")]
+    Store(#[from] OpenStoreError),
 }
 
 impl Frozen {
@@ -221,7 +196,7 @@ impl NamedSnapshot {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn find(root: &RootDirectory, name: &str) -> Result<Option<Self>, ReadSnapshotError> {
+    pub fn find(root: &RootDirectory, name: &str) -> Result<Option<Self>, RecordError> {
         if !is_name(name) {
             return Ok(None);
         }
@@ -232,7 +207,7 @@ impl NamedSnapshot {
     ///
     /// # Errors
     /// When their directory cannot be listed.
-    pub fn list(root: &RootDirectory) -> Result<Vec<Self>, ReadSnapshotError> {
+    pub fn list(root: &RootDirectory) -> Result<Vec<Self>, RecordError> {
         let mut all = Vec::new();
         for path in files(root)? {
             match read(&path) {
@@ -245,7 +220,7 @@ impl NamedSnapshot {
     }
 
     /// All of them; one that cannot be read is an error, since it may name anything.
-    pub(super) fn references(root: &RootDirectory) -> Result<Vec<Self>, ReadSnapshotError> {
+    pub(super) fn references(root: &RootDirectory) -> Result<Vec<Self>, RecordError> {
         let read = files(root)?
             .iter()
             .map(|path| read(path))
@@ -304,22 +279,19 @@ impl NamedSnapshot {
 }
 
 /// Sandboxes whose records name this build, or one that was made on top of it.
-fn users_of(root: &RootDirectory, build: &BuildId) -> Result<Vec<SandboxId>, SweepError> {
+fn users_of(root: &RootDirectory, build: &BuildId) -> Result<Vec<SandboxId>, DeleteSnapshotError> {
+    let store = BuildStore::open(root)?;
     let mut users = Vec::new();
     for id in sweep::directories(root)? {
         // One that cannot be read is no reason to keep a name.
         let Ok(Some(record)) = SandboxRecord::read(&root.sandbox(&id)) else {
             continue;
         };
-        let mut builds = record.build.iter().chain(&record.dirty_since);
         let needs = |named: &BuildId| {
-            named == build
-                || Snapshot::open(root, named).is_ok_and(|snapshot| {
-                    let head = &snapshot.header().head;
-                    head.rows.iter().any(|row| row.id == *build)
-                })
+            let head = store.head(named);
+            head.is_ok_and(|head| head.rows.iter().any(|row| row.id == *build))
         };
-        if builds.any(needs) {
+        if record.build.iter().chain(&record.dirty_since).any(needs) {
             users.push(id);
         }
     }
@@ -330,17 +302,19 @@ fn path_of(root: &RootDirectory, name: &str) -> PathBuf {
     root.named_snapshots().join(format!("{name}{SUFFIX}"))
 }
 
-fn files(root: &RootDirectory) -> Result<Vec<PathBuf>, ReadSnapshotError> {
+fn files(root: &RootDirectory) -> Result<Vec<PathBuf>, RecordError> {
     let directory = root.named_snapshots();
-    let entries = match std::fs::read_dir(&directory) {
+    // One that is overlooked would lose its build.
+    let listed = std::fs::read_dir(&directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = match listed {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => {
             let path = directory;
-            return Err(ReadSnapshotError::Read { path, source });
+            return Err(RecordError::Read { path, source });
         }
     };
-    let names = entries.flatten().map(|entry| entry.file_name());
+    let names = entries.iter().map(DirEntry::file_name);
     Ok(names
         .filter_map(|name| name.into_string().ok())
         .filter(|name| name.strip_suffix(SUFFIX).is_some_and(is_name))
@@ -348,25 +322,8 @@ fn files(root: &RootDirectory) -> Result<Vec<PathBuf>, ReadSnapshotError> {
         .collect())
 }
 
-fn read(path: &Path) -> Result<Option<NamedSnapshot>, ReadSnapshotError> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    let path = path.to_owned();
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(ReadSnapshotError::Read { path, source }),
-    };
-    let parsed = match serde_json::from_slice(&bytes) {
-        Ok(Versioned { version: VERSION }) => serde_json::from_slice(&bytes),
-        Ok(Versioned { version: found }) => return Err(ReadSnapshotError::Version { path, found }),
-        Err(source) => Err(source),
-    };
-    parsed
-        .map(Some)
-        .map_err(|source| ReadSnapshotError::Parse { path, source })
+fn read(path: &Path) -> Result<Option<NamedSnapshot>, RecordError> {
+    read_versioned(path.to_owned(), VERSION)
 }
 
 /// What to ask for where a sandbox of the template `name` is wanted: the size of a snapshot
@@ -374,10 +331,7 @@ fn read(path: &Path) -> Result<Option<NamedSnapshot>, ReadSnapshotError> {
 ///
 /// # Errors
 /// When the name is a snapshot's that cannot be read.
-pub fn default_config(
-    root: &RootDirectory,
-    name: &str,
-) -> Result<SandboxConfig, ReadSnapshotError> {
+pub fn default_config(root: &RootDirectory, name: &str) -> Result<SandboxConfig, RecordError> {
     let config = SandboxConfig::from_template(name);
     Ok(match NamedSnapshot::find(root, name)? {
         Some(named) => SandboxConfig {
@@ -386,4 +340,90 @@ pub fn default_config(
         },
         None => config,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::sandbox::builds;
+    use crate::sandbox::directory::SandboxDirectory;
+    use crate::snapshot::{BuildDetails, Geometry, MemoryFile, Snapshot};
+
+    fn frozen(root: &RootDirectory) -> Frozen {
+        let writer = BuildStore::open(root).unwrap().begin().unwrap();
+        std::fs::write(writer.memory(), vec![1; 1 << 16]).unwrap();
+        std::fs::write(writer.vmstate(), "state").unwrap();
+        let full = MemoryFile::Full(Geometry::new(1 << 16, 4096).unwrap());
+        let build = writer.publish(full, BuildDetails::default()).unwrap();
+        let config = SandboxConfig {
+            env: [("KEY".to_owned(), "value".to_owned())].into(),
+            ..SandboxConfig::from_template("minimal")
+        };
+        let record = SandboxRecord::begin(&config, "2026-01-02T03:04:05Z".to_owned());
+        let directory = SandboxDirectory::create(root, config.id.clone()).unwrap();
+        Frozen::of(&record, &directory, build)
+    }
+
+    #[tokio::test]
+    async fn a_name_is_had_once_is_secret_and_keeps_its_build() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = RootDirectory::new(directory.path());
+        assert_eq!(NamedSnapshot::list(&root).unwrap(), []);
+        let frozen = frozen(&root);
+        let named = frozen.name(&root, "warm").unwrap();
+        let build = frozen.build().clone();
+        assert_eq!(
+            NamedSnapshot::list(&root).unwrap(),
+            std::slice::from_ref(&named)
+        );
+        assert_eq!(NamedSnapshot::find(&root, "warm").unwrap(), Some(named));
+        assert_eq!(NamedSnapshot::find(&root, "../named/warm").unwrap(), None);
+        let path = path_of(&root, "warm");
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+
+        let error = frozen.name(&root, "warm").unwrap_err();
+        assert!(matches!(error, NameSnapshotError::Taken(_)), "{error}");
+        for name in ["", "..", "a/b", &"x".repeat(129)] {
+            let error = frozen.name(&root, name).unwrap_err();
+            assert!(matches!(error, NameSnapshotError::Name(_)), "{error}");
+        }
+        let left = std::fs::read_dir(root.named_snapshots()).unwrap().count();
+        assert_eq!(left, 1, "something was left aside");
+
+        drop(frozen);
+        assert!(builds::collect(&root).await.unwrap().is_empty());
+        // One that cannot be read may name anything.
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, "{").unwrap();
+        builds::collect(&root).await.unwrap_err();
+        assert!(Snapshot::open(&root, &build).is_ok());
+        std::fs::write(&path, whole).unwrap();
+
+        assert_eq!(NamedSnapshot::delete(&root, "warm").unwrap(), []);
+        let error = NamedSnapshot::delete(&root, "warm").unwrap_err();
+        assert!(
+            matches!(error, DeleteSnapshotError::Unknown { .. }),
+            "{error}"
+        );
+        assert_eq!(builds::collect(&root).await.unwrap(), [build]);
+    }
+
+    #[test]
+    fn whoever_needs_the_build_is_named_when_the_name_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = RootDirectory::new(directory.path());
+        let frozen = frozen(&root);
+        frozen.name(&root, "warm").unwrap();
+        assert_eq!(frozen.record.setup.env["KEY"], "value");
+        let child = frozen.child(SandboxId::random());
+        let mut record = SandboxRecord::begin(&child, "2026-01-02T03:04:05Z".to_owned());
+        record.build = Some(frozen.build().clone());
+        let sandbox = root.sandbox(&child.id);
+        std::fs::create_dir_all(&sandbox).unwrap();
+        record.write(&sandbox).unwrap();
+        assert_eq!(NamedSnapshot::delete(&root, "warm").unwrap(), [child.id]);
+    }
 }

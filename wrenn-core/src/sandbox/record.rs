@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::disk::DiskRecord;
@@ -121,12 +122,14 @@ pub enum RecordError {
         source: serde_json::Error,
     },
     /// A later version of this program wrote it.
-    #[error("{path} has layout {found}, this program knows {VERSION}; use a newer wrenn")]
+    #[error("{path} has layout {found}, this program knows {known}; use a newer wrenn")]
     Version {
         /// The file.
         path: PathBuf,
         /// The layout that it names.
         found: u32,
+        /// The one that is known.
+        known: u32,
     },
 }
 
@@ -215,26 +218,35 @@ impl SandboxRecord {
 
     /// Reads that of the sandbox's directory; `None` where there is none.
     pub(super) fn read(directory: &Path) -> Result<Option<Self>, RecordError> {
-        #[derive(Deserialize)]
-        struct Versioned {
-            version: u32,
+        read_versioned(directory.join(NAME), VERSION)
+    }
+}
+
+/// Reads a JSON object that names the version of its layout; `None` where there is no file.
+pub(super) fn read_versioned<T: DeserializeOwned>(
+    path: PathBuf,
+    known: u32,
+) -> Result<Option<T>, RecordError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(RecordError::Read { path, source }),
+    };
+    // A later layout need not be one that this program could read.
+    match serde_json::from_slice::<Versioned>(&bytes) {
+        Ok(Versioned { version }) if version == known => {}
+        Ok(Versioned { version: found }) => {
+            return Err(RecordError::Version { path, found, known });
         }
-        let path = directory.join(NAME);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(RecordError::Read { path, source }),
-        };
-        let parsed = serde_json::from_slice::<Versioned>(&bytes);
-        match parsed {
-            Ok(Versioned { version: VERSION }) => {}
-            Ok(Versioned { version: found }) => return Err(RecordError::Version { path, found }),
-            Err(source) => return Err(RecordError::Parse { path, source }),
-        }
-        match serde_json::from_slice(&bytes) {
-            Ok(record) => Ok(Some(record)),
-            Err(source) => Err(RecordError::Parse { path, source }),
-        }
+        Err(source) => return Err(RecordError::Parse { path, source }),
+    }
+    match serde_json::from_slice(&bytes) {
+        Ok(record) => Ok(Some(record)),
+        Err(source) => Err(RecordError::Parse { path, source }),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::RootDirectory;
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteTemplateError {
     /// Its name holds something that a name may not hold.
-    #[error("'{0}' is no template name: one is made of a-z, 0-9, '.', '_' and '-'")]
+    #[error("'{0}' is no template name: one is made of up to 128 of a-z, 0-9, '.', '_' and '-'")]
     Name(String),
     /// Nothing of that name is there.
     #[error("there is no template '{name}' in {directory}")]
