@@ -19,13 +19,11 @@ use crate::chain::Chain;
 use crate::devicemapper::Alarm;
 use crate::network::SlotCounters;
 use crate::sandbox::{
-    Adopted, AfterPause, ChangeEgressError, CreateSandboxError, DestroyError, Event, FailedPause,
-    FailedResume, Frozen, PauseReason, Paused, RecordError, Remains, Sandbox, State,
+    Adopted, AfterPause, ChangeEgressError, Compacted, CreateSandboxError, DestroyError, Event,
+    FailedPause, FailedResume, Frozen, PauseReason, Paused, RecordError, Remains, ResumeError,
+    Sandbox, State,
 };
 use crate::vm::ExitReason;
-
-/// How often it is looked whether somebody asks for something, during work that can wait.
-const GLANCE: Duration = Duration::from_millis(10);
 
 /// What is left to do about a sandbox that is being created.
 enum Creation {
@@ -218,20 +216,20 @@ impl Owner {
             roster.tell(FleetEvent::Broke(self.handle.id().clone()));
             self = self.fail(reason).await;
         }
-        self.compact().await;
+        if let Body::Paused(paused) = &self.body {
+            tokio::select! {
+                // Whoever asks for something does not wait for this.
+                request = self.requests.recv() => return (request.unwrap_or(Request::Leave), self),
+                compacted = paused.compacted() => self.take_compacted(compacted),
+            }
+        }
         (self.requests.recv().await.unwrap_or(Request::Leave), self)
     }
 
-    /// Brings the memory of a paused sandbox into one file where that is worth it, until
-    /// somebody asks for something.
-    async fn compact(&mut self) {
+    /// Takes the memory of a paused sandbox in one file, if it was worth making.
+    fn take_compacted(&mut self, compacted: Result<Option<Compacted>, ResumeError>) {
         let Body::Paused(paused) = &mut self.body else {
             return;
-        };
-        let compacted = tokio::select! {
-            // Whoever asks waits for none of it.
-            () = asked(&self.requests) => return,
-            compacted = paused.compacted() => compacted,
         };
         let taken = match compacted {
             Ok(None) => return,
@@ -609,13 +607,6 @@ fn ended(sandbox: &Sandbox, reason: ExitReason) -> String {
         format!("its VM ended ({reason})")
     } else {
         format!("its VM ended ({reason}); its console says: {console}")
-    }
-}
-
-/// Ends when a request is there, or nobody can make one any more.
-async fn asked(requests: &mpsc::Receiver<Request>) {
-    while requests.is_empty() && !requests.is_closed() {
-        tokio::time::sleep(GLANCE).await;
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use wrenn_core::snapshot::GENERATION_LIMIT;
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent::*;
 
@@ -172,6 +173,36 @@ fn a_sandbox_goes_on_where_it_was_through_many_pauses_and_an_agents_death() {
             "dmesg | grep -iE 'I/O error|EXT4-fs (error|warning)|blocked for more' || :";
         assert_eq!(agent.shell(id, complaints).await, "");
         destroy(&agent, id).await;
+        no_build_is_left().await;
+    });
+}
+
+#[test]
+fn a_deep_chain_is_brought_into_one_file_while_it_lies_on_disk() {
+    enter(|agent| async move {
+        let id = agent.create().await.id;
+        let fill = "dd if=/dev/urandom of=/run/memory bs=64k count=16 2>/dev/null; \
+            sha256sum /run/memory";
+        let sum = agent.shell(&id, fill).await;
+        for round in 0..=GENERATION_LIMIT {
+            pause(&agent, &id).await.unwrap();
+            resume(&agent, &id).await.unwrap();
+            agent.shell(&id, &format!("echo {round} >/run/round")).await;
+        }
+        assert_ne!(get(&agent, &id).await.pager_pid, 0, "its chain is deep");
+        pause(&agent, &id).await.unwrap();
+        let deep = build_of(&id);
+        until("its memory is in one file", || async {
+            build_of(&id) != deep
+        })
+        .await;
+        resume(&agent, &id).await.unwrap();
+        assert_eq!(get(&agent, &id).await.pager_pid, 0, "nobody need feed it");
+        let found = agent
+            .shell(&id, "sha256sum /run/memory; cat /run/round")
+            .await;
+        assert_eq!(found, format!("{sum}\n{GENERATION_LIMIT}"));
+        destroy(&agent, &id).await;
         no_build_is_left().await;
     });
 }
