@@ -64,7 +64,7 @@ fn apply(guest: &Guest, request: InitRequest) -> Result<(), HttpError> {
             .unwrap_or_else(|error| tracing::warn!(%error, "cannot reseed random numbers"));
     }
     if let Some(name) = request.hostname.as_deref().filter(|name| !name.is_empty()) {
-        rename(name).unwrap_or_else(|error| tracing::warn!(%error, "cannot set the host name"));
+        rename(name);
     }
     guest.change_settings(|settings| {
         if let Some(token) = request.access_token {
@@ -83,12 +83,15 @@ fn apply(guest: &Guest, request: InitRequest) -> Result<(), HttpError> {
     Ok(())
 }
 
-/// One that has another name than before goes on where somebody else was frozen.
-fn rename(name: &str) -> io::Result<()> {
+/// One that gets another name than before goes on where somebody else was frozen.
+fn rename(name: &str) {
     let known = rustix::system::uname();
     let renamed = known.nodename().to_bytes() != name.as_bytes();
-    hostname::set(name)?;
-    if renamed { identity::renew() } else { Ok(()) }
+    hostname::set(name).unwrap_or_else(|error| tracing::warn!(%error, "cannot set the host name"));
+    if renamed {
+        identity::renew()
+            .unwrap_or_else(|error| tracing::warn!(%error, "cannot become somebody else"));
+    }
 }
 
 fn parse_time(text: &str) -> Result<Timestamp, HttpError> {

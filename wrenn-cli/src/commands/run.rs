@@ -145,11 +145,10 @@ fn sandbox_config(root: &RootDirectory, args: &Args) -> anyhow::Result<SandboxCo
     if let Some(name) = &args.from
         && NamedSnapshot::find(root, name)?.is_none()
     {
-        let error = format!(
+        anyhow::bail!(
             "there is no snapshot '{name}' in {}; `wrenn agent snapshot create` makes one",
             root.named_snapshots().display()
         );
-        anyhow::bail!(error);
     }
     let template = args.from.as_ref().unwrap_or(&args.template);
     let config = default_config(root, template)?;

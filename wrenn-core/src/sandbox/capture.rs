@@ -1,10 +1,9 @@
 //! Writing down what a sandbox is at one moment: memory, VM state and disk.
 //!
 //! ```text
-//! guest syncs ─▶ programs frozen ─▶ VM stopped ─▶ VMM writes memory and state, disk flushed, store copied
-//!                                │                                            │
-//!                                └── from here on the VM may go on, or not ◀──┘
-//!                                            hashed, synced, renamed into place ─▶ a build
+//! guest syncs ─▶ programs frozen ─▶ VM stopped ─▶ memory and state written by the VMM
+//!                                                 ─▶ disk flushed, its store copied
+//!                     the VM may go on, or not ◀──┴─▶ hashed, synced, renamed: a build
 //! ```
 
 use std::collections::BTreeMap;
@@ -82,7 +81,7 @@ pub enum CaptureError {
 pub struct CaptureTimings {
     /// The guest's own writing down.
     pub sync: Duration,
-    /// From the stop of the guest until its memory and state are in files.
+    /// From the freezing of its programs until its memory and state are in files.
     pub memory: Duration,
     /// Flushing and copying the disk.
     pub disk: Duration,
@@ -97,6 +96,8 @@ pub(super) struct Capture {
     parent: Option<Snapshot>,
     geometry: Geometry,
     details: BuildDetails,
+    /// When its programs began to stand still.
+    pub(super) stopped_at: Instant,
 }
 
 impl Sandbox {
@@ -130,7 +131,7 @@ impl Sandbox {
         };
         let mut writer = BuildStore::open(&self.host.root)?.begin()?;
 
-        let since = Instant::now();
+        let stopped_at = Instant::now();
         if self.halted.is_none() {
             self.freeze_programs().await;
         }
@@ -156,7 +157,7 @@ impl Sandbox {
         let written = self.vm.api().create_snapshot(&request, memory_mib).await;
         written.map_err(asking("write the guest down"))?;
         crash::point("pause.written");
-        timings.memory = since.elapsed();
+        timings.memory = stopped_at.elapsed();
 
         let since = Instant::now();
         self.disk.flush().await?;
@@ -176,6 +177,7 @@ impl Sandbox {
             parent,
             geometry,
             details,
+            stopped_at,
         })
     }
 

@@ -65,8 +65,7 @@ pub use host::{Host, HostConfig, OpenHostError};
 pub use images::SandboxImages;
 pub use memory::MemorySupply;
 pub use named::{
-    DeleteSnapshotError, NameSnapshotError, NamedSnapshot, ReadSnapshotError, check_free,
-    default_config,
+    DeleteSnapshotError, NameSnapshotError, NamedSnapshot, check_free, default_config,
 };
 pub use pause::{AfterPause, FailedPause, PauseError, PauseReason, PauseTimings};
 pub use paused::{Compacted, FailedResume, Paused};
@@ -98,7 +97,7 @@ use host::Shared;
 use record::SandboxRecord;
 
 /// How long a VM may outlive its pager, which ends when it sees that the VM has.
-const LAST_PAGES: Duration = Duration::from_secs(1);
+const LAST_PAGES: Duration = Duration::from_millis(500);
 
 /// A running sandbox.
 #[must_use = "dropping a sandbox destroys it in the background"]

@@ -167,7 +167,7 @@ impl Sandbox {
             Err(error) => return Err(self.go_on(error.into()).await),
         };
         self = self.continue_after(None).await?;
-        timings.stopped = begun.elapsed() - timings.capture.sync;
+        timings.stopped = captured.stopped_at.elapsed();
         crash::point("snapshot.continued");
         let build = match captured.publish(&mut timings.capture).await {
             Ok(build) => build,

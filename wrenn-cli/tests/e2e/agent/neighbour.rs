@@ -100,15 +100,14 @@ fn a_noisy_sandbox_is_bounded_and_its_neighbour_answers() {
         let most = number("memory.max") + 256 * MIB;
         let lost = memory_before.saturating_sub(available_memory());
         assert!(lost < most, "the host lost {} MiB", lost / MIB);
-        if group.join("io.max").exists() && !stage_disk_is_anonymous() {
+        if stage_disk_is_anonymous() {
+            eprintln!("no disk below the root directory: io.max is not looked at");
+        } else {
             let limits = fs::read_to_string(group.join("io.max")).unwrap();
             assert!(limits.contains("wbps=268435456"), "{limits}");
         }
         let logs = taken(&console) + taken(&files.join("vmm.log"));
         assert!(logs < 32 * MIB, "logs take {} MiB", logs / MIB);
-        let store = taken(&files.join("disk.store"));
-        let disk = fs::metadata(files.join("disk.store")).unwrap().len();
-        assert!(store <= disk, "{store} of {disk}");
 
         let request = DestroySandboxRequest { id: noisy.id };
         agent.client().destroy_sandbox(request).await.unwrap();
