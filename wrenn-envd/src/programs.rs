@@ -2,7 +2,8 @@
 //!
 //! A guest that is resumed believes for a moment that it is still the time of its snapshot.
 //! So programs are frozen before the host stops the machine, and go on when the host says so,
-//! once `/init` has set clock, random numbers and name. The daemon itself is in no cgroup that can be frozen.
+//! once `/init` has set clock, random numbers and name. The daemon itself is in no cgroup
+//! that can be frozen.
 //!
 //! The first process of the guest makes the cgroup. Where the daemon runs on its own, there
 //! is none, and nothing is frozen.

@@ -164,8 +164,8 @@ impl Control {
 
     /// Gives a device its table: one target over its whole length.
     ///
-    /// Where devices come and go at the same time, kernels up to 6.1 name two caches of theirs
-    /// alike and say that memory is missing. So that is tried again.
+    /// Where devices come and go at the same time, a kernel may name two caches of its own
+    /// alike and say that memory is missing (seen with Linux 6.1). So that is tried again.
     pub(super) fn load(&self, uuid: &str, sectors: u64, line: &str) -> Result<(), ControlError> {
         let mut tries = 1..LOAD_TRIES;
         loop {

@@ -69,8 +69,8 @@ pub struct PagerProcess {
 }
 
 impl PagerProcess {
-    /// Starts the program and waits until a VMM can connect. As its own name it is told `name`, a path by which a
-    /// sweep knows whose it is.
+    /// Starts the program and waits until a VMM can connect. As its own name it is told
+    /// `name`, a path by which a sweep knows whose it is.
     ///
     /// # Errors
     /// If it does not start, or cannot serve this memory.
