@@ -174,7 +174,8 @@ fn a_forged_source_opens_nothing() {
         for source in forged {
             let route = format!("ip route replace default via {gateway} dev eth0");
             let begin = format!("ip address add {source}/32 dev lo && {route} src {source}");
-            shell(&guest, &format!("({begin}) 2>&1")).await;
+            let complaint = shell(&guest, &format!("({begin}) 2>&1")).await;
+            assert_eq!(complaint, "", "{source} cannot be forged");
             // Whoever has an address for its own finds itself there.
             let mut others = targets.clone();
             others.retain(|(address, _)| *address != source);
