@@ -19,6 +19,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 const BOOT_DEADLINE: Duration = Duration::from_secs(180);
 /// How long a test may take before it counts as hanging.
 const LIMIT: Duration = Duration::from_secs(600);
+/// The same where more was asked for than a suite can bear.
+const LONG_LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 static STAGE: Mutex<()> = Mutex::new(());
 
@@ -39,7 +41,7 @@ pub(crate) fn enter<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F) {
             "the host was not clean at the start: {before:#?}"
         );
         let descriptors = open_descriptors();
-        let outcome = AssertUnwindSafe(tokio::time::timeout(LIMIT, test(host.clone())))
+        let outcome = AssertUnwindSafe(tokio::time::timeout(limit(), test(host.clone())))
             .catch_unwind()
             .await;
         // Whatever became of it, the next test finds a clean host.
@@ -59,6 +61,59 @@ pub(crate) fn enter<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F) {
         })
         .await;
     });
+}
+
+/// Something of which one can ask for more than a suite can bear that runs where everything is
+/// emulated.
+#[derive(Clone, Copy)]
+pub(crate) enum Amount {
+    /// How often an agent is killed.
+    Kills,
+    /// How often a sandbox is paused and resumed.
+    Cycles,
+    /// How much of its memory changes all the while.
+    MemoryMib,
+    /// How many sandboxes are made of one at once.
+    Spawns,
+    /// How much a large file holds.
+    FileMib,
+}
+
+impl Amount {
+    const ALL: [Self; 5] = [
+        Self::Kills,
+        Self::Cycles,
+        Self::MemoryMib,
+        Self::Spawns,
+        Self::FileMib,
+    ];
+
+    const fn variable(self) -> &'static str {
+        match self {
+            Self::Kills => "WRENN_E2E_KILLS",
+            Self::Cycles => "WRENN_E2E_CYCLES",
+            Self::MemoryMib => "WRENN_E2E_MEMORY_MIB",
+            Self::Spawns => "WRENN_E2E_SPAWNS",
+            Self::FileMib => "WRENN_E2E_FILE_MIB",
+        }
+    }
+
+    fn asked(self) -> Option<usize> {
+        let text = std::env::var(self.variable()).ok()?;
+        Some(text.parse().unwrap())
+    }
+
+    /// What was asked for, or what a suite can bear.
+    pub(crate) fn or(self, bearable: usize) -> usize {
+        self.asked().unwrap_or(bearable)
+    }
+}
+
+fn limit() -> Duration {
+    match Amount::ALL.iter().find_map(|amount| amount.asked()) {
+        Some(_) => LONG_LIMIT,
+        None => LIMIT,
+    }
 }
 
 /// Destroys every sandbox that outlived its owner.

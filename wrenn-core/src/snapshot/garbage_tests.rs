@@ -46,6 +46,24 @@ fn nothing() -> Result<Vec<Reference>, ReferencesError> {
 }
 
 #[test]
+fn a_store_can_be_opened_while_it_is_swept() {
+    const ROUNDS: usize = 200;
+
+    let (directory, swept) = store();
+    let root = RootDirectory::new(directory.path());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..ROUNDS {
+                assert!(swept.sweep().unwrap().is_empty());
+            }
+        });
+        for _ in 0..ROUNDS {
+            BuildStore::open(&root).unwrap();
+        }
+    });
+}
+
+#[test]
 fn what_is_needed_cannot_be_deleted_and_the_holders_are_named() {
     let (_directory, store) = store();
     let first = build(&store, None, &[0, 1, 2]);

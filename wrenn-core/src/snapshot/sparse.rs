@@ -86,14 +86,8 @@ pub(super) fn tells_written_pages(directory: &Path) -> io::Result<bool> {
     const PAGE: u64 = ZEROS.len() as u64;
     const WRITTEN: [u64; 3] = [1, 511, 700];
 
-    let path = directory.join(format!("probe.tmp-{:016x}", rand::random::<u64>()));
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
-    std::fs::remove_file(&path)?;
+    // Without a name: nobody else can take it away, and nothing of it stays.
+    let file = tempfile::tempfile_in(directory)?;
     file.set_len(1024 * PAGE)?;
     for page in WRITTEN {
         // Zeros must count as written: some file systems turn them into holes.

@@ -127,15 +127,10 @@ impl BuildStore {
             if !name.contains(ASIDE) {
                 continue;
             }
-            if path.is_file() {
-                // A probe whose maker was killed; a living one's is there for an instant.
-                std::fs::remove_file(&path).or_else(ignore_missing(&path))?;
-            } else {
-                let Some(_alone) = Pin::exclusive(&path)? else {
-                    continue;
-                };
-                file::remove_tree(&path)?;
-            }
+            let Some(_alone) = Pin::exclusive(&path)? else {
+                continue;
+            };
+            file::remove_tree(&path)?;
             info!(path = %path.display(), "swept");
             swept.push(path);
         }
@@ -179,13 +174,6 @@ impl BuildStore {
 pub(super) fn remove_moved(aside: &Path) {
     if let Err(error) = file::remove_tree(aside) {
         warn!(%error, "the next sweep removes the rest of a build");
-    }
-}
-
-fn ignore_missing(path: &Path) -> impl FnOnce(io::Error) -> Result<(), FileError> + '_ {
-    move |error| match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(FileError::of("remove", path)(error)),
     }
 }
 

@@ -10,12 +10,10 @@ use nix::sys::signal::Signal;
 use wrenn_proto::hostagent::*;
 
 use super::stage::{TestAgent, enter_with, sh, small};
-use crate::stage::until;
+use crate::stage::{Amount, until};
 
-/// How often the agent is killed: `WRENN_E2E_KILLS`, or what fits a suite that runs where
-/// everything is emulated.
 fn kills() -> usize {
-    std::env::var("WRENN_E2E_KILLS").map_or(5, |text| text.parse().unwrap())
+    Amount::Kills.or(5)
 }
 
 const CLIENTS: usize = 10;

@@ -20,12 +20,6 @@ fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// How much the large file holds: `WRENN_E2E_FILE_MIB`, or what emulation can bear. It is
-/// more than the agent's memory may grow.
-fn large_mib() -> usize {
-    std::env::var("WRENN_E2E_FILE_MIB").map_or(32, |text| text.parse().unwrap())
-}
-
 /// Reads and resets the most memory that a process had, in KiB.
 fn peak_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -191,7 +185,8 @@ fn a_large_file_goes_up_and_down_in_constant_memory() {
     enter(|agent| async move {
         let id = agent.create().await.id;
         let client = agent.client();
-        let chunks = large_mib() * (1 << 20) / CHUNK;
+        // More than the agent's memory may grow.
+        let chunks = Amount::FileMib.or(32) * (1 << 20) / CHUNK;
         let mut chunk = vec![0_u8; CHUNK];
         rand::fill(&mut chunk[..]);
         // Every chunk differs from the others, and none is kept.

@@ -9,13 +9,7 @@ use wrenn_proto::hostagent::*;
 
 use super::cycle::{build_of, destroy, get, no_build_is_left, pause, record, resume, state};
 use crate::agent::stage::{TestAgent, ended, enter, enter_tolerating};
-use crate::stage::until;
-
-/// Rounds of an agent that is killed at any moment: `WRENN_E2E_KILLS`, or what a suite can
-/// bear that runs where everything is emulated.
-fn rounds() -> usize {
-    std::env::var("WRENN_E2E_KILLS").map_or(4, |text| text.parse().unwrap())
-}
+use crate::stage::{Amount, until};
 
 /// Longer than a pause and a resume take where everything is emulated.
 const LONGEST_MS: u64 = 6_000;
@@ -105,7 +99,7 @@ fn whatever_is_killed_at_any_moment_of_a_pause_or_resume_the_data_is_there() {
         let id = agent.create().await.id;
         pause(&agent, &id).await.unwrap();
         resume(&agent, &id).await.unwrap();
-        for round in 0..rounds() {
+        for round in 0..Amount::Kills.or(4) {
             change(&agent, &id, round).await;
             let asked = tokio::spawn({
                 let (agent, id) = (Arc::clone(&agent), id.clone());

@@ -1,5 +1,6 @@
 //! Sandboxes that are paused and resumed, by the agent.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -10,13 +11,7 @@ use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent::*;
 
 use crate::agent::stage::{Followed, TestAgent, enter, enter_with, next, refused, sh, small};
-use crate::stage::{self, until};
-
-/// How often it is paused and resumed: `WRENN_E2E_CYCLES`, or what a suite can bear that runs
-/// where everything is emulated.
-fn cycles() -> u64 {
-    std::env::var("WRENN_E2E_CYCLES").map_or(4, |text| text.parse().unwrap())
-}
+use crate::stage::{self, Amount, until};
 
 /// What goes on in the guest all the while: a counter in the memory of one process, a
 /// sleeper, and a connection whose ends are two programs.
@@ -27,6 +22,8 @@ const COMPANY: &str = "mkdir -p /var/tmp/tree /run/memory; mkfifo /run/pipe
     setsid sh -c 'sleep 100000 | nc -l -p 7777 >/run/received' </dev/null >/dev/null 2>&1 &
     setsid sh -c 'exec 3<>/run/pipe; sleep 100000' </dev/null >/dev/null 2>&1 &
     setsid sh -c 'until nc 127.0.0.1 7777 </run/pipe; do sleep 0.2; done' >/dev/null 2>&1 &";
+/// Among how many files what changes is divided.
+const FILES: usize = 4;
 /// Everything that must be as it was, from memory and, past the cache, from the disk.
 const SUMS: &str = "sync; echo 3 >/proc/sys/vm/drop_caches; \
     find /run/memory /var/tmp/tree -type f | sort | xargs sha256sum; \
@@ -98,6 +95,28 @@ async fn knows_the_time(agent: &TestAgent, id: &str) {
     assert!(difference < Duration::from_secs(10), "{difference:?}");
 }
 
+/// Fills its memory with this much that is nowhere else.
+async fn fill(agent: &TestAgent, id: &str, mib: usize) {
+    let each = mib.div_ceil(FILES) * 16;
+    for file in 0..FILES {
+        let line = format!("dd if=/dev/urandom of=/run/memory/{file} bs=64k count={each}");
+        agent.shell(id, &format!("{line} 2>/dev/null")).await;
+    }
+}
+
+/// Changes part of all that: the files of memory one after another, each in place, and a tree.
+async fn change(agent: &TestAgent, id: &str, cycle: usize) {
+    let file = cycle % FILES;
+    let line = format!(
+        "cd /run/memory; n=$(($(wc -c <{file}) / 65536)); \
+         dd if=/dev/urandom of={file} bs=64k count=$n conv=notrunc 2>/dev/null; \
+         rm -rf /var/tmp/tree/{file}; mkdir -p /var/tmp/tree/{file}/{cycle}; \
+         dd if=/dev/urandom of=/var/tmp/tree/{file}/{cycle}/file bs=64k count=16 2>/dev/null; \
+         echo {cycle} >>/var/tmp/tree/log"
+    );
+    agent.shell(id, &line).await;
+}
+
 async fn count(agent: &TestAgent, id: &str) -> u64 {
     agent.shell(id, "cat /run/count").await.parse().unwrap()
 }
@@ -105,19 +124,17 @@ async fn count(agent: &TestAgent, id: &str) -> u64 {
 #[test]
 fn a_sandbox_goes_on_where_it_was_through_many_pauses_and_an_agents_death() {
     enter(|agent| async move {
-        let created = agent.create().await;
+        let mib = Amount::MemoryMib.or(4);
+        let mut request = small();
+        request.resources.get_or_insert_default().memory_mib += u32::try_from(mib).unwrap();
+        let created = agent.client().create_sandbox(request).await.unwrap();
+        let created = created.into_owned().sandbox.into_option().unwrap();
         let id = created.id.as_str();
         agent.shell(id, COMPANY).await;
+        fill(&agent, id, mib).await;
         let mut token = created.access_token.clone();
-        for cycle in 0..cycles() {
-            let change = format!(
-                "dd if=/dev/urandom of=/run/memory/{cycle} bs=64k count=16 2>/dev/null; \
-                 dd if=/dev/urandom of=/run/memory/each bs=64k count=8 2>/dev/null; \
-                 mkdir -p /var/tmp/tree/{cycle}; \
-                 dd if=/dev/urandom of=/var/tmp/tree/{cycle}/file bs=64k count=16 2>/dev/null; \
-                 echo {cycle} >>/var/tmp/tree/log"
-            );
-            agent.shell(id, &change).await;
+        for cycle in 0..Amount::Cycles.or(4) {
+            change(&agent, id, cycle).await;
             let sums = agent.shell(id, SUMS).await;
             let counted = count(&agent, id).await;
             let mut followed = Followed::start(&agent, id, sh("echo ready; sleep 1000")).await;
@@ -175,6 +192,59 @@ fn a_sandbox_goes_on_where_it_was_through_many_pauses_and_an_agents_death() {
         destroy(&agent, id).await;
         no_build_is_left().await;
     });
+}
+
+#[test]
+fn many_pauses_leave_no_descriptor_no_thread_and_no_file() {
+    enter(|agent| async move {
+        let files = files_of_root();
+        let id = agent.create().await.id;
+        // What an agent needs once, it has after this.
+        for _ in 0..2 {
+            pause(&agent, &id).await.unwrap();
+            resume(&agent, &id).await.unwrap();
+        }
+        let settled = held_by(&agent);
+        for cycle in 0..Amount::Cycles.or(4) {
+            agent.shell(&id, &format!("echo {cycle} >/run/cycle")).await;
+            pause(&agent, &id).await.unwrap();
+            resume(&agent, &id).await.unwrap();
+        }
+        // Threads that have nothing to do end after a while.
+        until("it holds no more than before", || async {
+            let (descriptors, threads) = held_by(&agent);
+            descriptors <= settled.0 && threads <= settled.1
+        })
+        .await;
+        destroy(&agent, &id).await;
+        until("no file is left", || async { files_of_root() == files }).await;
+    });
+}
+
+/// How many descriptors and threads the agent has.
+fn held_by(agent: &TestAgent) -> (usize, usize) {
+    let count = |what| {
+        let directory = format!("/proc/{}/{what}", agent.pid());
+        std::fs::read_dir(directory).unwrap().count()
+    };
+    (count("fd"), count("task"))
+}
+
+/// Every file of sandboxes, snapshots and slots.
+fn files_of_root() -> BTreeSet<PathBuf> {
+    let mut files = BTreeSet::new();
+    let mut directories = vec![stage::root().path().to_owned()];
+    while let Some(directory) = directories.pop() {
+        // One that goes away meanwhile has none.
+        for entry in std::fs::read_dir(directory).into_iter().flatten() {
+            let entry = entry.unwrap();
+            match entry.file_type() {
+                Ok(is) if is.is_dir() => directories.push(entry.path()),
+                _ => drop(files.insert(entry.path())),
+            }
+        }
+    }
+    files
 }
 
 #[test]

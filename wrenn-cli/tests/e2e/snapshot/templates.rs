@@ -13,13 +13,7 @@ use wrenn_proto::hostagent::*;
 
 use super::cycle::{destroy, get, no_build_is_left, pause, resume, state};
 use crate::agent::stage::{TestAgent, ended, enter, refused, small};
-use crate::stage::{self, until};
-
-/// How many sandboxes are made of one at once: `WRENN_E2E_SPAWNS`, or what a suite can bear
-/// that runs where everything is emulated.
-fn spawns() -> usize {
-    std::env::var("WRENN_E2E_SPAWNS").map_or(4, |text| text.parse().unwrap())
-}
+use crate::stage::{self, Amount, until};
 
 /// What a sandbox is before it is frozen: something in memory, on disk, and running.
 const PAST: &str = "echo memory >/run/file; echo disk >/var/tmp/file; \
@@ -132,7 +126,7 @@ fn sandboxes_of_a_snapshot_have_its_past_and_are_themselves() {
         moves_on(&agent, &source).await;
         agent.shell(&source, "echo later >/run/file").await;
 
-        let all = join_all((0..spawns()).map(|_| create(&agent, "warm"))).await;
+        let all = join_all((0..Amount::Spawns.or(4)).map(|_| create(&agent, "warm"))).await;
         let all: Vec<Sandbox> = all.into_iter().collect::<Result<_, _>>().unwrap();
         let ids: Vec<_> = all.iter().map(|sandbox| sandbox.id.clone()).collect();
         let tokens: BTreeSet<_> = all.iter().map(|one| one.access_token.clone()).collect();
