@@ -3,7 +3,7 @@
 //! The suite is an ordinary test program. It goes into the machine as it is, since all
 //! our programs are static, and finds `wrenn`, the agent and the VMM by environment variables.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -13,7 +13,7 @@ use crate::cli::E2eArgs;
 use crate::provision::Run;
 use crate::steps::{say, step};
 use crate::tally::Tally;
-use crate::{setup, tests};
+use crate::{process, setup, tests};
 
 /// Variables by which people ask for more than a suite can bear that runs where everything is
 /// emulated; they reach the machine, too.
@@ -56,8 +56,10 @@ pub(crate) fn suite(programs: &Programs, chosen: &Chosen<'_>) -> Result<Tally> {
         let mut cargo = build::optimised(&["test", "--no-run", "--release", "--test", "e2e"]);
         build::find(&build::executables(&mut cargo)?, "e2e")
     })?;
+    let disk = empty_disk(&program)?;
     step("End-to-end tests", || {
         let mut run = Run::new(program)
+            .file("WRENN_E2E_DISK", &disk)
             .file("WRENN_E2E_WRENN", &programs.wrenn)
             .file("WRENN_E2E_AGENT", &programs.agent)
             .file("WRENN_PAGER", &programs.pager)
@@ -74,4 +76,21 @@ pub(crate) fn suite(programs: &Programs, chosen: &Chosen<'_>) -> Result<Tally> {
         }
         tests::counted(&mut run.command(programs))
     })
+}
+
+/// Makes a file system with a journal, beside the suite's program. It is small, and grows where
+/// it is mounted: the machine has no program that makes one.
+fn empty_disk(program: &Path) -> Result<PathBuf> {
+    let disk = program.with_extension("ext4");
+    let mut mke2fs = process::command("mke2fs");
+    mke2fs.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"]);
+    // Zeroed at once, or the kernel goes on with it after the mount.
+    mke2fs.args([
+        "-J",
+        "size=4",
+        "-E",
+        "lazy_itable_init=0,lazy_journal_init=0",
+    ]);
+    process::run(mke2fs.arg(&disk).arg("16M"))?;
+    Ok(disk)
 }

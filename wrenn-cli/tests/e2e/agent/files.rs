@@ -9,6 +9,7 @@ use wrenn_proto::hostagent::watch_dir_response::Kind;
 use wrenn_proto::hostagent::*;
 
 use super::stage::{TestAgent, enter, refused};
+use crate::stage::Amount;
 
 const CHUNK: usize = 256 << 10;
 

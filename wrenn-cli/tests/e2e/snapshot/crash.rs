@@ -15,12 +15,12 @@ use crate::stage::{Amount, until};
 const LONGEST_MS: u64 = 6_000;
 
 /// Something of which memory and disk must be of the same moment.
-async fn change(agent: &TestAgent, id: &str, round: usize) {
+pub(super) async fn change(agent: &TestAgent, id: &str, round: usize) {
     let line = format!("echo {round} >/run/round; echo {round} >/var/tmp/round; sync");
     agent.shell(id, &line).await;
 }
 
-async fn assert_unchanged(agent: &TestAgent, id: &str, round: usize) {
+pub(super) async fn assert_unchanged(agent: &TestAgent, id: &str, round: usize) {
     let line = "echo 3 >/proc/sys/vm/drop_caches; cat /run/round /var/tmp/round";
     let found = agent.shell(id, line).await;
     assert_eq!(found, format!("{round}\n{round}"));
@@ -35,11 +35,22 @@ async fn snapshot(agent: &TestAgent, id: &str) {
     drop(agent.client().create_snapshot(request).await);
 }
 
-async fn forget_snapshot(agent: &TestAgent) {
+pub(super) async fn forget_snapshot(agent: &TestAgent) {
     let request = DeleteSnapshotRequest {
         name: "named".to_owned(),
     };
     drop(agent.client().delete_snapshot(request).await);
+}
+
+/// Asks for that of which a crash point is a step. No answer comes.
+pub(super) async fn do_what(point: &'static str, agent: Arc<TestAgent>, id: String) {
+    if point.starts_with("pause") {
+        drop(pause(&agent, &id).await);
+    } else if point.starts_with("resume") {
+        drop(resume(&agent, &id).await);
+    } else {
+        snapshot(&agent, &id).await;
+    }
 }
 
 /// Whatever happened, it runs or is paused, and then it runs again as it was.
@@ -69,18 +80,7 @@ fn an_agent_that_ends_at_any_step_loses_nothing() {
             agent.end(Signal::SIGTERM).await;
             agent.start_to_crash(Some(point)).await;
             let pid = agent.pid();
-            let asked = tokio::spawn({
-                let (agent, id) = (Arc::clone(&agent), id.clone());
-                async move {
-                    if point.starts_with("pause") {
-                        drop(pause(&agent, &id).await);
-                    } else if point.starts_with("resume") {
-                        drop(resume(&agent, &id).await);
-                    } else {
-                        snapshot(&agent, &id).await;
-                    }
-                }
-            });
+            let asked = tokio::spawn(do_what(point, Arc::clone(&agent), id.clone()));
             until(&format!("it ends at {point}"), || async { ended(pid) }).await;
             asked.await.unwrap();
             agent.end(Signal::SIGKILL).await;

@@ -3,6 +3,7 @@
 mod crash;
 mod cycle;
 mod pager;
+mod power;
 mod sys;
 mod templates;
 mod vmm;

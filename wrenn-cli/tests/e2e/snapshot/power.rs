@@ -1,0 +1,189 @@
+//! A host whose power fails. Its root directory is a file system of its own, which is stopped
+//! at once: what the kernel had not written by then is gone.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use wrenn_core::RootDirectory;
+use wrenn_core::crash::POINTS;
+use wrenn_core::devicemapper::DeviceMapper;
+use wrenn_core::snapshot::Inspection;
+use wrenn_proto::hostagent::*;
+
+use super::crash::{assert_unchanged, change, do_what, forget_snapshot};
+use super::cycle::{destroy, get, pause, resume};
+use super::sys;
+use crate::agent::stage::{TestAgent, ended, enter_at, small};
+use crate::stage::{self, Amount, until};
+
+const BLOCK: u64 = 4096;
+const DISK: u64 = 1 << 30;
+/// The steps after which something lasting has changed. All of them where kills are asked for.
+const LASTING: [&str; 5] = [
+    "pause.published",
+    "pause.recorded",
+    "resume.loaded",
+    "resume.recorded",
+    "snapshot.named",
+];
+const CGROUPS: &str = "/sys/fs/cgroup/wrenn";
+
+/// A root directory on an ext4 of its own, with the templates of the other one.
+struct PoweredDisk {
+    directory: tempfile::TempDir,
+}
+
+impl PoweredDisk {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let empty = std::env::var_os("WRENN_E2E_DISK").expect("WRENN_E2E_DISK is an empty ext4");
+        let disk = Self { directory };
+        fs::copy(empty, disk.image()).unwrap();
+        let image = File::options().write(true).open(disk.image()).unwrap();
+        image.set_len(DISK).unwrap();
+        fs::create_dir(disk.root()).unwrap();
+        disk.mount();
+        sys::enlarge(&File::open(disk.root()).unwrap(), DISK / BLOCK).unwrap();
+        for shared in ["kernels", "templates"] {
+            let from = stage::root().path().join(shared);
+            std::os::unix::fs::symlink(from, disk.root().join(shared)).unwrap();
+        }
+        // What is there from the start is not what is tested.
+        nix::unistd::syncfs(File::open(disk.root()).unwrap()).unwrap();
+        disk
+    }
+
+    fn image(&self) -> PathBuf {
+        self.directory.path().join("image")
+    }
+
+    fn root(&self) -> PathBuf {
+        self.directory.path().join("root")
+    }
+
+    fn mount(&self) {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "ext4", "-o", "loop"]);
+        let status = mount.arg(self.image()).arg(self.root()).status().unwrap();
+        assert!(status.success(), "the disk cannot be mounted");
+    }
+
+    /// Cuts the power and gives it back. The agent is dead by then.
+    async fn cut(&self) {
+        sys::stop(&File::open(self.root()).unwrap()).unwrap();
+        self.end_all().await;
+        until("nobody uses the disk", || async {
+            umount2(&self.root(), MntFlags::empty()).is_ok()
+        })
+        .await;
+        self.mount();
+    }
+
+    /// Ends what does not outlive the power: VMs and what serves them, and disks in the kernel.
+    async fn end_all(&self) {
+        for group in fs::read_dir(CGROUPS).into_iter().flatten() {
+            let group = group.unwrap().path();
+            if !group.is_dir() {
+                continue;
+            }
+            // It may go away meanwhile.
+            drop(fs::write(group.join("cgroup.kill"), "1"));
+            until("its processes have ended", || async {
+                fs::read_to_string(group.join("cgroup.events"))
+                    .map_or(true, |events| events.contains("populated 0"))
+            })
+            .await;
+        }
+        let disks = DeviceMapper::open(&RootDirectory::new(self.root())).await;
+        disks.unwrap().sweep(|_| false).await.unwrap();
+    }
+}
+
+impl Drop for PoweredDisk {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(&self.root(), MntFlags::MNT_DETACH) {
+            eprintln!("the disk stays mounted: {error}");
+        }
+    }
+}
+
+/// A sandbox that came from a snapshot, as most have in the end.
+async fn resumed(agent: &TestAgent) -> String {
+    let id = agent.create().await.id;
+    pause(agent, &id).await.unwrap();
+    resume(agent, &id).await.unwrap();
+    id
+}
+
+/// The build of a sandbox, of which all that is named is there.
+fn assert_build_is_whole(root: &Path, id: &str) {
+    let record = fs::read_to_string(root.join("sandboxes").join(id).join("sandbox.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let builds = RootDirectory::new(root).builds();
+    let build = builds.join(record["build"].as_str().unwrap());
+    Inspection::of(&build).unwrap().verify().unwrap();
+}
+
+#[test]
+fn after_a_power_cut_at_any_step_all_is_there_that_was_acknowledged() {
+    let disk = PoweredDisk::new();
+    let points = match Amount::Kills.or(0) {
+        0 => &LASTING[..],
+        _ => &POINTS[..],
+    };
+    enter_at(&disk.root(), &[], |agent| async {
+        let (agent, disk) = (agent, &disk);
+        let mut id = resumed(&agent).await;
+        for (round, point) in points.iter().copied().enumerate() {
+            change(&agent, &id, round).await;
+            let paused = point.starts_with("resume");
+            if paused {
+                pause(&agent, &id).await.unwrap();
+            }
+            agent.end(Signal::SIGTERM).await;
+            agent.start_to_crash(Some(point)).await;
+            let pid = agent.pid();
+            let asked = tokio::spawn(do_what(point, Arc::clone(&agent), id.clone()));
+            until(&format!("it ends at {point}"), || async { ended(pid) }).await;
+            asked.await.unwrap();
+            agent.end(Signal::SIGKILL).await;
+            disk.cut().await;
+            agent.start().await;
+
+            let found = get(&agent, &id).await;
+            match found.state.as_known() {
+                Some(State::STATE_PAUSED) => {
+                    resume(&agent, &id).await.unwrap();
+                    assert_unchanged(&agent, &id, round).await;
+                }
+                Some(State::STATE_ERROR) => {
+                    // It ran, and what was in its memory only is gone with the power.
+                    let ran = !paused && !["pause.recorded", "pause.ended"].contains(&point);
+                    let ran = ran || point == "resume.recorded";
+                    assert!(ran, "{point}: {}", found.reason);
+                    assert_build_is_whole(&disk.root(), &id);
+                    destroy(&agent, &id).await;
+                    id = resumed(&agent).await;
+                }
+                other => panic!("{point}: it is {other:?}: {}", found.reason),
+            }
+            if point == "snapshot.named" {
+                let request = CreateSandboxRequest {
+                    template: "named".to_owned(),
+                    resources: None.into(),
+                    ..small()
+                };
+                let spawned = request.id.clone();
+                agent.client().create_sandbox(request).await.unwrap();
+                assert_unchanged(&agent, &spawned, round).await;
+                destroy(&agent, &spawned).await;
+            }
+            forget_snapshot(&agent).await;
+        }
+        destroy(&agent, &id).await;
+    });
+}
