@@ -15,7 +15,7 @@
 //!
 //! - [`server`] takes connections, [`router`] sends each request past [`auth`] to its
 //!   place: Connect RPC to [`process::service`] and [`filesystem::service`], plain HTTP
-//!   to [`files`], [`setup`] and [`metrics`];
+//!   to [`files`], [`setup`], [`disks`], [`programs`] and [`metrics`];
 //! - [`guest`] is what requests share, [`users`] and [`paths`] say who and where;
 //! - [`sys`] holds the unsafe code.
 //!
@@ -24,6 +24,7 @@
 
 pub mod auth;
 pub mod config;
+pub mod disks;
 pub mod files;
 pub mod filesystem;
 pub mod guest;

@@ -11,6 +11,7 @@ use wrenn_proto::filesystem::FILESYSTEM_SERVICE_NAME;
 use wrenn_proto::process::PROCESS_SERVICE_NAME;
 
 use crate::auth::{Refusal, authorize};
+use crate::disks;
 use crate::files;
 use crate::filesystem::service::FilesystemService;
 use crate::guest::Guest;
@@ -66,6 +67,7 @@ impl Router {
         let answer = match (&parts.method, parts.uri.path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::empty(StatusCode::NO_CONTENT)),
             (&Method::POST, "/init") => setup::init(guest, body).await,
+            (&Method::POST, "/sync") => disks::sync().await,
             (&Method::POST, "/freeze") => programs::freeze().await,
             (&Method::POST, "/thaw") => Ok(programs::thaw_request()),
             (&Method::GET, "/metrics") => metrics::report(guest).await,
@@ -75,8 +77,8 @@ impl Router {
             (&Method::POST, "/files/compose") => files::compose(guest, body).await,
             (
                 _,
-                "/health" | "/init" | "/freeze" | "/thaw" | "/metrics" | "/envs" | "/files"
-                | "/files/compose",
+                "/health" | "/init" | "/sync" | "/freeze" | "/thaw" | "/metrics" | "/envs"
+                | "/files" | "/files/compose",
             ) => Err(HttpError::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method not allowed",

@@ -406,6 +406,7 @@ async fn nothing_but_health_answers_without_the_token() {
         ("GET", "/envs".to_owned()),
         ("POST", "/init".to_owned()),
         ("POST", "/freeze".to_owned()),
+        ("POST", "/sync".to_owned()),
         ("POST", "/thaw".to_owned()),
         ("GET", "/files?path=/etc/passwd".to_owned()),
         ("HEAD", "/files?path=/etc/passwd".to_owned()),

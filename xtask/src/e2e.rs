@@ -3,6 +3,7 @@
 //! The suite is an ordinary test program. It goes into the machine as it is, since all
 //! our programs are static, and finds `wrenn`, the agent and the VMM by environment variables.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -41,6 +42,8 @@ pub(crate) fn run(args: &E2eArgs) -> Result<ExitCode> {
         ExitCode::FAILURE
     })
 }
+
+const DISK_BYTES: u64 = 16 << 20;
 
 /// What of the suite is run, and on what; all of it, as it comes, by default.
 #[derive(Debug, Clone, Copy, Default)]
@@ -82,6 +85,7 @@ pub(crate) fn suite(programs: &Programs, chosen: &Chosen<'_>) -> Result<Tally> {
 /// it is mounted: the machine has no program that makes one.
 fn empty_disk(program: &Path) -> Result<PathBuf> {
     let disk = program.with_extension("ext4");
+    File::create(&disk)?.set_len(DISK_BYTES)?;
     let mut mke2fs = process::command("mke2fs");
     mke2fs.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"]);
     // Zeroed at once, or the kernel goes on with it after the mount.
@@ -91,6 +95,6 @@ fn empty_disk(program: &Path) -> Result<PathBuf> {
         "-E",
         "lazy_itable_init=0,lazy_journal_init=0",
     ]);
-    process::run(mke2fs.arg(&disk).arg("16M"))?;
+    process::run(mke2fs.arg(&disk))?;
     Ok(disk)
 }

@@ -224,6 +224,7 @@ fn the_daemon_answers_nobody_without_the_token_but_health() {
             ("GET", "/envs"),
             ("POST", "/init"),
             ("POST", "/freeze"),
+            ("POST", "/sync"),
             ("POST", "/thaw"),
             ("GET", "/files?path=/etc/shadow"),
             ("POST", "/files?path=/tmp/x"),

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use http::Request;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
@@ -16,9 +18,12 @@ use super::GuestClient;
 /// Shortest and longest pause between two tries.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
-/// How long one connection may take. A guest whose network is not up yet swallows the
-/// first packet, and TCP sends it again only after a second: a new try is quicker.
-const CONNECT_DEADLINE: Duration = Duration::from_millis(60);
+/// When a connection is tried again. A guest whose network is not up yet swallows the first
+/// packet, and TCP sends it again only after a second: a new try is quicker.
+const CONNECT_AGAIN: Duration = Duration::from_millis(60);
+/// How many are tried before all are given up. A guest that is slow, as one is whose memory
+/// has to be brought, answers the first: giving that up would only make it more work.
+const CONNECT_TRIES: usize = 4;
 /// After this long the guest is slow rather than not there, and packets get more time.
 const PATIENT_AFTER: Duration = Duration::from_secs(20);
 /// How long an answer may take once there is a connection.
@@ -45,12 +50,12 @@ impl GuestClient {
         let start = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            let connect_deadline = if start.elapsed() < PATIENT_AFTER {
-                CONNECT_DEADLINE
+            let again = if start.elapsed() < PATIENT_AFTER {
+                CONNECT_AGAIN
             } else {
-                CONNECT_DEADLINE * 20
+                CONNECT_AGAIN * 20
             };
-            let last = match self.is_healthy(connect_deadline).await {
+            let last = match self.is_healthy(again).await {
                 Ok(()) => return Ok(()),
                 Err(last) => last,
             };
@@ -68,11 +73,8 @@ impl GuestClient {
     }
 
     /// One try, on a connection of its own so that no kept one can be stale.
-    async fn is_healthy(&self, connect_deadline: Duration) -> Result<(), String> {
-        let stream = tokio::time::timeout(connect_deadline, TcpStream::connect(self.address))
-            .await
-            .map_err(|_| "no answer to a connection".to_owned())?
-            .map_err(|error| error.to_string())?;
+    async fn is_healthy(&self, again: Duration) -> Result<(), String> {
+        let stream = connect(self.address, again).await?;
         let ask = async {
             let (mut sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -96,6 +98,18 @@ impl GuestClient {
             Err(_) => Err("connected, but no answer".to_owned()),
         }
     }
+}
+
+/// The first connection that comes about of a few.
+async fn connect(address: SocketAddr, again: Duration) -> Result<TcpStream, String> {
+    let mut tries = FuturesUnordered::new();
+    for _ in 0..CONNECT_TRIES {
+        tries.push(TcpStream::connect(address));
+        if let Ok(Some(connected)) = tokio::time::timeout(again, tries.next()).await {
+            return connected.map_err(|error| error.to_string());
+        }
+    }
+    Err("no answer to a connection".to_owned())
 }
 
 #[cfg(test)]

@@ -137,6 +137,15 @@ impl GuestClient {
         Ok(())
     }
 
+    /// Has the guest bring to its disks what was written. A guest whose daemon cannot do so
+    /// keeps it in its memory.
+    ///
+    /// # Errors
+    /// When the daemon refuses or does not answer.
+    pub async fn sync(&self) -> Result<(), GuestError> {
+        self.ask("syncing disks", "/sync").await
+    }
+
     /// Lets programs stand still until [`thaw`](Self::thaw). A guest whose daemon cannot do
     /// so goes on.
     ///

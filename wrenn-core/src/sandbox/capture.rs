@@ -16,7 +16,6 @@ use tracing::warn;
 use super::Sandbox;
 use super::disk::FlushDiskError;
 use super::record::RecordError;
-use crate::guest::Command;
 use crate::snapshot::{
     BuildDetails, BuildStore, BuildWriter, Geometry, InvalidGeometry, MemoryFile, OpenStoreError,
     Snapshot, WriteBuildError,
@@ -216,10 +215,8 @@ impl Sandbox {
     }
 
     async fn sync_guest(&self) {
-        let sync = Command::new("sync").user("root").timeout(SYNC_DEADLINE);
-        match tokio::time::timeout(SYNC_DEADLINE, self.guest.output(&sync)).await {
-            Ok(Ok(output)) if output.status.shell_code() == 0 => {}
-            Ok(Ok(output)) => warn!(code = output.status.shell_code(), "sync in the guest"),
+        match tokio::time::timeout(SYNC_DEADLINE, self.guest.sync()).await {
+            Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(error = %Chain(&error), "cannot sync the guest"),
             Err(_) => warn!("the guest does not sync in time; it is in its memory all the same"),
         }

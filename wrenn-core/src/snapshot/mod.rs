@@ -61,6 +61,7 @@ mod pin;
 mod scan;
 mod sparse;
 mod store;
+mod unchanged;
 mod writer;
 
 pub use compact::CompactError;

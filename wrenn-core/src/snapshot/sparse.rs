@@ -8,7 +8,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, ioctl_ficlone, seek};
+use rustix::fs::{
+    FallocateFlags, Mode, OFlags, SeekFrom, copy_file_range, fallocate, ioctl_ficlone, open, seek,
+};
 use rustix::io::Errno;
 
 /// The next part of a file that holds data, at or after an offset.
@@ -87,7 +89,13 @@ pub(super) fn tells_written_pages(directory: &Path) -> io::Result<bool> {
     const WRITTEN: [u64; 3] = [1, 511, 700];
 
     // Without a name: nobody else can take it away, and nothing of it stays.
-    let file = tempfile::tempfile_in(directory)?;
+    let nameless = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = match open(directory, nameless, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => File::from(file),
+        // A file system of another kind than those that are known to tell.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => return Ok(false),
+        Err(errno) => return Err(errno.into()),
+    };
     file.set_len(1024 * PAGE)?;
     for page in WRITTEN {
         // Zeros must count as written: some file systems turn them into holes.

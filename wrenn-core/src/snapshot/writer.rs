@@ -4,7 +4,8 @@
 //! begin ──▶ <id>.tmp-…/          locked by the writer
 //!             │  the VMM writes memory.bin and vmstate.bin, or they are moved in;
 //!             │  further files are moved in
-//! publish     │  scan memory.bin: pages, zeros, checksums  ┐ at the same time
+//! publish     │  leave out of a diff what did not change
+//!             │  scan memory.bin: pages, zeros, checksums  ┐ at the same time
 //!             │  sync memory.bin                           ┘
 //!             │  write memory.sums, build.json, header.bin; sync all, sync the directory
 //!             └▶ rename to <id>/, sync the directory of builds
@@ -26,9 +27,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::extent::Geometry;
 use super::file::{self, FileError};
@@ -39,7 +40,7 @@ use super::open::{OpenSnapshotError, Snapshot};
 use super::pin::Pin;
 use super::scan::Scan;
 use super::store::{BuildStore, HEADER, MANIFEST, MEMORY, SUMS, VMSTATE};
-use super::{checksum, chunks, sparse};
+use super::{checksum, chunks, sparse, unchanged};
 
 /// How often a new directory may be swept away before it is locked.
 const BEGIN_TRIES: u32 = 8;
@@ -217,13 +218,16 @@ impl BuildWriter {
             MemoryFile::Full(geometry) => geometry,
             MemoryFile::Diff(parent) => parent.header().head.geometry,
         };
-        let scan = self.scan_and_sync(geometry)?;
+        let begun = Instant::now();
+        let scan = self.scan_and_sync(geometry, memory)?;
+        let scanned = begun.elapsed();
         let vmstate = self.seal_vmstate()?;
         let parent = match memory {
             MemoryFile::Full(_) => None,
             MemoryFile::Diff(parent) => Some(parent),
         };
         let manifest = self.write_manifest(parent.map(|parent| parent.id().clone()), details)?;
+        let further = begun.elapsed() - scanned;
         let sums = file::write_new(&self.path.join(SUMS), &chunks::encode(&scan.sums))?;
         let seals = Seals {
             own: Row {
@@ -242,13 +246,19 @@ impl BuildWriter {
         file::write_new(&self.path.join(HEADER), &header.encode())?;
         file::sync_directory(&self.path)?;
         self.rename_into_place()?;
+        let in_place = begun.elapsed();
         let snapshot = Snapshot::open_in(self.store.path(), &self.id)?;
+        debug!(build_id = %self.id, memory = ?scanned, ?further, ?in_place, opened = ?begun.elapsed(), "published");
         self.in_place = true;
         Ok(snapshot)
     }
 
     /// Reads memory while the kernel brings it to the disk.
-    fn scan_and_sync(&self, geometry: Geometry) -> Result<Scan, WriteBuildError> {
+    fn scan_and_sync(
+        &self,
+        geometry: Geometry,
+        what: MemoryFile<'_>,
+    ) -> Result<Scan, WriteBuildError> {
         let path = self.memory();
         let (memory, found) = seal_in(&path)?;
         let wanted = geometry.memory_size();
@@ -258,6 +268,11 @@ impl BuildWriter {
                 found,
                 wanted,
             });
+        }
+        if let MemoryFile::Diff(parent) = what {
+            let left_out = unchanged::leave_out(&memory, parent);
+            let bytes = left_out.map_err(FileError::of("compare", &path))?;
+            debug!(build_id = %self.id, bytes, "left out what did not change");
         }
         let (synced, scan) = std::thread::scope(|scope| {
             let sync = scope.spawn(|| memory.sync_all());

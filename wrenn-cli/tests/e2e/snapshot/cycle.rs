@@ -217,7 +217,11 @@ fn many_pauses_leave_no_descriptor_no_thread_and_no_file() {
         })
         .await;
         destroy(&agent, &id).await;
-        until("no file is left", || async { files_of_root() == files }).await;
+        // Fewer than before, if another test's builds were still being collected then.
+        until("no file is left", || async {
+            files_of_root().is_subset(&files)
+        })
+        .await;
     });
 }
 

@@ -135,7 +135,7 @@ fn after_a_power_cut_at_any_step_all_is_there_that_was_acknowledged() {
         0 => &LASTING[..],
         _ => &POINTS[..],
     };
-    enter_at(&disk.root(), &[], |agent| async {
+    enter_at(&disk.root(), &["--disk-reserve-mib", "64"], |agent| async {
         let (agent, disk) = (agent, &disk);
         let mut id = resumed(&agent).await;
         for (round, point) in points.iter().copied().enumerate() {

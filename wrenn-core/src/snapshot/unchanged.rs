@@ -1,0 +1,164 @@
+//! Leaving out of a diff what is as it was before.
+//!
+//! Which pages changed is what the hypervisor says, and KVM says too many: where it may, it
+//! maps a page for writing when the guest reads it, and counts it as written then. So what
+//! was only *read* after a resume by a pager comes with the next diff. It lies here and
+//! there all over memory, and each place costs the file system an extent.
+//!
+//! What a page held before is in the page cache soon after a resume, so it is compared.
+//! Nothing is read from the disk for it: what is not in memory counts as changed.
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+use super::extent::Source;
+use super::open::Snapshot;
+use super::sparse;
+
+/// Bytes that are compared at a time, unless a page is larger.
+const PIECE: u64 = 64 << 10;
+
+/// Makes holes of those pages of a diff that hold what they held in `parent`. Returns how
+/// many bytes these were.
+pub(super) fn leave_out(memory: &File, parent: &Snapshot) -> io::Result<u64> {
+    let mut punched = 0;
+    for range in unchanged(memory, parent)? {
+        let length = range.end - range.start;
+        match sparse::punch(memory, range) {
+            Ok(()) => punched += length,
+            // They cost room, nothing else.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(punched)
+}
+
+fn unchanged(memory: &File, parent: &Snapshot) -> io::Result<Vec<Range<u64>>> {
+    let geometry = parent.header().head.geometry;
+    let (page, size) = (geometry.page_size(), geometry.memory_size());
+    let mut new = vec![0; length(page.max(PIECE))];
+    let mut old = new.clone();
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut at = 0;
+    while let Some(data) = sparse::next_data(memory, at, size)? {
+        // A page of which a part is data was written as a whole.
+        let end = data.end.next_multiple_of(page);
+        at = data.start / page * page;
+        while at < end {
+            let piece = ..length((end - at).min(new.len() as u64));
+            memory.read_exact_at(&mut new[piece], at)?;
+            let known = read_cached(parent, at, &mut old[piece])?;
+            let pages = new[piece].chunks_exact(length(page));
+            let before = old[..known].chunks_exact(length(page));
+            for (number, (now, before)) in (0..).zip(pages.zip(before)) {
+                let start = at + number * page;
+                match ranges.last_mut() {
+                    _ if now != before => {}
+                    Some(last) if last.end == start => last.end += page,
+                    _ => ranges.push(start..start + page),
+                }
+            }
+            at += piece.end as u64;
+        }
+    }
+    Ok(ranges)
+}
+
+/// Reads memory of a snapshot as far as it is in the page cache, from the start of the
+/// buffer on. Returns how many bytes that are.
+fn read_cached(snapshot: &Snapshot, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let end = offset + buffer.len() as u64;
+    let mut known = 0;
+    for extent in snapshot.header().extents().extents_in(offset..end) {
+        let wanted = length(extent.length);
+        let part = &mut buffer[known..known + wanted];
+        let read = match extent.source {
+            Source::Zero => {
+                part.fill(0);
+                wanted
+            }
+            Source::Build { row, offset } => {
+                let file = snapshot.layers()[row as usize].memory();
+                let parts = &mut [IoSliceMut::new(part)];
+                match preadv2(file, parts, offset, ReadWriteFlags::NOWAIT) {
+                    Ok(read) => read,
+                    // Not in memory, or not to be told whether.
+                    Err(Errno::AGAIN | Errno::OPNOTSUPP) => 0,
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        };
+        known += read;
+        if read < wanted {
+            break;
+        }
+    }
+    Ok(known)
+}
+
+/// The length of something in memory.
+fn length(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RootDirectory;
+    use crate::snapshot::{BuildDetails, BuildStore, Geometry, MemoryFile};
+
+    const PAGE: u64 = 4096;
+    const PAGES: u64 = 64;
+
+    /// A build whose memory is 1 to 32 page by page, and zero behind.
+    fn snapshot(root: &std::path::Path) -> Snapshot {
+        let store = BuildStore::open(&RootDirectory::new(root)).unwrap();
+        let writer = store.begin().unwrap();
+        let memory = File::create(writer.memory()).unwrap();
+        memory.set_len(PAGES * PAGE).unwrap();
+        for page in 0..32 {
+            write(&memory, page, page + 1);
+        }
+        std::fs::write(writer.vmstate(), "state").unwrap();
+        let geometry = Geometry::new(PAGES * PAGE, PAGE).unwrap();
+        let memory = MemoryFile::Full(geometry);
+        writer.publish(memory, BuildDetails::default()).unwrap()
+    }
+
+    fn write(memory: &File, page: u64, value: u64) {
+        let bytes = [u8::try_from(value).unwrap(); 4096];
+        memory.write_all_at(&bytes, page * PAGE).unwrap();
+    }
+
+    fn pages_in(memory: &File) -> Vec<u64> {
+        let (mut pages, mut at) = (Vec::new(), 0);
+        while let Some(data) = sparse::next_data(memory, at, PAGES * PAGE).unwrap() {
+            pages.extend(data.start / PAGE..data.end / PAGE);
+            at = data.end;
+        }
+        pages
+    }
+
+    #[test]
+    fn what_holds_what_it_held_is_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let parent = snapshot(directory.path());
+        let diff = tempfile::tempfile_in(directory.path()).unwrap();
+        diff.set_len(PAGES * PAGE).unwrap();
+        // The same, zeros among them; something else; zeros for something and the reverse.
+        for page in [0, 3, 4, 5, 20, 21, 22, 40] {
+            write(&diff, page, if page < 32 { page + 1 } else { 0 });
+        }
+        write(&diff, 4, 99);
+        write(&diff, 21, 0);
+        write(&diff, 41, 1);
+        let left_out = leave_out(&diff, &parent).unwrap();
+        assert_eq!(left_out, 6 * PAGE);
+        assert_eq!(pages_in(&diff), [4, 21, 41]);
+    }
+}
