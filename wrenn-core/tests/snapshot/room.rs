@@ -31,7 +31,9 @@ fn a_full_disk_is_told_and_leaves_nothing_behind() {
     let root = RootDirectory::new(directory.path());
     let store = BuildStore::open(&root).unwrap();
     let mut guest = Guest::new(64);
-    guest.write(1, 7);
+    for page in 0..64 {
+        guest.write(page, 7);
+    }
     let first = guest.pause(&store, None).unwrap();
     // Pages of which every second one changes: the header has a page of its own.
     for page in 0..64 {
