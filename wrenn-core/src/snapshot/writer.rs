@@ -272,10 +272,10 @@ impl BuildWriter {
                 wanted,
             });
         }
-        if let MemoryFile::Diff(parent) = what {
-            if let Some(kept) = self.without_unchanged(&memory, parent)? {
-                memory = kept;
-            }
+        if let MemoryFile::Diff(parent) = what
+            && let Some(kept) = self.without_unchanged(&memory, parent)?
+        {
+            memory = kept;
         }
         let (synced, scan) = std::thread::scope(|scope| {
             let sync = scope.spawn(|| memory.sync_all());
