@@ -7,6 +7,7 @@
 //!
 //! What a page held before is in the page cache soon after a resume, so it is compared.
 //! Nothing is read from the disk for it: what is not in memory counts as changed.
+//! If much is the same, the rest is copied to a file of its own.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -22,51 +23,76 @@ use super::sparse;
 /// Bytes that are compared at a time, unless a page is larger.
 const PIECE: u64 = 64 << 10;
 
-/// Makes holes of those pages of a diff that hold what they held in `parent`. Returns how
-/// many bytes these were.
-pub(super) fn leave_out(memory: &File, parent: &Snapshot) -> io::Result<u64> {
-    let mut punched = 0;
-    for range in unchanged(memory, parent)? {
-        let length = range.end - range.start;
-        match sparse::punch(memory, range) {
-            Ok(()) => punched += length,
-            // They cost room, nothing else.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(punched)
+/// What a diff holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Compared {
+    /// Pages that changed, as ranges of bytes, in order.
+    pub(super) changed: Vec<Range<u64>>,
+    /// Bytes of pages that hold what they held.
+    pub(super) unchanged: u64,
 }
 
-fn unchanged(memory: &File, parent: &Snapshot) -> io::Result<Vec<Range<u64>>> {
-    let geometry = parent.header().head.geometry;
-    let (page, size) = (geometry.page_size(), geometry.memory_size());
-    let mut new = vec![0; length(page.max(PIECE))];
-    let mut old = new.clone();
-    let mut ranges: Vec<Range<u64>> = Vec::new();
-    let mut at = 0;
-    while let Some(data) = sparse::next_data(memory, at, size)? {
-        // A page of which a part is data was written as a whole.
-        let end = data.end.next_multiple_of(page);
-        at = data.start / page * page;
-        while at < end {
-            let piece = ..length((end - at).min(new.len() as u64));
-            memory.read_exact_at(&mut new[piece], at)?;
-            let known = read_cached(parent, at, &mut old[piece])?;
-            let pages = new[piece].chunks_exact(length(page));
-            let before = old[..known].chunks_exact(length(page));
-            for (number, (now, before)) in (0..).zip(pages.zip(before)) {
-                let start = at + number * page;
-                match ranges.last_mut() {
-                    _ if now != before => {}
-                    Some(last) if last.end == start => last.end += page,
-                    _ => ranges.push(start..start + page),
+impl Compared {
+    /// Compares what a VMM wrote with what its memory was in `parent`.
+    pub(super) fn of(memory: &File, parent: &Snapshot) -> io::Result<Self> {
+        let geometry = parent.header().head.geometry;
+        let (page, size) = (geometry.page_size(), geometry.memory_size());
+        let mut new = vec![0; length(page.max(PIECE))];
+        let mut old = new.clone();
+        let mut compared = Self::default();
+        let mut at = 0;
+        while let Some(data) = sparse::next_data(memory, at, size)? {
+            // A page of which a part is data was written as a whole.
+            let end = data.end.next_multiple_of(page);
+            at = data.start / page * page;
+            while at < end {
+                let piece = ..length((end - at).min(new.len() as u64));
+                memory.read_exact_at(&mut new[piece], at)?;
+                let known = read_cached(parent, at, &mut old[piece])?;
+                let before = old[..known].chunks_exact(length(page)).map(Some);
+                let before = before.chain(std::iter::repeat(None));
+                for (now, before) in new[piece].chunks_exact(length(page)).zip(before) {
+                    compared.add(at..at + page, before == Some(now));
+                    at += page;
                 }
             }
-            at += piece.end as u64;
+        }
+        Ok(compared)
+    }
+
+    fn add(&mut self, page: Range<u64>, is_unchanged: bool) {
+        match self.changed.last_mut() {
+            _ if is_unchanged => self.unchanged += page.end - page.start,
+            Some(last) if last.end == page.start => last.end = page.end,
+            _ => self.changed.push(page),
         }
     }
-    Ok(ranges)
+
+    /// Whether there is enough that did not change for the rest to be copied.
+    pub(super) fn is_worth_a_copy(&self) -> bool {
+        let changed: u64 = self
+            .changed
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum();
+        self.unchanged * 3 > changed
+    }
+
+    /// Writes what changed into a new file. Through memory: nothing of the old file is on
+    /// the disk yet, and what makes holes of parts of it, or shares them, would bring them
+    /// there first.
+    pub(super) fn copy(&self, memory: &File, to: &File) -> io::Result<()> {
+        to.set_len(memory.metadata()?.len())?;
+        let mut buffer = vec![0; length(PIECE)];
+        for range in &self.changed {
+            for at in range.clone().step_by(length(PIECE)) {
+                let piece = ..length((range.end - at).min(PIECE));
+                memory.read_exact_at(&mut buffer[piece], at)?;
+                to.write_all_at(&buffer[piece], at)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Reads memory of a snapshot as far as it is in the page cache, from the start of the
@@ -157,8 +183,18 @@ mod tests {
         write(&diff, 4, 99);
         write(&diff, 21, 0);
         write(&diff, 41, 1);
-        let left_out = leave_out(&diff, &parent).unwrap();
-        assert_eq!(left_out, 6 * PAGE);
-        assert_eq!(pages_in(&diff), [4, 21, 41]);
+        let compared = Compared::of(&diff, &parent).unwrap();
+        assert_eq!(compared.unchanged, 6 * PAGE);
+        assert!(compared.is_worth_a_copy());
+
+        let kept = tempfile::tempfile_in(directory.path()).unwrap();
+        compared.copy(&diff, &kept).unwrap();
+        assert_eq!(pages_in(&kept), [4, 21, 41]);
+        let (mut old, mut new) = ([0; 4096], [0; 4096]);
+        for page in [4, 21, 41] {
+            diff.read_exact_at(&mut old, page * PAGE).unwrap();
+            kept.read_exact_at(&mut new, page * PAGE).unwrap();
+            assert_eq!(old, new, "{page}");
+        }
     }
 }

@@ -25,7 +25,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
@@ -40,8 +40,11 @@ use super::open::{OpenSnapshotError, Snapshot};
 use super::pin::Pin;
 use super::scan::Scan;
 use super::store::{BuildStore, HEADER, MANIFEST, MEMORY, SUMS, VMSTATE};
-use super::{checksum, chunks, sparse, unchanged};
+use super::unchanged::Compared;
+use super::{checksum, chunks, sparse};
 
+/// What changed of a memory file, before it takes its place.
+const KEPT: &str = "memory.kept";
 /// How often a new directory may be swept away before it is locked.
 const BEGIN_TRIES: u32 = 8;
 
@@ -260,7 +263,7 @@ impl BuildWriter {
         what: MemoryFile<'_>,
     ) -> Result<Scan, WriteBuildError> {
         let path = self.memory();
-        let (memory, found) = seal_in(&path)?;
+        let (mut memory, found) = seal_in(&path)?;
         let wanted = geometry.memory_size();
         if found != wanted {
             return Err(WriteBuildError::MemoryLength {
@@ -269,10 +272,10 @@ impl BuildWriter {
                 wanted,
             });
         }
-        if let MemoryFile::Diff(parent) = what {
-            let left_out = unchanged::leave_out(&memory, parent);
-            let bytes = left_out.map_err(FileError::of("compare", &path))?;
-            debug!(build_id = %self.id, bytes, "left out what did not change");
+        if let MemoryFile::Diff(parent) = what
+            && let Some(kept) = self.without_unchanged(&memory, parent)?
+        {
+            memory = kept;
         }
         let (synced, scan) = std::thread::scope(|scope| {
             let sync = scope.spawn(|| memory.sync_all());
@@ -287,6 +290,33 @@ impl BuildWriter {
             memory.sync_all().map_err(FileError::of("sync", &path))?;
         }
         Ok(scan)
+    }
+
+    /// A memory file of only what changed, if that is worth it. It is in the other's place.
+    fn without_unchanged(
+        &self,
+        memory: &File,
+        parent: &Snapshot,
+    ) -> Result<Option<File>, WriteBuildError> {
+        let path = self.memory();
+        let compared = Compared::of(memory, parent);
+        let compared = compared.map_err(FileError::of("compare", &path))?;
+        debug!(build_id = %self.id, unchanged = compared.unchanged, "compared");
+        if !compared.is_worth_a_copy() {
+            return Ok(None);
+        }
+        let kept = self.path.join(KEPT);
+        let failed = FileError::of::<io::Error>("write", &kept);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o444)
+            .open(&kept)
+            .map_err(&failed)?;
+        compared.copy(memory, &file).map_err(&failed)?;
+        std::fs::rename(&kept, &path).map_err(FileError::of("move into place", &path))?;
+        Ok(Some(file))
     }
 
     fn seal_vmstate(&self) -> Result<FileSeal, WriteBuildError> {
