@@ -21,6 +21,7 @@
 //! running; the next [`Fleet::open`] takes them over.
 
 mod admission;
+mod compaction;
 mod event;
 mod handle;
 mod roster;

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::admission::Reservation;
+use super::compaction::Compaction;
 use super::handle::Request;
 use super::roster::Roster;
 use super::upkeep::{DiskRoom, LOOK, Trouble, trouble};
@@ -20,8 +21,7 @@ use crate::devicemapper::Alarm;
 use crate::network::SlotCounters;
 use crate::sandbox::{
     Adopted, AfterPause, ChangeEgressError, Compacted, CreateSandboxError, DestroyError, Event,
-    FailedPause, FailedResume, Frozen, PauseReason, Paused, RecordError, Remains, ResumeError,
-    Sandbox, State,
+    FailedPause, FailedResume, Frozen, PauseReason, Paused, RecordError, Remains, Sandbox, State,
 };
 use crate::vm::ExitReason;
 
@@ -46,6 +46,7 @@ struct Owner {
     requests: mpsc::Receiver<Request>,
     /// Requests that came while it was created.
     early: Vec<Request>,
+    compaction: Compaction,
 }
 
 /// The life of a sandbox that is created now.
@@ -70,6 +71,7 @@ pub(super) async fn created(
                         reserved: Some(reserved),
                         requests,
                         early,
+                        compaction: Compaction::default(),
                     };
                     owner.live(&roster).await;
                 }
@@ -113,6 +115,7 @@ pub(super) async fn adopted(
         reserved,
         requests,
         early: Vec::new(),
+        compaction: Compaction::default(),
     };
     owner.live(&roster).instrument(span).await;
 }
@@ -200,47 +203,66 @@ impl Owner {
         if !self.early.is_empty() {
             return (self.early.remove(0), self);
         }
-        // Handles that are all gone can ask for nothing: the sandbox is left.
-        if let Body::Running(sandbox) = &self.body {
-            let reserve_mib = roster.reserved().1.disk_reserve_mib;
-            let reason = tokio::select! {
-                request = self.requests.recv() => return (request.unwrap_or(Request::Leave), self),
-                () = expired(&self.handle, sandbox.config().timeout) => return (Request::Expire, self),
-                () = tokio::time::sleep(LOOK), if sandbox.halted().is_some() => return (Request::LookAgain, self),
-                trouble = trouble(sandbox, reserve_mib), if sandbox.halted().is_none() => {
-                    return (Request::Trouble(trouble), self);
+        loop {
+            // Handles that are all gone can ask for nothing: the sandbox is left.
+            match &self.body {
+                Body::Running(sandbox) => {
+                    let reserve_mib = roster.reserved().1.disk_reserve_mib;
+                    let reason = tokio::select! {
+                        request = self.requests.recv() => return (request.unwrap_or(Request::Leave), self),
+                        () = expired(&self.handle, sandbox.config().timeout) => return (Request::Expire, self),
+                        () = tokio::time::sleep(LOOK), if sandbox.halted().is_some() => return (Request::LookAgain, self),
+                        trouble = trouble(sandbox, reserve_mib), if sandbox.halted().is_none() => {
+                            return (Request::Trouble(trouble), self);
+                        }
+                        reason = sandbox.exited() => ended(sandbox, reason),
+                        compacted = self.compaction.finished(), if self.compaction.is_running() => {
+                            self.take_compacted(compacted);
+                            continue;
+                        }
+                    };
+                    warn!(reason, "broken");
+                    roster.tell(FleetEvent::Broke(self.handle.id().clone()));
+                    self = self.fail(reason).await;
                 }
-                reason = sandbox.exited() => ended(sandbox, reason),
-            };
-            warn!(reason, "broken");
-            roster.tell(FleetEvent::Broke(self.handle.id().clone()));
-            self = self.fail(reason).await;
-        }
-        if let Body::Paused(paused) = &self.body {
-            tokio::select! {
-                // Whoever asks for something does not wait for this.
-                request = self.requests.recv() => return (request.unwrap_or(Request::Leave), self),
-                compacted = paused.compacted() => self.take_compacted(compacted),
+                Body::Paused(paused) => {
+                    self.compaction.begin(paused);
+                    tokio::select! {
+                        // Whoever asks for something does not wait for this.
+                        request = self.requests.recv() => return (request.unwrap_or(Request::Leave), self),
+                        compacted = self.compaction.finished(), if self.compaction.is_running() => {
+                            self.take_compacted(compacted);
+                        }
+                    }
+                }
+                Body::Broken(_) => {
+                    return (self.requests.recv().await.unwrap_or(Request::Leave), self);
+                }
             }
         }
-        (self.requests.recv().await.unwrap_or(Request::Leave), self)
     }
 
-    /// Takes the memory of a paused sandbox in one file, if it was worth making.
-    fn take_compacted(&mut self, compacted: Result<Option<Compacted>, ResumeError>) {
-        let Body::Paused(paused) = &mut self.body else {
+    /// Takes a copy of its memory in one file, if there is one and it is still of use.
+    fn take_compacted(&mut self, compacted: Option<Compacted>) {
+        let Some(compacted) = compacted else {
             return;
         };
-        let taken = match compacted {
-            Ok(None) => return,
-            Ok(Some(compacted)) => paused
-                .take_compacted(compacted)
-                .map_err(|error| Chain(&error).to_string()),
-            Err(error) => Err(Chain(&error).to_string()),
+        let taken = match &mut self.body {
+            Body::Running(sandbox) => sandbox.take_compacted(compacted),
+            Body::Paused(paused) => paused.take_compacted(compacted),
+            Body::Broken(_) => return,
         };
         match taken {
             Ok(()) => info!("its memory is in one file again"),
-            Err(error) => warn!(error, "its memory stays in many files"),
+            Err(error) => warn!(error = %Chain(&error), "its memory stays in many files"),
+        }
+    }
+
+    /// Waits for a copy that is being made, before something is built upon what it is of.
+    async fn settle_compaction(&mut self) {
+        if self.compaction.is_running() && matches!(self.body, Body::Running(_)) {
+            let compacted = self.compaction.finished().await;
+            self.take_compacted(compacted);
         }
     }
 
@@ -334,6 +356,7 @@ impl Owner {
         reason: PauseReason,
         roster: &Roster,
     ) -> (Self, Result<(), PauseRefused>) {
+        self.settle_compaction().await;
         let status = self.handle.status();
         let sandbox = match self.body {
             Body::Running(sandbox) => sandbox,
@@ -378,6 +401,7 @@ impl Owner {
 
     /// Writes it down. Whatever talks to its guest only notices that the guest stands still.
     async fn freeze(mut self, roster: &Roster) -> (Self, Result<Frozen, FreezeRefused>) {
+        self.settle_compaction().await;
         let id = self.handle.id().clone();
         let sandbox = match self.body {
             Body::Running(sandbox) if sandbox.halted().is_some() => {

@@ -251,3 +251,20 @@ impl Paused {
         Remains::write(self.directory, self.record, reason)
     }
 }
+
+impl Sandbox {
+    /// Lets the next snapshot be a diff to this copy, if it is one of what the sandbox was
+    /// resumed from: the contents are the same. Its guest goes on with what it has.
+    ///
+    /// # Errors
+    /// When that cannot be written down; then the next one is a diff to what it was.
+    pub fn take_compacted(&mut self, compacted: Compacted) -> Result<(), RecordError> {
+        if self.record.dirty_since.as_ref() != Some(&compacted.of) {
+            return Ok(());
+        }
+        let copy = Some(compacted.snapshot.id().clone());
+        let before = std::mem::replace(&mut self.record.dirty_since, copy);
+        self.write_record()
+            .inspect_err(|_| self.record.dirty_since = before)
+    }
+}

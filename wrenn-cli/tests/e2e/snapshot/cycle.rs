@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use wrenn_core::snapshot::GENERATION_LIMIT;
+use wrenn_core::snapshot::{GENERATION_LIMIT, Inspection};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent::*;
 
@@ -195,7 +195,7 @@ fn a_sandbox_goes_on_where_it_was_through_many_pauses_and_an_agents_death() {
 }
 
 #[test]
-fn many_pauses_leave_no_descriptor_no_thread_and_no_file() {
+fn many_pauses_leave_no_descriptor_no_thread_no_file_and_no_long_chain() {
     enter(|agent| async move {
         let files = files_of_root();
         let id = agent.create().await.id;
@@ -205,9 +205,12 @@ fn many_pauses_leave_no_descriptor_no_thread_and_no_file() {
             resume(&agent, &id).await.unwrap();
         }
         let settled = held_by(&agent);
-        for cycle in 0..Amount::Cycles.or(4) {
+        for cycle in 0..Amount::Cycles.or(usize::try_from(GENERATION_LIMIT).unwrap() + 2) {
             agent.shell(&id, &format!("echo {cycle} >/run/cycle")).await;
             pause(&agent, &id).await.unwrap();
+            let depth = Inspection::of(&build_of(&id)).unwrap().generation;
+            assert!(depth <= GENERATION_LIMIT + 1, "cycle {cycle}: {depth}");
+            // It does not lie on the disk for long enough to be compacted there.
             resume(&agent, &id).await.unwrap();
         }
         // Threads that have nothing to do end after a while.
