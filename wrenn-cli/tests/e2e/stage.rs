@@ -147,6 +147,13 @@ pub(crate) fn root() -> RootDirectory {
     )
 }
 
+/// What is written down of a sandbox that outlives its owner.
+pub(crate) fn record(id: &str) -> serde_json::Value {
+    let sandbox = root().path().join("sandboxes").join(id);
+    let record = std::fs::read_to_string(sandbox.join("sandbox.json")).unwrap();
+    serde_json::from_str(&record).unwrap()
+}
+
 /// The program that runs VMs.
 pub(crate) fn vmm() -> Option<PathBuf> {
     std::env::var_os("WRENN_VMM").map(PathBuf::from)

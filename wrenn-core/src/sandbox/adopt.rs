@@ -184,6 +184,9 @@ async fn take_over(
             }
             memory::end(pager).await;
             prepare::give_back(disk, slot).await;
+            // What could not be taken over is not ours to give back, and nobody's to keep: a
+            // host that starts anew has the files of a slot, and nothing else of it.
+            sweep_strays(host, &id).await;
             let reason = format!("its {lost} while nobody owned it");
             warn!(sandbox_id = %id, reason, "cannot be taken over");
             Adopted::Broken(Box::new(Remains::write(directory, record, reason)))
@@ -200,14 +203,18 @@ async fn lie_down(
 ) -> Paused {
     directory.keep();
     let id = directory.id().clone();
-    if pause::may_have_more(&directory)
-        && let Err(error) = sweep::strays(host, &id).await
-    {
-        warn!(sandbox_id = %id, error = %Chain(&error), "what a dead owner left stays for now");
+    if pause::may_have_more(&directory) {
+        sweep_strays(host, &id).await;
     }
     pause::clear(&directory);
     (record.vmm, record.pager, record.slot) = (None, None, None);
     Paused::new(Arc::clone(host), directory, record, PauseTimings::default())
+}
+
+async fn sweep_strays(host: &Shared, id: &SandboxId) {
+    if let Err(error) = sweep::strays(host, id).await {
+        warn!(sandbox_id = %id, error = %Chain(&error), "what a dead owner left stays for now");
+    }
 }
 
 /// Lets a VM go on that was stopped for a pause that never came about.

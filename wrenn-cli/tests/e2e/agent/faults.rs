@@ -1,5 +1,8 @@
 //! What breaks, and what of it anybody notices.
 
+use std::path::Path;
+
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use wrenn_proto::connectrpc::ErrorCode;
@@ -9,7 +12,7 @@ use super::stage::{
     Followed, TestAgent, enter, next, plain_events, read_all, read_until, refused, sh, small,
     started,
 };
-use crate::stage::{self, until};
+use crate::stage::{self, record, until};
 
 async fn get(agent: &TestAgent, id: &str) -> Sandbox {
     let request = GetSandboxRequest { id: id.to_owned() };
@@ -84,10 +87,11 @@ fn a_vmm_that_dies_is_told_to_everybody_who_waits() {
 
 /// The process that runs a sandbox's VM, as its record says.
 fn vmm_of(id: &str) -> i32 {
-    let sandbox = stage::root().path().join("sandboxes").join(id);
-    let record = std::fs::read_to_string(sandbox.join("sandbox.json")).unwrap();
-    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
-    i32::try_from(record["vmm"]["pid"].as_i64().unwrap()).unwrap()
+    i32::try_from(record(id)["vmm"]["pid"].as_i64().unwrap()).unwrap()
+}
+
+fn slot_of(id: &str) -> u64 {
+    record(id)["slot"].as_u64().unwrap()
 }
 
 #[test]
@@ -194,6 +198,25 @@ fn survives(signal: Signal) {
         for id in [first.id, second.id] {
             destroy(&agent, &id).await;
         }
+    });
+}
+
+/// A host that starts anew has files only: no VM, no disk in the kernel, no namespace.
+#[test]
+fn what_a_host_that_starts_anew_has_of_a_sandbox_goes_with_it() {
+    enter(|agent| async move {
+        let id = agent.create().await.id;
+        agent.end(Signal::SIGKILL).await;
+        let namespace = Path::new("/run/netns").join(format!("wrenn-{}", slot_of(&id)));
+        kill(Pid::from_raw(vmm_of(&id)), Signal::SIGKILL).unwrap();
+        umount2(&namespace, MntFlags::MNT_DETACH).unwrap();
+        std::fs::remove_file(&namespace).unwrap();
+        agent.start().await;
+        let found = get(&agent, &id).await;
+        assert_eq!(found.state.as_known(), Some(State::STATE_ERROR));
+        assert!(found.reason.contains("VM ended"), "{}", found.reason);
+        destroy(&agent, &id).await;
+        // The stage asserts that nothing is left, its slot among that.
     });
 }
 

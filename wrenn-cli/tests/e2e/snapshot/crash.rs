@@ -7,9 +7,9 @@ use nix::unistd::Pid;
 use wrenn_core::crash::POINTS;
 use wrenn_proto::hostagent::*;
 
-use super::cycle::{build_of, destroy, get, no_build_is_left, pause, record, resume, state};
+use super::cycle::{build_of, destroy, get, no_build_is_left, pause, resume, state};
 use crate::agent::stage::{TestAgent, ended, enter, enter_tolerating};
-use crate::stage::{Amount, until};
+use crate::stage::{Amount, record, until};
 
 /// Longer than a pause and a resume take where everything is emulated.
 const LONGEST_MS: u64 = 6_000;

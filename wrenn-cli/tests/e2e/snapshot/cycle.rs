@@ -11,7 +11,7 @@ use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent::*;
 
 use crate::agent::stage::{Followed, TestAgent, enter, enter_with, next, refused, sh, small};
-use crate::stage::{self, Amount, until};
+use crate::stage::{self, Amount, record, until};
 
 /// What goes on in the guest all the while: a counter in the memory of one process, a
 /// sleeper, and a connection whose ends are two programs.
@@ -61,12 +61,6 @@ pub(super) async fn destroy(agent: &TestAgent, id: &str) {
 async fn reserved(agent: &TestAgent) -> u32 {
     let host = agent.client().get_host(GetHostRequest::default()).await;
     host.unwrap().into_owned().sandboxes
-}
-
-pub(super) fn record(id: &str) -> serde_json::Value {
-    let sandbox = stage::root().path().join("sandboxes").join(id);
-    let record = std::fs::read_to_string(sandbox.join("sandbox.json")).unwrap();
-    serde_json::from_str(&record).unwrap()
 }
 
 /// The build that a sandbox is paused as, or was resumed from.
