@@ -12,7 +12,7 @@ use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent::*;
 
 use super::cycle::{destroy, get, no_build_is_left, pause, resume, state};
-use crate::agent::stage::{TestAgent, ended, enter, refused, small};
+use crate::agent::stage::{TestAgent, ended, enter, enter_with, refused, small};
 use crate::stage::{self, Amount, until};
 
 /// What a sandbox is before it is frozen: something in memory, on disk, and running.
@@ -114,7 +114,10 @@ async fn assert_selves(agent: &TestAgent, ids: &[String], sum: &str) {
 
 #[test]
 fn sandboxes_of_a_snapshot_have_its_past_and_are_themselves() {
-    enter(|agent| async move {
+    let spawns = Amount::Spawns.or(4);
+    // And what they are made of, and what is made of them.
+    let vcpus = (spawns + 4).to_string();
+    enter_with(&["--max-vcpus", &vcpus], |agent| async move {
         let source = agent.create().await.id;
         let sum = agent.shell(&source, PAST).await;
         let named = snapshot(&agent, &source, "warm").await.unwrap();
@@ -126,7 +129,7 @@ fn sandboxes_of_a_snapshot_have_its_past_and_are_themselves() {
         moves_on(&agent, &source).await;
         agent.shell(&source, "echo later >/run/file").await;
 
-        let all = join_all((0..Amount::Spawns.or(4)).map(|_| create(&agent, "warm"))).await;
+        let all = join_all((0..spawns).map(|_| create(&agent, "warm"))).await;
         let all: Vec<Sandbox> = all.into_iter().collect::<Result<_, _>>().unwrap();
         let ids: Vec<_> = all.iter().map(|sandbox| sandbox.id.clone()).collect();
         let tokens: BTreeSet<_> = all.iter().map(|one| one.access_token.clone()).collect();
