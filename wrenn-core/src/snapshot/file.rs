@@ -61,6 +61,34 @@ impl FileError {
     }
 }
 
+/// Files that were written and may not be on the disk yet.
+#[derive(Debug, Default)]
+pub(super) struct Unsynced(Vec<(PathBuf, File)>);
+
+impl Unsynced {
+    pub(super) fn add(&mut self, path: &Path, file: File) {
+        self.0.push((path.to_owned(), file));
+    }
+
+    /// Waits until all are on the disk. They are brought there at the same time, so that the
+    /// file system writes its journal, and the disk its cache, once for most of them.
+    pub(super) fn sync(self) -> Result<(), FileError> {
+        std::thread::scope(|scope| {
+            let begun = self.0.iter().map(|(path, file)| {
+                let sync = scope.spawn(|| file.sync_all());
+                (path, sync)
+            });
+            // All have begun before the first is waited for.
+            let begun: Vec<_> = begun.collect();
+            begun.into_iter().try_for_each(|(path, sync)| {
+                let lost = |_| Err(io::Error::other("the thread that syncs it died"));
+                let synced = sync.join().unwrap_or_else(lost);
+                synced.map_err(FileError::of("sync", path))
+            })
+        })
+    }
+}
+
 /// Opens a file that must be one: no link, no pipe, no device.
 pub(super) fn open_regular(path: &Path) -> Result<File, FileError> {
     open(path, false).map(|(file, _)| file)
@@ -94,8 +122,12 @@ fn open(path: &Path, write: bool) -> Result<(File, u64), FileError> {
     }
 }
 
-/// Writes a new file and waits until it is on the disk.
-pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<FileSeal, FileError> {
+/// Writes a new file.
+pub(super) fn write_new(
+    path: &Path,
+    bytes: &[u8],
+    unsynced: &mut Unsynced,
+) -> Result<FileSeal, FileError> {
     let failed = FileError::of::<io::Error>("write", path);
     let mut file = File::options()
         .write(true)
@@ -104,7 +136,7 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<FileSeal, FileError
         .open(path)
         .map_err(&failed)?;
     file.write_all(bytes).map_err(&failed)?;
-    file.sync_all().map_err(&failed)?;
+    unsynced.add(path, file);
     Ok(FileSeal {
         length: bytes.len() as u64,
         checksum: checksum::of(bytes),

@@ -32,7 +32,7 @@ use std::time::{Instant, SystemTime};
 use tracing::{debug, warn};
 
 use super::extent::Geometry;
-use super::file::{self, FileError};
+use super::file::{self, FileError, Unsynced};
 use super::header::{FileSeal, Header, Row, Seals};
 use super::id::BuildId;
 use super::manifest::{BuildDetails, BuildManifest, FileRecord, MANIFEST_VERSION, is_further_file};
@@ -224,14 +224,16 @@ impl BuildWriter {
         let begun = Instant::now();
         let scan = self.scan_and_sync(geometry, memory)?;
         let scanned = begun.elapsed();
-        let vmstate = self.seal_vmstate()?;
+        let mut unsynced = Unsynced::default();
+        let vmstate = self.seal_vmstate(&mut unsynced)?;
         let parent = match memory {
             MemoryFile::Full(_) => None,
             MemoryFile::Diff(parent) => Some(parent),
         };
-        let manifest = self.write_manifest(parent.map(|parent| parent.id().clone()), details)?;
-        let further = begun.elapsed() - scanned;
-        let sums = file::write_new(&self.path.join(SUMS), &chunks::encode(&scan.sums))?;
+        let parent_id = parent.map(|parent| parent.id().clone());
+        let manifest = self.write_manifest(parent_id, details, &mut unsynced)?;
+        let sums = chunks::encode(&scan.sums);
+        let sums = file::write_new(&self.path.join(SUMS), &sums, &mut unsynced)?;
         let seals = Seals {
             own: Row {
                 id: self.id.clone(),
@@ -246,12 +248,15 @@ impl BuildWriter {
             None => Header::full(geometry, &scan.runs, seals),
             Some(parent) => Header::overlay(parent.header(), &scan.runs, seals),
         };
-        file::write_new(&self.path.join(HEADER), &header.encode())?;
+        let header = header.encode();
+        file::write_new(&self.path.join(HEADER), &header, &mut unsynced)?;
+        let written = begun.elapsed();
+        unsynced.sync()?;
         file::sync_directory(&self.path)?;
         self.rename_into_place()?;
         let in_place = begun.elapsed();
         let snapshot = Snapshot::open_in(self.store.path(), &self.id)?;
-        debug!(build_id = %self.id, memory = ?scanned, ?further, ?in_place, opened = ?begun.elapsed(), "published");
+        debug!(build_id = %self.id, memory = ?scanned, ?written, ?in_place, opened = ?begun.elapsed(), "published");
         self.in_place = true;
         Ok(snapshot)
     }
@@ -319,10 +324,10 @@ impl BuildWriter {
         Ok(Some(file))
     }
 
-    fn seal_vmstate(&self) -> Result<FileSeal, WriteBuildError> {
+    fn seal_vmstate(&self, unsynced: &mut Unsynced) -> Result<FileSeal, WriteBuildError> {
         let path = self.vmstate();
         let (state, length) = seal_in(&path)?;
-        state.sync_all().map_err(FileError::of("sync", &path))?;
+        unsynced.add(&path, state);
         Ok(FileSeal {
             length,
             checksum: checksum::of(&file::read_whole(&path)?),
@@ -333,13 +338,14 @@ impl BuildWriter {
         &self,
         parent: Option<BuildId>,
         details: BuildDetails,
+        unsynced: &mut Unsynced,
     ) -> Result<FileSeal, WriteBuildError> {
         let mut files = BTreeMap::new();
         for name in &self.files {
             let path = self.path.join(name);
             let (further, _) = seal_in(&path)?;
-            further.sync_all().map_err(FileError::of("sync", &path))?;
             let record = FileRecord::of(&further).map_err(FileError::of("read", &path))?;
+            unsynced.add(&path, further);
             files.insert(name.clone(), record);
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -356,7 +362,8 @@ impl BuildWriter {
         };
         let mut json = serde_json::to_vec_pretty(&manifest).map_err(WriteBuildError::Manifest)?;
         json.push(b'\n');
-        Ok(file::write_new(&self.path.join(MANIFEST), &json)?)
+        let path = self.path.join(MANIFEST);
+        Ok(file::write_new(&path, &json, unsynced)?)
     }
 
     fn rename_into_place(&mut self) -> Result<(), WriteBuildError> {
