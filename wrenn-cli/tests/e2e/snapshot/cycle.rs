@@ -207,10 +207,11 @@ fn many_pauses_leave_no_descriptor_no_thread_no_file_and_no_long_chain() {
             // It does not lie on the disk for long enough to be compacted there.
             resume(&agent, &id).await.unwrap();
         }
-        // Threads that have nothing to do end after a while.
+        let held = held_by(&agent);
+        eprintln!("descriptors and threads: {settled:?} before, {held:?} after all cycles");
         until("it holds no more than before", || async {
             let (descriptors, threads) = held_by(&agent);
-            descriptors <= settled.0 && threads <= settled.1
+            descriptors <= settled.0 && threads <= settled.1 + SPARE_THREADS
         })
         .await;
         destroy(&agent, &id).await;
@@ -221,6 +222,10 @@ fn many_pauses_leave_no_descriptor_no_thread_no_file_and_no_long_chain() {
         .await;
     });
 }
+
+/// Threads for blocking work wait a while for more, and small tasks that come now and then are
+/// enough to keep some of them. How many that are has nothing to do with the number of cycles.
+const SPARE_THREADS: usize = 6;
 
 /// How many descriptors and threads the agent has.
 fn held_by(agent: &TestAgent) -> (usize, usize) {
