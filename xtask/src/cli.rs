@@ -104,7 +104,8 @@ pub(crate) struct E2eArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// The benchmark, all of them if absent: `boot`, `exec`, `net`.
+    /// The benchmark, all of them if absent: `boot`, `exec`, `net`, `dm`, `create`, `files`,
+    /// `snapshot`, `pager`.
     pub(crate) name: Option<String>,
     /// A program that speaks the Firecracker API, measured as a baseline.
     #[arg(long, value_name = "PATH")]
