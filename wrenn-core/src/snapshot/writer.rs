@@ -43,8 +43,8 @@ use super::store::{BuildStore, HEADER, MANIFEST, MEMORY, SUMS, VMSTATE};
 use super::unchanged::Compared;
 use super::{checksum, chunks, sparse};
 
-/// What changed of a memory file, before it takes its place.
-const KEPT: &str = "memory.kept";
+/// What changed of a memory file, before it takes its place. No further file has such a name.
+const KEPT: &str = ".memory.kept";
 /// How often a new directory may be swept away before it is locked.
 const BEGIN_TRIES: u32 = 8;
 
@@ -278,9 +278,9 @@ impl BuildWriter {
             });
         }
         if let MemoryFile::Diff(parent) = what
-            && let Some(kept) = self.without_unchanged(&memory, parent)?
+            && self.leave_out_unchanged(&memory, parent)?
         {
-            memory = kept;
+            (memory, _) = seal_in(&path)?;
         }
         let (synced, scan) = std::thread::scope(|scope| {
             let sync = scope.spawn(|| memory.sync_all());
@@ -297,31 +297,31 @@ impl BuildWriter {
         Ok(scan)
     }
 
-    /// A memory file of only what changed, if that is worth it. It is in the other's place.
-    fn without_unchanged(
+    /// Puts a memory file of only what changed into the place of the VMM's, if that is worth
+    /// it, and says whether it was.
+    fn leave_out_unchanged(
         &self,
         memory: &File,
         parent: &Snapshot,
-    ) -> Result<Option<File>, WriteBuildError> {
+    ) -> Result<bool, WriteBuildError> {
         let path = self.memory();
         let compared = Compared::of(memory, parent);
         let compared = compared.map_err(FileError::of("compare", &path))?;
         debug!(build_id = %self.id, unchanged = compared.unchanged, "compared");
         if !compared.is_worth_a_copy() {
-            return Ok(None);
+            return Ok(false);
         }
         let kept = self.path.join(KEPT);
         let failed = FileError::of::<io::Error>("write", &kept);
         let file = File::options()
-            .read(true)
             .write(true)
             .create_new(true)
-            .mode(0o444)
+            .mode(0o600)
             .open(&kept)
             .map_err(&failed)?;
         compared.copy(memory, &file).map_err(&failed)?;
         std::fs::rename(&kept, &path).map_err(FileError::of("move into place", &path))?;
-        Ok(Some(file))
+        Ok(true)
     }
 
     fn seal_vmstate(&self, unsynced: &mut Unsynced) -> Result<FileSeal, WriteBuildError> {

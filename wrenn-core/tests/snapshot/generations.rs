@@ -39,6 +39,30 @@ fn a_page_that_became_zero_is_zero_after_the_second_resume() {
 }
 
 #[test]
+fn memory_can_be_read_by_whoever_is_shown_it_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (_directory, _root, store) = store();
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let mut guest = Guest::new(PAGES);
+    for page in 0..PAGES {
+        guest.write(page, 7);
+    }
+    let first = guest.pause(&store, None).unwrap();
+    for page in 0..PAGES {
+        // Most are written and stay as they are.
+        guest.write(page, if page < 3 { 8 } else { 7 });
+    }
+    let second = guest.pause(&store, Some(&first)).unwrap();
+    nix::sys::stat::umask(before);
+    guest.assert_is_in(&second);
+    for snapshot in [&first, &second] {
+        let memory = snapshot.layers()[0].memory().metadata().unwrap();
+        assert_eq!(memory.permissions().mode() & 0o777, 0o444);
+    }
+}
+
+#[test]
 fn a_pause_writes_what_changed_and_nothing_else() {
     use std::os::unix::fs::MetadataExt;
 
