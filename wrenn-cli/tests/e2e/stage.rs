@@ -110,9 +110,10 @@ impl Amount {
 }
 
 fn limit() -> Duration {
-    match Amount::ALL.iter().find_map(|amount| amount.asked()) {
-        Some(_) => LONG_LIMIT,
-        None => LIMIT,
+    if Amount::ALL.iter().any(|amount| amount.asked().is_some()) {
+        LONG_LIMIT
+    } else {
+        LIMIT
     }
 }
 

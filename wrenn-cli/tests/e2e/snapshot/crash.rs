@@ -42,15 +42,31 @@ pub(super) async fn forget_snapshot(agent: &TestAgent) {
     drop(agent.client().delete_snapshot(request).await);
 }
 
-/// Asks for that of which a crash point is a step. No answer comes.
-pub(super) async fn do_what(point: &'static str, agent: Arc<TestAgent>, id: String) {
-    if point.starts_with("pause") {
-        drop(pause(&agent, &id).await);
-    } else if point.starts_with("resume") {
-        drop(resume(&agent, &id).await);
-    } else {
-        snapshot(&agent, &id).await;
+/// Asks for that of which a crash point is a step, of an agent that ends itself there. Before a
+/// step of a resume the sandbox is paused.
+pub(super) async fn end_at(point: &'static str, agent: &Arc<TestAgent>, id: &str) {
+    if point.starts_with("resume") {
+        pause(agent, id).await.unwrap();
     }
+    agent.end(Signal::SIGTERM).await;
+    agent.start_to_crash(Some(point)).await;
+    let pid = agent.pid();
+    let asked = tokio::spawn({
+        let (agent, id) = (Arc::clone(agent), id.to_owned());
+        async move {
+            // No answer comes.
+            if point.starts_with("pause") {
+                drop(pause(&agent, &id).await);
+            } else if point.starts_with("resume") {
+                drop(resume(&agent, &id).await);
+            } else {
+                snapshot(&agent, &id).await;
+            }
+        }
+    });
+    until(&format!("it ends at {point}"), || async { ended(pid) }).await;
+    asked.await.unwrap();
+    agent.end(Signal::SIGKILL).await;
 }
 
 /// Whatever happened, it runs or is paused, and then it runs again as it was.
@@ -74,16 +90,7 @@ fn an_agent_that_ends_at_any_step_loses_nothing() {
         }
         for (round, point) in POINTS.into_iter().enumerate() {
             change(&agent, &id, round).await;
-            if point.starts_with("resume") {
-                pause(&agent, &id).await.unwrap();
-            }
-            agent.end(Signal::SIGTERM).await;
-            agent.start_to_crash(Some(point)).await;
-            let pid = agent.pid();
-            let asked = tokio::spawn(do_what(point, Arc::clone(&agent), id.clone()));
-            until(&format!("it ends at {point}"), || async { ended(pid) }).await;
-            asked.await.unwrap();
-            agent.end(Signal::SIGKILL).await;
+            end_at(point, &agent, &id).await;
             agent.start().await;
             bring_back(&agent, &id, round).await;
             forget_snapshot(&agent).await;
