@@ -443,6 +443,21 @@ async fn nothing_but_health_answers_without_the_token() {
     daemon.stop().await;
 }
 
+/// A host takes a route that is not there for a daemon of before, and says nothing.
+#[tokio::test]
+async fn disks_are_synced_when_asked() {
+    let daemon = TestDaemon::start().await;
+    let ask = |method| {
+        let request = Request::builder().method(method).uri("/sync");
+        request.body(body("")).unwrap()
+    };
+    let (status, _, _) = daemon.http(ask("POST")).await;
+    assert_eq!(status, 204);
+    let (status, _, _) = daemon.http(ask("GET")).await;
+    assert_eq!(status, 405);
+    daemon.stop().await;
+}
+
 /// Paths of all RPCs, out of the .proto files themselves.
 fn all_rpcs() -> Vec<String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/envd");
