@@ -63,8 +63,9 @@ pub(super) struct SandboxRecord {
     /// The build that it is paused as, or was resumed from: its memory is read from there.
     #[serde(default)]
     pub(super) build: Option<BuildId>,
-    /// The build since which its VMM knows which pages have changed. There from a resume
-    /// on until a snapshot is asked for, after which the VMM has forgotten them.
+    /// The build since which its VMM knows which pages have changed, or a copy of it with the
+    /// same contents. There from a resume on until a snapshot is asked for, after which the
+    /// VMM has forgotten them.
     #[serde(default)]
     pub(super) dirty_since: Option<BuildId>,
     /// Whether it is paused because it was idle, and nobody has acknowledged that.
