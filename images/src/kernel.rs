@@ -25,8 +25,15 @@ use crate::recipe::Recipe;
 use crate::vmlinux;
 
 /// What a guest needs before it can reach its root file system, its network and good
-/// random numbers. All else it needs is built into Debian's cloud kernel.
-const GUEST_MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng"];
+/// random numbers, and to tell its host which memory is free. All else it needs is built into
+/// Debian's cloud kernel.
+const GUEST_MODULES: &[&str] = &[
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "virtio_balloon",
+];
 
 /// The kernel that guests run.
 pub const GUEST: DebianKernel = DebianKernel {

@@ -210,6 +210,25 @@ pub struct EntropyConfig {
     pub rate_limiter: Option<RateLimiterConfig>,
 }
 
+/// `/balloon`. The host never asks for memory back, so that only reporting is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// MiB that the guest shall give up. Only 0 is implemented.
+    pub amount_mib: u32,
+    /// Whether the guest takes pages back rather than end a process for want of memory.
+    pub deflate_on_oom: bool,
+    /// Seconds between two statistics. Only 0, for none, is implemented.
+    #[serde(default)]
+    pub stats_polling_interval_s: u16,
+    /// Free pages when the host asks. Not implemented.
+    #[serde(default)]
+    pub free_page_hinting: bool,
+    /// Free pages as they come about: they take no room in host and snapshots.
+    #[serde(default)]
+    pub free_page_reporting: bool,
+}
+
 /// Limits of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -377,8 +396,8 @@ pub struct VmConfig {
     pub network_interfaces: Vec<NetworkInterfaceConfig>,
     /// See the parts.
     pub entropy: Option<EntropyConfig>,
-    /// Not implemented; must be absent or null.
-    pub balloon: Option<NotImplemented>,
+    /// See the parts.
+    pub balloon: Option<BalloonConfig>,
     /// Not implemented; must be absent or null.
     pub cpu_config: Option<NotImplemented>,
     /// Not implemented; must be absent or null.

@@ -6,7 +6,7 @@
 //! arguments ─▶ run ─▶ api ─▶ machine ─┬─ cpu      vCPU threads
 //!                                     ├─ boot     kernel, parameters, ACPI tables
 //!                                     ├─ devices  serial port, keyboard, power
-//!                                     ├─ virtio   drives, network, entropy
+//!                                     ├─ virtio   drives, network, entropy, balloon
 //!                                     └─ snapshot the whole machine as two files
 //! ```
 //!

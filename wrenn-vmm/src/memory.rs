@@ -8,7 +8,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::layout;
-use crate::sys::memory::Spacer;
+use crate::sys::memory::{HUGE_PAGE_SIZE, Spacer};
 
 /// The guest's memory. The bitmap exists only if dirty pages are tracked; it records
 /// what the VMM itself writes, while KVM records what the guest writes.
@@ -16,6 +16,9 @@ pub type GuestMemory = GuestMemoryMmap<Option<AtomicBitmap>>;
 
 /// Size of a page in guest and host.
 pub const PAGE_SIZE: usize = 4096;
+
+/// How many gaps that are not aligned are passed over before memory is put into one.
+const GAPS_MAX: usize = 16;
 
 /// What backs guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,18 +127,29 @@ fn map_region(
     track_dirty_pages: bool,
 ) -> Result<GuestRegionMmap<Option<AtomicBitmap>>, MemoryError> {
     const PAGE: NonZeroUsize = NonZeroUsize::new(PAGE_SIZE).expect("a page has a size");
-    let bitmap = track_dirty_pages.then(|| AtomicBitmap::new(size, PAGE));
     let mut flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     if backing == HugePages::Size2Mib {
         flags |= libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
     }
-    let spacer = Spacer::before(size);
-    let mapping = MmapRegionBuilder::new_with_bitmap(size, bitmap)
-        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(flags)
-        .build()
-        .map_err(|source| MemoryError::Map { size, source })?;
-    drop(spacer);
+    // Gaps in the address space that were found in place of the aligned one; they are taken
+    // until that is found.
+    let mut gaps = Vec::new();
+    let mapping = loop {
+        let bitmap = track_dirty_pages.then(|| AtomicBitmap::new(size, PAGE));
+        let spacer = Spacer::before(size);
+        let mapping = MmapRegionBuilder::new_with_bitmap(size, bitmap)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(flags)
+            .build()
+            .map_err(|source| MemoryError::Map { size, source })?;
+        drop(spacer);
+        let is_aligned = (mapping.as_ptr() as usize).is_multiple_of(HUGE_PAGE_SIZE);
+        if is_aligned || gaps.len() == GAPS_MAX {
+            break mapping;
+        }
+        gaps.push(mapping);
+    };
+    drop(gaps);
     if backing == HugePages::Transparent {
         crate::sys::memory::advise_huge_pages(&mapping).map_err(MemoryError::Advise)?;
     }
@@ -147,7 +161,6 @@ mod tests {
     use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
     use super::*;
-    use crate::sys::memory::HUGE_PAGE_SIZE;
 
     #[test]
     fn small_guest_is_one_region() {

@@ -129,6 +129,20 @@ pub struct EntropyMetrics {
     pub bytes: Counter,
 }
 
+/// The balloon.
+#[derive(Debug, Serialize)]
+pub struct BalloonMetrics {
+    /// Blocks that the guest reported as free.
+    #[serde(rename = "free_page_report_count")]
+    pub reports: Counter,
+    /// Bytes of them that were given back to the host.
+    #[serde(rename = "free_page_report_freed")]
+    pub discarded_bytes: Counter,
+    /// Blocks that stayed.
+    #[serde(rename = "free_page_report_fails")]
+    pub failures: Counter,
+}
+
 /// Exits of vCPUs.
 #[derive(Debug, Serialize)]
 pub struct VcpuMetrics {
@@ -166,6 +180,8 @@ pub struct Metrics {
     pub net: NetMetrics,
     /// Entropy source.
     pub entropy: EntropyMetrics,
+    /// Balloon.
+    pub balloon: BalloonMetrics,
     /// vCPUs.
     pub vcpu: VcpuMetrics,
     /// Log.
@@ -197,6 +213,11 @@ pub static METRICS: Metrics = Metrics {
     },
     entropy: EntropyMetrics {
         bytes: Counter::new(),
+    },
+    balloon: BalloonMetrics {
+        reports: Counter::new(),
+        discarded_bytes: Counter::new(),
+        failures: Counter::new(),
     },
     vcpu: VcpuMetrics {
         port_reads: Counter::new(),

@@ -5,6 +5,7 @@
 //! api     HTTP on the Unix socket
 //! vcpuN   one for each vCPU
 //! driveN  one for each drive
+//! balloon the balloon, if there is one
 //! ```
 
 use std::io;
@@ -236,6 +237,7 @@ impl MainThread {
                 .map(Action::SetNetwork),
         );
         actions.extend(config.entropy.map(Action::SetEntropy));
+        actions.extend(config.balloon.map(Action::SetBalloon));
         actions.push(Action::Start);
         for action in actions {
             self.act(action)?;

@@ -24,8 +24,8 @@ pub struct Filters {
     pub main: Filter,
     /// vCPUs.
     pub vcpu: Filter,
-    /// Drives.
-    pub drive: Filter,
+    /// Devices that have a thread of their own: drives and the balloon.
+    pub device: Filter,
     /// The API.
     pub api: Filter,
 }
@@ -104,7 +104,7 @@ const MAIN: &[i64] = &[
     libc::SYS_fallocate,
 ];
 
-const DRIVE: &[i64] = &[libc::SYS_preadv, libc::SYS_pwritev, libc::SYS_fdatasync];
+const DEVICE: &[i64] = &[libc::SYS_preadv, libc::SYS_pwritev, libc::SYS_fdatasync];
 
 const API: &[i64] = &[
     libc::SYS_accept4,
@@ -175,7 +175,7 @@ pub fn filters() -> Result<Filters, FilterError> {
     Ok(Filters {
         main: compile(&[EVERY_THREAD, EVENTS, MAIN], MAIN_CONTROLS)?,
         vcpu: compile(&[EVERY_THREAD], VCPU_CONTROLS)?,
-        drive: compile(&[EVERY_THREAD, EVENTS, DRIVE], &[])?,
+        device: compile(&[EVERY_THREAD, EVENTS, DEVICE], &[])?,
         api: compile(&[EVERY_THREAD, EVENTS, API], &[])?,
     })
 }
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn filters_compile() {
         let filters = filters().unwrap();
-        for filter in [&filters.main, &filters.vcpu, &filters.drive, &filters.api] {
+        for filter in [&filters.main, &filters.vcpu, &filters.device, &filters.api] {
             assert!(
                 filter
                     .0

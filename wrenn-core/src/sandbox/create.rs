@@ -24,7 +24,7 @@ use crate::guest::{
 use crate::network::{CreateSlotError, GrantTapError, NetworkSlot, SetEgressError};
 use crate::template::{OpenTemplateError, Template};
 use crate::vm::{
-    BootSource, CgroupError, Device, Drive, ExitReason, JailFile, JailSpec, LaunchSpec,
+    Balloon, BootSource, CgroupError, Device, Drive, ExitReason, JailFile, JailSpec, LaunchSpec,
     MachineConfig, NetworkInterface, Resources, StartVmError, Vm, VmCgroup, VmConfig,
 };
 
@@ -410,6 +410,7 @@ fn describe(config: &SandboxConfig, template: &Template, slot: &NetworkSlot) -> 
             host_dev_name: slot.tap_name().to_owned(),
         }],
         entropy: true,
+        balloon: Some(Balloon::REPORTING),
     }
 }
 

@@ -89,6 +89,12 @@ impl Geometry {
         (self.bytes(page) == offset).then_some(page)
     }
 
+    /// How many whole pages these bytes of memory are.
+    #[allow(clippy::cast_possible_truncation, reason = "page numbers have 32 bits")]
+    pub(super) const fn pages_in(self, bytes: u64) -> u32 {
+        (bytes >> self.page_shift) as u32
+    }
+
     pub(super) const fn bytes(self, pages: u32) -> u64 {
         (pages as u64) << self.page_shift
     }

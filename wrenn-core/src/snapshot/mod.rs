@@ -59,9 +59,9 @@ mod manifest;
 mod open;
 mod pin;
 mod scan;
+mod sorted;
 mod sparse;
 mod store;
-mod unchanged;
 mod writer;
 
 pub use compact::CompactError;

@@ -36,6 +36,16 @@ impl Scan {
         Ok(scanner.finish())
     }
 
+    /// Notes of pages that are zero and were left out of the file.
+    pub(super) fn add_zeros(&mut self, zeros: &[Range<u64>], geometry: Geometry) {
+        self.runs.extend(zeros.iter().map(|range| Run {
+            page: geometry.pages_in(range.start),
+            pages: geometry.pages_in(range.end - range.start),
+            zero: true,
+        }));
+        self.runs.sort_unstable_by_key(|run| run.page);
+    }
+
     /// Ranges of written zeros that are worth giving back.
     fn wasted(&self, geometry: Geometry) -> impl Iterator<Item = Range<u64>> {
         let zeros = self.runs.iter().filter(|run| run.zero);
@@ -122,8 +132,7 @@ impl Scanner {
 
     fn classify(&mut self, start: u64, within: Range<usize>) {
         let page_size = self.geometry.page_size();
-        #[allow(clippy::cast_possible_truncation, reason = "page numbers have 32 bits")]
-        let first = (start / page_size) as u32;
+        let first = self.geometry.pages_in(start);
         let pages = self.buffer[within].chunks_exact(index(page_size));
         for (page, bytes) in (first..).zip(pages) {
             let zero = is_zero(bytes);
@@ -166,7 +175,8 @@ fn index(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
-fn is_zero(page: &[u8]) -> bool {
+/// Whether a page holds nothing but zeros.
+pub(super) fn is_zero(page: &[u8]) -> bool {
     // Wide steps that end early: most pages differ from zero in their first bytes.
     page.chunks(256)
         .all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)

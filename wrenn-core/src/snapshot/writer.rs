@@ -4,7 +4,7 @@
 //! begin ──▶ <id>.tmp-…/          locked by the writer
 //!             │  the VMM writes memory.bin and vmstate.bin, or they are moved in;
 //!             │  further files are moved in
-//! publish     │  leave out of a diff what did not change
+//! publish     │  leave out what did not change, and zeros
 //!             │  scan memory.bin: pages, zeros, checksums  ┐ at the same time
 //!             │  sync memory.bin                           ┘
 //!             │  write memory.sums, build.json, header.bin; sync all, sync the directory
@@ -39,11 +39,11 @@ use super::manifest::{BuildDetails, BuildManifest, FileRecord, MANIFEST_VERSION,
 use super::open::{OpenSnapshotError, Snapshot};
 use super::pin::Pin;
 use super::scan::Scan;
+use super::sorted::Sorted;
 use super::store::{BuildStore, HEADER, MANIFEST, MEMORY, SUMS, VMSTATE};
-use super::unchanged::Compared;
 use super::{checksum, chunks, sparse};
 
-/// What changed of a memory file, before it takes its place. No further file has such a name.
+/// What is kept of a memory file, before it takes its place. No further file has such a name.
 const KEPT: &str = ".memory.kept";
 /// How often a new directory may be swept away before it is locked.
 const BEGIN_TRIES: u32 = 8;
@@ -277,10 +277,22 @@ impl BuildWriter {
                 wanted,
             });
         }
-        if let MemoryFile::Diff(parent) = what
-            && self.leave_out_unchanged(&memory, parent)?
-        {
-            (memory, _) = seal_in(&path)?;
+        let sorted = match what {
+            MemoryFile::Diff(parent) => Some(self.sort(&memory, geometry, Some(parent))?),
+            // One without holes is by a VMM that writes zeros.
+            MemoryFile::Full(_) => match sparse::next_data(&memory, 0, wanted) {
+                Ok(Some(data)) if data == (0..wanted) => Some(self.sort(&memory, geometry, None)?),
+                Ok(_) => None,
+                Err(error) => return Err(FileError::of("look at", &path)(error).into()),
+            },
+        };
+        let mut sorted = sorted.filter(Sorted::is_worth_a_copy);
+        if let Some(worth) = &sorted {
+            if self.keep(&memory, worth)? {
+                (memory, _) = seal_in(&path)?;
+            } else {
+                sorted = None;
+            }
         }
         let (synced, scan) = std::thread::scope(|scope| {
             let sync = scope.spawn(|| memory.sync_all());
@@ -288,29 +300,34 @@ impl BuildWriter {
             let lost = |_| Err(io::Error::other("the thread that syncs it died"));
             (sync.join().unwrap_or_else(lost), scan)
         });
-        let scan = scan.map_err(FileError::of("read", &path))?;
+        let mut scan = scan.map_err(FileError::of("read", &path))?;
         synced.map_err(FileError::of("sync", &path))?;
         let punched = scan.punch_zeros(&memory, geometry);
         if punched.map_err(FileError::of("punch holes into", &path))? {
             memory.sync_all().map_err(FileError::of("sync", &path))?;
         }
+        if let Some(sorted) = &sorted {
+            scan.add_zeros(&sorted.zeros, geometry);
+        }
         Ok(scan)
     }
 
-    /// Puts a memory file of only what changed into the place of the VMM's, if that is worth
-    /// it, and says whether it was.
-    fn leave_out_unchanged(
+    fn sort(
         &self,
         memory: &File,
-        parent: &Snapshot,
-    ) -> Result<bool, WriteBuildError> {
+        geometry: Geometry,
+        parent: Option<&Snapshot>,
+    ) -> Result<Sorted, WriteBuildError> {
+        let sorted = Sorted::of(memory, geometry, parent);
+        let sorted = sorted.map_err(FileError::of("compare", &self.memory()))?;
+        debug!(build_id = %self.id, unchanged = sorted.unchanged, "compared");
+        Ok(sorted)
+    }
+
+    /// Puts a memory file of only what is kept into the place of the VMM's, if there is room
+    /// for both, and says whether there was.
+    fn keep(&self, memory: &File, sorted: &Sorted) -> Result<bool, WriteBuildError> {
         let path = self.memory();
-        let compared = Compared::of(memory, parent);
-        let compared = compared.map_err(FileError::of("compare", &path))?;
-        debug!(build_id = %self.id, unchanged = compared.unchanged, "compared");
-        if !compared.is_worth_a_copy() {
-            return Ok(false);
-        }
         let kept = self.path.join(KEPT);
         let failed = FileError::of::<io::Error>("write", &kept);
         let file = File::options()
@@ -319,7 +336,14 @@ impl BuildWriter {
             .mode(0o600)
             .open(&kept)
             .map_err(&failed)?;
-        compared.copy(memory, &file).map_err(&failed)?;
+        match sorted.copy(memory, &file).map_err(&failed) {
+            Ok(()) => {}
+            Err(FileError::NoSpace { .. }) => {
+                std::fs::remove_file(&kept).map_err(FileError::of("remove", &kept))?;
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
         std::fs::rename(&kept, &path).map_err(FileError::of("move into place", &path))?;
         Ok(true)
     }

@@ -84,6 +84,8 @@ pub struct VmConfig {
     pub network_interfaces: Vec<NetworkInterface>,
     /// Whether the guest gets a virtio entropy device.
     pub entropy: bool,
+    /// The guest's balloon, if it gets one.
+    pub balloon: Option<Balloon>,
 }
 
 /// Body of `PUT /machine-config`.
@@ -169,6 +171,26 @@ pub struct NetworkInterface {
     pub guest_mac: String,
     /// Name of the TAP device in the VMM's network namespace.
     pub host_dev_name: String,
+}
+
+/// Body of `PUT /balloon`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balloon {
+    /// Memory that the guest shall give up, in MiB.
+    pub amount_mib: u32,
+    /// Whether the guest may take it back when it runs short.
+    pub deflate_on_oom: bool,
+    /// Whether the guest tells which memory is free, so that neither host nor snapshots keep it.
+    pub free_page_reporting: bool,
+}
+
+impl Balloon {
+    /// One that takes nothing from the guest but hears what is free.
+    pub const REPORTING: Self = Self {
+        amount_mib: 0,
+        deflate_on_oom: false,
+        free_page_reporting: true,
+    };
 }
 
 /// Body of `PUT /actions`.

@@ -25,8 +25,8 @@ use crate::cpu::thread::VcpuError;
 use crate::devices::keyboard::KeyboardBufferFull;
 use crate::logger::{self, LogFileError};
 use crate::machine::{
-    BootSourceError, CreateSnapshotError, DriveError, Environment, LoadSnapshotError, Machine,
-    NetworkError, Resources, StartError, UpdateDriveError,
+    BalloonError, BootSourceError, CreateSnapshotError, DriveError, Environment, LoadSnapshotError,
+    Machine, NetworkError, Resources, StartError, UpdateDriveError,
 };
 use crate::metrics::{METRICS, MetricsError, MetricsFile};
 use crate::snapshot::config::{CreateSnapshotConfig, LoadSnapshotConfig, SnapshotType};
@@ -58,6 +58,9 @@ pub enum ActionError {
     /// Network interfaces.
     #[error("Network config error: Could not create the network device")]
     Network(#[from] NetworkError),
+    /// Balloon.
+    #[error("Balloon config error")]
+    Balloon(#[from] BalloonError),
     /// vCPUs and memory.
     #[error("Machine config error")]
     Machine(#[from] MachineConfigError),
@@ -217,6 +220,7 @@ impl Controller {
                 | Action::SetDrive(_)
                 | Action::SetNetwork(_)
                 | Action::SetEntropy(_)
+                | Action::SetBalloon(_)
         );
         match action {
             Action::GetMachine => return json(&resources.machine),
@@ -226,6 +230,7 @@ impl Controller {
             Action::SetDrive(config) => resources.set_drive(config)?,
             Action::SetNetwork(config) => resources.set_network(config)?,
             Action::SetEntropy(config) => resources.set_entropy(config)?,
+            Action::SetBalloon(config) => resources.set_balloon(config)?,
             Action::SetLogger(config) => logger::configure(&config)?,
             Action::SetMetrics(config) => self.metrics.open(&config.metrics_path)?,
             Action::Start => {
@@ -296,6 +301,7 @@ fn control(
         | Action::SetDrive(_)
         | Action::SetNetwork(_)
         | Action::SetEntropy(_)
+        | Action::SetBalloon(_)
         | Action::SetLogger(_)
         | Action::SetMetrics(_)
         | Action::LoadSnapshot(_)

@@ -4,9 +4,9 @@ use serde::de::DeserializeOwned;
 
 use crate::api::http::{HttpRequest, Method};
 use crate::config::{
-    ActionConfig, ActionType, BootSourceConfig, DriveConfig, DriveUpdate, EntropyConfig,
-    LoggerConfig, MachineConfig, MachineConfigUpdate, MetricsConfig, NetworkInterfaceConfig,
-    RequestedState, VmUpdate,
+    ActionConfig, ActionType, BalloonConfig, BootSourceConfig, DriveConfig, DriveUpdate,
+    EntropyConfig, LoggerConfig, MachineConfig, MachineConfigUpdate, MetricsConfig,
+    NetworkInterfaceConfig, RequestedState, VmUpdate,
 };
 use crate::snapshot::config::{CreateSnapshotConfig, LoadSnapshotConfig};
 
@@ -33,6 +33,8 @@ pub enum Action {
     SetNetwork(NetworkInterfaceConfig),
     /// `PUT /entropy`
     SetEntropy(EntropyConfig),
+    /// `PUT /balloon`
+    SetBalloon(BalloonConfig),
     /// `PUT /logger`
     SetLogger(LoggerConfig),
     /// `PUT /metrics`
@@ -141,6 +143,7 @@ fn put(resource: &str, item: Option<&str>, body: &[u8]) -> Result<Action, Reques
         }
         "machine-config" => Action::SetMachine(json::<MachineConfig>(body)?.into()),
         "entropy" => Action::SetEntropy(json(body)?),
+        "balloon" => Action::SetBalloon(json(body)?),
         "logger" => Action::SetLogger(json(body)?),
         "metrics" => Action::SetMetrics(json(body)?),
         "snapshot" => match item {

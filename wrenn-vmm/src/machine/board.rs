@@ -18,7 +18,9 @@ use crate::machine::hypervisor::Hypervisor;
 use crate::machine::{Devices, Resources};
 use crate::memory::GuestMemory;
 use crate::snapshot::state::DeviceStates;
+use crate::sys::memory::Discard;
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Entropy;
@@ -28,6 +30,7 @@ use crate::virtio::transport::{MmioTransport, NOTIFY_OFFSET, TransportState};
 pub(super) struct Board<'a> {
     hypervisor: &'a Hypervisor,
     memory: &'a Arc<GuestMemory>,
+    discard: Discard,
     ports: Bus,
     windows_bus: Bus,
     windows: Vec<VirtioWindow>,
@@ -44,10 +47,16 @@ pub(super) struct Assembled {
 }
 
 impl<'a> Board<'a> {
-    pub(super) fn new(hypervisor: &'a Hypervisor, memory: &'a Arc<GuestMemory>) -> Self {
+    /// An empty board. Pages that the guest reports as free are made zero by `discard`.
+    pub(super) fn new(
+        hypervisor: &'a Hypervisor,
+        memory: &'a Arc<GuestMemory>,
+        discard: Discard,
+    ) -> Self {
         Self {
             hypervisor,
             memory,
+            discard,
             ports: Bus::default(),
             windows_bus: Bus::default(),
             windows: Vec::new(),
@@ -64,7 +73,8 @@ impl<'a> Board<'a> {
     ) -> Result<Assembled, StartError> {
         let count = resources.drives.len()
             + resources.networks.len()
-            + usize::from(resources.entropy.is_some());
+            + usize::from(resources.entropy.is_some())
+            + usize::from(resources.balloon.is_some());
         let most = (layout::VIRTIO_INTERRUPT_LAST - layout::VIRTIO_INTERRUPT_FIRST + 1) as usize;
         if count > most {
             return Err(StartError::TooManyDevices(count));
@@ -115,11 +125,20 @@ impl<'a> Board<'a> {
             }
             None => None,
         };
+        let balloon = match &resources.balloon {
+            Some(config) => {
+                let device = Balloon::new(config, self.discard);
+                let saved = saved.and_then(|saved| saved.balloon.as_ref());
+                Some(self.virtio(device, saved)?)
+            }
+            None => None,
+        };
         Ok(Assembled {
             devices: Devices {
                 drives,
                 networks,
                 entropy,
+                balloon,
                 keyboard,
                 serial,
                 generation,

@@ -23,10 +23,9 @@ use crate::machine::board::Board;
 use crate::machine::hypervisor::{Hypervisor, HypervisorError};
 use crate::machine::{BootSource, Devices, Machine, Resources};
 use crate::memory::{self, GuestMemory, MemoryError};
-use crate::seccomp::{Filter, Filters};
+use crate::seccomp::Filters;
 use crate::snapshot::memory_file::Background;
 use crate::virtio::VirtioDevice;
-use crate::virtio::block::Block;
 use crate::virtio::transport::{MmioTransport, TransportError};
 
 /// What surrounds a machine in this process.
@@ -130,7 +129,9 @@ impl Machine {
         let hypervisor = Hypervisor::new()?;
         hypervisor.set_memory(&memory, config.track_dirty_pages)?;
 
-        let assembled = Board::new(&hypervisor, &memory).assemble(resources, None, environment)?;
+        let background = Background::Zero;
+        let board = Board::new(&hypervisor, &memory, background.discard());
+        let assembled = board.assemble(resources, None, environment)?;
         assembled.devices.generation.renew(&memory)?;
 
         let kernel = load(source, resources, &memory, &assembled.windows, config)?;
@@ -141,7 +142,7 @@ impl Machine {
             vcpus,
             hypervisor,
             memory,
-            background: Background::Zero,
+            background,
             pager: None,
             devices: assembled.devices,
             config: resources.config(),
@@ -226,19 +227,23 @@ pub(super) fn spawn_vcpus(
         .collect()
 }
 
-/// Has every device listened to: drives by a thread each, the others by the main loop.
+/// Has every device listened to: drives and the balloon by a thread each, since the host's
+/// disk and its memory management may be slow, the others by the main loop.
 pub(super) fn serve(
     devices: &Devices,
     environment: &mut Environment<'_>,
 ) -> Result<(), StartError> {
     for (index, (_, drive)) in devices.drives.iter().enumerate() {
-        spawn_drive(index, drive.clone(), environment.filters.drive.clone())?;
+        spawn(format!("drive{index}"), drive.clone(), environment.filters)?;
     }
     for (_, network) in &devices.networks {
         watch(environment.events, network)?;
     }
     if let Some(entropy) = &devices.entropy {
         watch(environment.events, entropy)?;
+    }
+    if let Some(balloon) = &devices.balloon {
+        spawn("balloon".into(), balloon.clone(), environment.filters)?;
     }
     Ok(())
 }
@@ -256,30 +261,32 @@ fn watch<D: VirtioDevice + 'static>(
     Ok(())
 }
 
-fn spawn_drive(
-    index: usize,
-    drive: Arc<MmioTransport<Block>>,
-    filter: Filter,
+/// Has a device listened to by a thread of its own.
+fn spawn<D: VirtioDevice + 'static>(
+    name: String,
+    device: Arc<MmioTransport<D>>,
+    filters: &Filters,
 ) -> Result<(), StartError> {
-    let mut events = EventLoop::new().map_err(host("listen to a drive"))?;
-    watch(&mut events, &drive)?;
+    let filter = filters.device.clone();
+    let mut events = EventLoop::new().map_err(host("listen to a device"))?;
+    watch(&mut events, &device)?;
     let run = move || {
         if let Err(error) = filter.apply() {
-            log::error!("a drive's thread cannot apply its seccomp filter: {error}");
+            log::error!("a device's thread cannot apply its seccomp filter: {error}");
             return;
         }
         // Ends with the process; waiting only fails if the descriptor is bad.
         loop {
             if let Err(error) = events.run_once() {
-                log::error!("a drive's thread cannot wait: {error}");
+                log::error!("a device's thread cannot wait: {error}");
                 return;
             }
         }
     };
     std::thread::Builder::new()
-        .name(format!("drive{index}"))
+        .name(name)
         .stack_size(256 << 10)
         .spawn(run)
-        .map_err(host("start a drive's thread"))?;
+        .map_err(host("start a device's thread"))?;
     Ok(())
 }

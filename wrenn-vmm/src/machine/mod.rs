@@ -18,7 +18,8 @@ mod save;
 pub use build::{Environment, StartError};
 pub use hypervisor::HypervisorError;
 pub use resources::{
-    BootSource, BootSourceError, Drive, DriveError, NetworkError, NetworkInterface, Resources,
+    BalloonError, BootSource, BootSourceError, Drive, DriveError, NetworkError, NetworkInterface,
+    Resources,
 };
 pub use restore::LoadSnapshotError;
 pub use save::CreateSnapshotError;
@@ -34,6 +35,7 @@ use crate::devices::vm_generation::VmGeneration;
 use crate::memory::GuestMemory;
 use crate::snapshot::memory_file::Background;
 use crate::snapshot::pager::Pager;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Backing, Block, OpenDriveError};
 use crate::virtio::net::Net;
 use crate::virtio::rng::Entropy;
@@ -59,6 +61,7 @@ struct Devices {
     drives: Vec<(String, Arc<MmioTransport<Block>>)>,
     networks: Vec<(String, Arc<MmioTransport<Net>>)>,
     entropy: Option<Arc<MmioTransport<Entropy>>>,
+    balloon: Option<Arc<MmioTransport<Balloon>>>,
     keyboard: Arc<KeyboardController>,
     serial: Arc<SerialPort>,
     generation: Arc<VmGeneration>,
@@ -78,7 +81,11 @@ impl Devices {
             .entropy
             .iter()
             .map(|device| device.as_ref() as &dyn Pausable);
-        drives.chain(networks).chain(entropy)
+        let balloon = self
+            .balloon
+            .iter()
+            .map(|device| device.as_ref() as &dyn Pausable);
+        drives.chain(networks).chain(entropy).chain(balloon)
     }
 }
 

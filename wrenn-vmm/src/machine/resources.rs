@@ -5,8 +5,9 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use crate::config::{
-    BootSourceConfig, DriveConfig, EntropyConfig, IoEngine, MacAddress, MachineConfig,
-    MachineConfigError, MachineConfigUpdate, NetworkInterfaceConfig, RateLimiterConfig, VmConfig,
+    BalloonConfig, BootSourceConfig, DriveConfig, EntropyConfig, IoEngine, MacAddress,
+    MachineConfig, MachineConfigError, MachineConfigUpdate, NetworkInterfaceConfig,
+    RateLimiterConfig, VmConfig,
 };
 use crate::layout;
 use crate::sys::tap::Tap;
@@ -82,6 +83,11 @@ pub enum NetworkError {
     #[error("{0} is not implemented")]
     NotImplemented(&'static str),
 }
+
+/// A balloon that does not do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is not implemented")]
+pub struct BalloonError(&'static str);
 
 /// An opened boot source.
 #[derive(Debug)]
@@ -171,6 +177,8 @@ pub struct Resources {
     pub networks: Vec<NetworkInterface>,
     /// Whether there is an entropy source.
     pub entropy: Option<EntropyConfig>,
+    /// Whether there is a balloon.
+    pub balloon: Option<BalloonConfig>,
 }
 
 impl Resources {
@@ -305,6 +313,26 @@ impl Resources {
         Ok(())
     }
 
+    /// Adds the balloon.
+    ///
+    /// # Errors
+    /// If it is to do more than to take reports of free pages.
+    pub fn set_balloon(&mut self, config: BalloonConfig) -> Result<(), BalloonError> {
+        let lacking = [
+            (config.amount_mib > 0, "amount_mib"),
+            (
+                config.stats_polling_interval_s > 0,
+                "stats_polling_interval_s",
+            ),
+            (config.free_page_hinting, "free_page_hinting"),
+        ];
+        if let Some((_, what)) = lacking.into_iter().find(|(asked, _)| *asked) {
+            return Err(BalloonError(what));
+        }
+        self.balloon = Some(config);
+        Ok(())
+    }
+
     /// Everything as the API shows it.
     pub fn config(&self) -> VmConfig {
         VmConfig {
@@ -321,6 +349,7 @@ impl Resources {
             machine_config: Some(self.machine.clone()),
             network_interfaces: self.networks.iter().map(|net| net.config.clone()).collect(),
             entropy: self.entropy.clone(),
+            balloon: self.balloon,
             ..Default::default()
         }
     }

@@ -22,7 +22,7 @@ use crate::cpu::state::{VcpuState, VcpuStateError};
 use crate::machine::board::Board;
 use crate::machine::build::{self, Environment, StartError};
 use crate::machine::hypervisor::{ClockOnLoad, Hypervisor, HypervisorError};
-use crate::machine::{DriveError, Machine, NetworkError, Resources};
+use crate::machine::{BalloonError, DriveError, Machine, NetworkError, Resources};
 use crate::memory::{self, GuestMemory, HugePages, MemoryError, host_length};
 use crate::snapshot::config::{
     LoadSnapshotConfig, MemoryBackendConfig, MemoryBackendType, NetworkOverride,
@@ -72,6 +72,9 @@ pub enum LoadSnapshotError {
     /// Entropy.
     #[error("cannot set up the entropy device")]
     Entropy(#[source] DriveError),
+    /// Balloon.
+    #[error("cannot set up the balloon")]
+    Balloon(#[source] BalloonError),
     /// Mapping.
     #[error("Failed to load guest memory")]
     Memory(#[from] MemoryError),
@@ -157,11 +160,8 @@ impl Machine {
         hypervisor.restore(&state.virtual_machine, clock)?;
         phases.done("vCPUs");
 
-        let assembled = Board::new(&hypervisor, &memory).assemble(
-            &resources,
-            Some(&state.devices),
-            environment,
-        )?;
+        let board = Board::new(&hypervisor, &memory, background.discard());
+        let assembled = board.assemble(&resources, Some(&state.devices), environment)?;
         // The guest must not draw the same random numbers as another from this snapshot.
         let generation = &assembled.devices.generation;
         generation
@@ -253,6 +253,11 @@ fn open(config: &VmConfig) -> Result<Resources, LoadSnapshotError> {
             })
             .map_err(LoadSnapshotError::Entropy)?;
     }
+    if let Some(balloon) = config.balloon {
+        resources
+            .set_balloon(balloon)
+            .map_err(LoadSnapshotError::Balloon)?;
+    }
     Ok(resources)
 }
 
@@ -280,6 +285,10 @@ fn check(state: &MachineState, config: &VmConfig) -> Result<(), LoadSnapshotErro
         (
             devices.entropy.is_some() == config.entropy.is_some(),
             "entropy device",
+        ),
+        (
+            devices.balloon.is_some() == config.balloon.is_some(),
+            "balloon",
         ),
     ];
     match checks.into_iter().find(|(holds, _)| !holds) {

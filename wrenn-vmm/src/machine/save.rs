@@ -119,6 +119,7 @@ impl Devices {
             entropy: self.entropy.as_ref().map(|entropy| entropy.state()),
             serial: self.serial.state(),
             keyboard: self.keyboard.state(),
+            balloon: self.balloon.as_ref().map(|balloon| balloon.state()),
         }
     }
 }

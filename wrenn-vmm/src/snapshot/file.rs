@@ -30,9 +30,11 @@ use crate::snapshot::state::MachineState;
 
 const MAGIC: [u8; 8] = *b"WRNNSNAP";
 /// The format that is written.
-pub const FORMAT_VERSION: u16 = 1;
-/// The oldest format that is read.
+pub const FORMAT_VERSION: u16 = 2;
+/// The oldest format that is read: it ends before the state of a balloon.
 const OLDEST_VERSION: u16 = 1;
+/// A machine without a balloon, as a body ends.
+const NO_BALLOON: [u8; 1] = [0];
 const ARCHITECTURE_X86_64: u16 = 1;
 const HEADER_LENGTH: usize = 32;
 const VMM_VERSION_LENGTH: usize = 16;
@@ -205,6 +207,13 @@ fn decode(bytes: &[u8]) -> Result<MachineState, ReadStateError> {
     if Sha256::digest(&bytes[..HEADER_LENGTH + length])[..] != *checksum {
         return Err(ReadStateError::Checksum);
     }
+    let completed;
+    let body = if version == 1 {
+        completed = [body, &NO_BALLOON].concat();
+        &completed
+    } else {
+        body
+    };
     // What is left over would be another structure than this one.
     match postcard::take_from_bytes(body) {
         Ok((state, [])) => Ok(state),

@@ -27,6 +27,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRe
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 use crate::memory::{GuestMemory, PAGE_SIZE, host_length};
+use crate::sys::memory::Discard;
 
 /// How much is copied, looked at and written at a time: it stays in the second-level
 /// cache, so that memory itself is read once.
@@ -59,6 +60,14 @@ pub enum Background {
 }
 
 impl Background {
+    /// How pages become zero again.
+    pub const fn discard(&self) -> Discard {
+        match self {
+            Self::Zero | Self::Pager => Discard::Advise,
+            Self::File(_) => Discard::Replace,
+        }
+    }
+
     /// Where pages may be other than zero, in order; `None` if it is not known.
     fn contents(&self) -> Option<Vec<Range<u64>>> {
         match self {

@@ -56,4 +56,6 @@ pub struct DeviceStates {
     pub serial: SerialState,
     /// The keyboard controller.
     pub keyboard: KeyboardState,
+    /// If there is one. Last of all, where files of format 1 end.
+    pub balloon: Option<TransportState>,
 }

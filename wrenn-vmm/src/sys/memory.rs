@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
@@ -162,5 +162,60 @@ pub fn map_file(
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+/// How part of guest memory is made zero again, so that the host has its pages back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discard {
+    /// By advice (`MADV_DONTNEED`), where nothing or a page-fault server lies behind memory.
+    /// The server is told, and waited for until it knows.
+    Advise,
+    /// By fresh memory in its place, where a file lies behind memory: after the advice its
+    /// contents would show again.
+    Replace,
+}
+
+/// Makes whole pages of guest memory zero without keeping room for them. They count as
+/// changed, since they are not what they were in an earlier snapshot.
+///
+/// # Errors
+/// If the range is not whole pages of one region, is too small to be replaced, or the kernel
+/// refuses. Memory is unchanged then.
+pub fn discard(
+    memory: &GuestMemory,
+    start: GuestAddress,
+    length: usize,
+    how: Discard,
+) -> io::Result<()> {
+    let least = match how {
+        Discard::Advise => PAGE_SIZE,
+        // Each replacement may be a mapping more, and a process has 65,530 of them.
+        Discard::Replace => HUGE_PAGE_SIZE,
+    };
+    let whole = start.0.is_multiple_of(least as u64) && length.is_multiple_of(least);
+    let slice = GuestMemoryBackend::get_slice(memory, start, length);
+    let (true, false, Ok(slice)) = (whole, length == 0, slice) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let place = slice.ptr_guard_mut().as_ptr();
+    // SAFETY (both): `place` and `length` lie within one mapping that `memory` owns, as whole
+    // pages, so that only guest memory becomes zero. It stays readable and writable, and goes
+    // away with the rest when `memory` unmaps its region. Nothing but volatile accesses
+    // refers to guest memory.
+    let done = match how {
+        Discard::Advise => unsafe { libc::madvise(place.cast(), length, libc::MADV_DONTNEED) == 0 },
+        Discard::Replace => unsafe {
+            let flags =
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(place.cast(), length, access, flags, -1, 0) != libc::MAP_FAILED
+        },
+    };
+    if done {
+        slice.bitmap().mark_dirty(0, length);
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }

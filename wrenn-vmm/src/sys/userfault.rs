@@ -49,9 +49,8 @@ pub struct Userfault(OwnedFd);
 impl Userfault {
     /// Makes a descriptor that handles faults of the kernel too.
     ///
-    /// Removals of pages are reported as well, as Firecracker's page-fault servers expect;
-    /// the kernel does so only for memory that its process gives up, which nothing here
-    /// ever does with guest memory.
+    /// Removals of pages are reported as well, as Firecracker's page-fault servers expect:
+    /// what a balloon discards is zero from then on.
     ///
     /// # Errors
     /// If this process may not have one, or the kernel has none.

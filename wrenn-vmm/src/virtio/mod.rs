@@ -11,6 +11,7 @@
 //! device together with the memory, under one lock, so that pausing and saving a device
 //! means holding that lock.
 
+pub mod balloon;
 pub mod block;
 pub mod interrupt;
 pub mod net;
@@ -41,6 +42,8 @@ pub enum DeviceType {
     Block = 2,
     /// Entropy source.
     Entropy = 4,
+    /// Memory balloon.
+    Balloon = 5,
 }
 
 /// What made [`VirtioDevice::process`] run.

@@ -2,6 +2,7 @@
 
 mod crash;
 mod cycle;
+mod freed;
 mod pager;
 mod power;
 mod sys;

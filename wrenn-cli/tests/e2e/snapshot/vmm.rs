@@ -11,9 +11,9 @@ use wrenn_core::network::{Network, NetworkConfig, NetworkSlot};
 use wrenn_core::sandbox::Host;
 use wrenn_core::template::Template;
 use wrenn_core::vm::{
-    BootSource, CreateSnapshot, Device, Drive, JailFile, JailSpec, LaunchSpec, LoadSnapshot,
-    MachineConfig, MemoryBackend, NetworkInterface, NetworkOverride, Resources, SnapshotType, Vm,
-    VmConfig, VmUser, VmUsers, VmmBinary, WrittenBy,
+    Balloon, BootSource, CreateSnapshot, Device, Drive, JailFile, JailSpec, LaunchSpec,
+    LoadSnapshot, MachineConfig, MemoryBackend, NetworkInterface, NetworkOverride, Resources,
+    SnapshotType, Vm, VmConfig, VmUser, VmUsers, VmmBinary, WrittenBy,
 };
 
 use super::pager::Pager;
@@ -139,6 +139,7 @@ impl Bench {
                 host_dev_name: self.slot.tap_name().to_owned(),
             }],
             entropy: true,
+            balloon: Some(Balloon::REPORTING),
         };
         let mut files = vec![self.kernel()];
         files.extend(self.initrd());

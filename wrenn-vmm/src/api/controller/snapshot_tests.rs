@@ -8,7 +8,7 @@ use super::tests::{Client, fault_of};
 use super::*;
 use crate::api::http::Method::{Get, Patch, Put};
 use crate::boot::elf::tests::elf;
-use crate::config::{DriveConfig, EntropyConfig, MachineConfigUpdate};
+use crate::config::{BalloonConfig, DriveConfig, EntropyConfig, MachineConfigUpdate};
 use crate::layout;
 
 const KERNEL_START: u64 = layout::HIGH_MEMORY_START;
@@ -103,6 +103,7 @@ fn resources(directory: &Path) -> Resources {
     .unwrap();
     resources.set_drive(drive).unwrap();
     resources.set_entropy(EntropyConfig::default()).unwrap();
+    resources.set_balloon(BalloonConfig::default()).unwrap();
     resources
 }
 

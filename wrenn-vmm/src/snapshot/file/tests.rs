@@ -65,7 +65,7 @@ fn sample() -> MachineState {
         vcpus: vec![vcpu(), vcpu()],
         devices: DeviceStates {
             drives: vec![transport.clone()],
-            networks: vec![transport],
+            networks: vec![transport.clone()],
             entropy: None,
             serial: SerialState {
                 version: 1,
@@ -81,6 +81,7 @@ fn sample() -> MachineState {
                 in_buffer: b"abc".to_vec(),
             },
             keyboard: KeyboardState::default(),
+            balloon: Some(transport),
         },
     }
 }
@@ -124,7 +125,7 @@ fn format_changes_with_its_version_only() {
     let digest = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
     assert_eq!(
         (FORMAT_VERSION, format!("{digest:08x}").as_str()),
-        (1, "7fe326ab")
+        (2, "d3845752")
     );
 }
 
@@ -140,10 +141,10 @@ fn what_an_earlier_build_wrote_is_read() {
     assert_eq!(state.vcpus.len(), 1);
     let devices = &state.devices;
     assert_eq!((devices.drives.len(), devices.networks.len()), (1, 1));
-    assert!(devices.entropy.is_some());
+    assert!(devices.entropy.is_some() && devices.balloon.is_none());
     assert!(state.configuration.contains("/run/wrenn/vm/rootfs.ext4"));
     let body = |file: &[u8]| file[HEADER_LENGTH..file.len() - CHECKSUM_LENGTH].to_vec();
-    assert!(body(&encode(&state).unwrap()) == body(EARLIER));
+    assert!(body(&encode(&state).unwrap()) == [&body(EARLIER)[..], &NO_BALLOON].concat());
     for at in (0..EARLIER.len()).step_by(97) {
         let mut damaged = EARLIER.to_vec();
         damaged[at] ^= 1;

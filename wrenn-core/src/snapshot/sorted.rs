@@ -1,4 +1,5 @@
-//! Leaving out of a diff what is as it was before.
+//! Leaving out of a memory file what need not be in it: pages that are as they were before,
+//! and pages that are zero.
 //!
 //! Which pages changed is what the hypervisor says, and KVM says too many: where it may, it
 //! maps a page for writing when the guest reads it, and counts it as written then. So what
@@ -7,7 +8,12 @@
 //!
 //! What a page held before is in the page cache soon after a resume, so it is compared.
 //! Nothing is read from the disk for it: what is not in memory counts as changed.
-//! If much is the same, the rest is copied to a file of its own.
+//!
+//! What is zero is noted in the header and needs no room. A VMM writes zeros for pages that
+//! were something else before, such as those that a guest has freed, and some VMMs write all
+//! zeros of a full snapshot.
+//!
+//! If there is much of either, the rest is copied to a file of its own.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -16,30 +22,37 @@ use std::os::unix::fs::FileExt;
 
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-use super::extent::Source;
+use super::extent::{Geometry, Source};
 use super::open::Snapshot;
+use super::scan::is_zero;
 use super::sparse;
 
 /// Bytes that are compared at a time, unless a page is larger.
 const PIECE: u64 = 64 << 10;
 
-/// What a diff holds.
+/// What a VMM wrote, by what becomes of it. Ranges are of bytes, whole pages, and in order.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Compared {
-    /// Pages that changed, as ranges of bytes, in order.
-    pub(super) changed: Vec<Range<u64>>,
+pub(super) struct Sorted {
+    /// What is to be kept.
+    pub(super) kept: Vec<Range<u64>>,
+    /// What is zero, and was not before as far as is known.
+    pub(super) zeros: Vec<Range<u64>>,
     /// Bytes of pages that hold what they held.
     pub(super) unchanged: u64,
 }
 
-impl Compared {
-    /// Compares what a VMM wrote with what its memory was in `parent`.
-    pub(super) fn of(memory: &File, parent: &Snapshot) -> io::Result<Self> {
-        let geometry = parent.header().head.geometry;
+impl Sorted {
+    /// Compares what a VMM wrote with what its memory was before. Without a snapshot before
+    /// it, all of memory was something else.
+    pub(super) fn of(
+        memory: &File,
+        geometry: Geometry,
+        parent: Option<&Snapshot>,
+    ) -> io::Result<Self> {
         let (page, size) = (geometry.page_size(), geometry.memory_size());
         let mut new = vec![0; length(page.max(PIECE))];
         let mut old = new.clone();
-        let mut compared = Self::default();
+        let mut sorted = Self::default();
         let mut at = 0;
         while let Some(data) = sparse::next_data(memory, at, size)? {
             // A page of which a part is data was written as a whole.
@@ -48,43 +61,40 @@ impl Compared {
             while at < end {
                 let piece = ..length((end - at).min(new.len() as u64));
                 memory.read_exact_at(&mut new[piece], at)?;
-                let known = read_cached(parent, at, &mut old[piece])?;
+                let known = match parent {
+                    Some(parent) => read_cached(parent, at, &mut old[piece])?,
+                    None => 0,
+                };
                 let before = old[..known].chunks_exact(length(page)).map(Some);
                 let before = before.chain(std::iter::repeat(None));
                 for (now, before) in new[piece].chunks_exact(length(page)).zip(before) {
-                    compared.add(at..at + page, before == Some(now));
-                    at += page;
+                    let this = at..at + page;
+                    at = this.end;
+                    if before == Some(now) {
+                        sorted.unchanged += page;
+                    } else if is_zero(now) {
+                        append(&mut sorted.zeros, this);
+                    } else {
+                        append(&mut sorted.kept, this);
+                    }
                 }
             }
         }
-        Ok(compared)
+        Ok(sorted)
     }
 
-    fn add(&mut self, page: Range<u64>, is_unchanged: bool) {
-        match self.changed.last_mut() {
-            _ if is_unchanged => self.unchanged += page.end - page.start,
-            Some(last) if last.end == page.start => last.end = page.end,
-            _ => self.changed.push(page),
-        }
-    }
-
-    /// Whether there is enough that did not change for the rest to be copied.
+    /// Whether there is enough to leave out for the rest to be copied.
     pub(super) fn is_worth_a_copy(&self) -> bool {
-        let changed: u64 = self
-            .changed
-            .iter()
-            .map(|range| range.end - range.start)
-            .sum();
-        self.unchanged * 3 > changed
+        (self.unchanged + bytes(&self.zeros)) * 3 > bytes(&self.kept)
     }
 
-    /// Writes what changed into a new file. Through memory: nothing of the old file is on
+    /// Writes what is kept into a new file. Through memory: nothing of the old file is on
     /// the disk yet, and what makes holes of parts of it, or shares them, would bring them
     /// there first.
     pub(super) fn copy(&self, memory: &File, to: &File) -> io::Result<()> {
         to.set_len(memory.metadata()?.len())?;
         let mut buffer = vec![0; length(PIECE)];
-        for range in &self.changed {
+        for range in &self.kept {
             for at in range.clone().step_by(length(PIECE)) {
                 let piece = ..length((range.end - at).min(PIECE));
                 memory.read_exact_at(&mut buffer[piece], at)?;
@@ -93,6 +103,17 @@ impl Compared {
         }
         Ok(())
     }
+}
+
+fn append(ranges: &mut Vec<Range<u64>>, page: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == page.start => last.end = page.end,
+        _ => ranges.push(page),
+    }
+}
+
+fn bytes(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
 }
 
 /// Reads memory of a snapshot as far as it is in the page cache, from the start of the
@@ -136,7 +157,7 @@ fn length(bytes: u64) -> usize {
 mod tests {
     use super::*;
     use crate::RootDirectory;
-    use crate::snapshot::{BuildDetails, BuildStore, Geometry, MemoryFile};
+    use crate::snapshot::{BuildDetails, BuildStore, MemoryFile};
 
     const PAGE: u64 = 4096;
     const PAGES: u64 = 64;
@@ -171,6 +192,27 @@ mod tests {
     }
 
     #[test]
+    fn zeros_of_a_full_file_are_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let full = tempfile::tempfile_in(directory.path()).unwrap();
+        full.write_all_at(&vec![0; 64 * 4096], 0).unwrap();
+        for page in [0, 1, 40] {
+            write(&full, page, 5);
+        }
+        let geometry = Geometry::new(PAGES * PAGE, PAGE).unwrap();
+        let sorted = Sorted::of(&full, geometry, None).unwrap();
+        assert_eq!(sorted.kept, [0..2 * PAGE, 40 * PAGE..41 * PAGE]);
+        assert_eq!(sorted.zeros, [2 * PAGE..40 * PAGE, 41 * PAGE..64 * PAGE]);
+        assert!(sorted.is_worth_a_copy());
+        let little = Sorted {
+            kept: vec![0..8 * PAGE],
+            zeros: vec![8 * PAGE..9 * PAGE],
+            unchanged: PAGE,
+        };
+        assert!(!little.is_worth_a_copy());
+    }
+
+    #[test]
     fn what_holds_what_it_held_is_left_out() {
         let directory = tempfile::tempdir().unwrap();
         let parent = snapshot(directory.path());
@@ -183,15 +225,17 @@ mod tests {
         write(&diff, 4, 99);
         write(&diff, 21, 0);
         write(&diff, 41, 1);
-        let compared = Compared::of(&diff, &parent).unwrap();
-        assert_eq!(compared.unchanged, 6 * PAGE);
-        assert!(compared.is_worth_a_copy());
+        let geometry = parent.header().head.geometry;
+        let sorted = Sorted::of(&diff, geometry, Some(&parent)).unwrap();
+        assert_eq!(sorted.unchanged, 6 * PAGE);
+        assert_eq!(sorted.zeros, [21 * PAGE..22 * PAGE]);
+        assert!(sorted.is_worth_a_copy());
 
         let kept = tempfile::tempfile_in(directory.path()).unwrap();
-        compared.copy(&diff, &kept).unwrap();
-        assert_eq!(pages_in(&kept), [4, 21, 41]);
+        sorted.copy(&diff, &kept).unwrap();
+        assert_eq!(pages_in(&kept), [4, 41]);
         let (mut old, mut new) = ([0; 4096], [0; 4096]);
-        for page in [4, 21, 41] {
+        for page in [4, 41] {
             diff.read_exact_at(&mut old, page * PAGE).unwrap();
             kept.read_exact_at(&mut new, page * PAGE).unwrap();
             assert_eq!(old, new, "{page}");
