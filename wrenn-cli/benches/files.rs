@@ -1,6 +1,7 @@
 //! `files.up` and `files.down`: how fast a file goes into a guest and out of it, against a
-//! plain TCP stream over the same TAP. The file lies in the guest's memory (`/dev/shm`), so
-//! that no disk is measured.
+//! plain TCP stream over the same TAP. `files.up.kept` is the same upload against a stream
+//! that the guest keeps in a file, too. Files lie in the guest's memory (`/dev/shm`), so that
+//! no disk is measured.
 
 mod support;
 
@@ -25,6 +26,7 @@ const SIZE_MIB: usize = 64;
 const FILE: &str = "/dev/shm/file";
 const SINK: u16 = 7001;
 const SOURCE: u16 = 7002;
+const KEEPER: u16 = 7003;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -56,23 +58,25 @@ async fn measure(sandbox: &Sandbox) -> anyhow::Result<Vec<Record>> {
         .await?;
     let send = format!("dd if=/dev/zero bs=64k count={} 2>/dev/null", SIZE_MIB * 16);
     let _source = guest.start(&serve(SOURCE, send)).await?;
-    let (sink, source) = (sandbox.address(SINK), sandbox.address(SOURCE));
-    drop(connect(sink).await?);
+    let _keeper = guest
+        .start(&serve(KEEPER, "cat >/dev/shm/kept".to_owned()))
+        .await?;
+    let [sink, source, keeper] = [SINK, SOURCE, KEEPER].map(|port| sandbox.address(port));
+    for port in [sink, keeper] {
+        drop(connect(port).await?);
+    }
 
     let bytes = Bytes::from(vec![0_u8; SIZE_MIB * MIB]);
-    let mut speeds: [Vec<f64>; 4] = Default::default();
+    let mut speeds: [Vec<f64>; 5] = Default::default();
     for round in 0..rounds(5) {
+        let remove = Command::shell("rm -f /dev/shm/*").user("root");
+        guest.output(&remove).await?;
         let begun = Instant::now();
         guest.upload(FILE, None, Cursor::new(bytes.clone())).await?;
         speeds[0].push(speed(begun));
 
-        let begun = Instant::now();
-        let mut stream = connect(sink).await?;
-        stream.write_all(&bytes).await?;
-        stream.shutdown().await?;
-        // The guest closes when it has read everything.
-        ensure!(stream.read(&mut [0]).await? == 0, "the sink answers");
-        speeds[1].push(speed(begun));
+        speeds[1].push(send(sink, &bytes).await?);
+        speeds[4].push(send(keeper, &bytes).await?);
 
         let begun = Instant::now();
         let read = guest.download(FILE, &mut tokio::io::sink()).await?;
@@ -85,15 +89,28 @@ async fn measure(sandbox: &Sandbox) -> anyhow::Result<Vec<Record>> {
         ensure!(read == bytes.len() as u64, "the stream came cut");
         speeds[3].push(speed(begun));
         let last = speeds.each_ref().map(|speeds| speeds.last().copied());
-        eprintln!("round {round}: up, TCP up, down, TCP down in MiB/s: {last:.1?}");
+        eprintln!("round {round}: up, TCP up, down, TCP down, TCP kept in MiB/s: {last:.1?}");
     }
-    let [up, tcp_up, down, tcp_down] = speeds;
-    let up = Record::of("files.up", "MiB/s", up).context("no rounds were run")?;
-    let down = Record::of("files.down", "MiB/s", down).context("no rounds were run")?;
+    let [up, tcp_up, down, tcp_down, kept] = speeds;
+    let record = |name: &str, speeds: Vec<f64>| {
+        Record::of(name, "MiB/s", speeds).context("no rounds were run")
+    };
     Ok(vec![
-        up.against("plain TCP stream", median(tcp_up)),
-        down.against("plain TCP stream", median(tcp_down)),
+        record("files.up", up.clone())?.against("plain TCP stream", median(tcp_up)),
+        record("files.up.kept", up)?.against("TCP stream into a file", median(kept)),
+        record("files.down", down)?.against("plain TCP stream", median(tcp_down)),
     ])
+}
+
+/// How fast the guest takes a plain stream of these bytes.
+async fn send(to: SocketAddr, bytes: &[u8]) -> anyhow::Result<f64> {
+    let begun = Instant::now();
+    let mut stream = connect(to).await?;
+    stream.write_all(bytes).await?;
+    stream.shutdown().await?;
+    // The guest closes when it has taken everything.
+    ensure!(stream.read(&mut [0]).await? == 0, "the guest answers");
+    Ok(speed(begun))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a few MiB")]
