@@ -56,8 +56,8 @@ async fn measure(sandbox: &Sandbox) -> anyhow::Result<Vec<Record>> {
     let _sink = guest
         .start(&serve(SINK, "cat >/dev/null".to_owned()))
         .await?;
-    let send = format!("dd if=/dev/zero bs=64k count={} 2>/dev/null", SIZE_MIB * 16);
-    let _source = guest.start(&serve(SOURCE, send)).await?;
+    let give = format!("dd if=/dev/zero bs=64k count={} 2>/dev/null", SIZE_MIB * 16);
+    let _source = guest.start(&serve(SOURCE, give)).await?;
     let _keeper = guest
         .start(&serve(KEEPER, "cat >/dev/shm/kept".to_owned()))
         .await?;
