@@ -1,8 +1,10 @@
 //! Work inside a running machine: commands with their streams, and files.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -15,6 +17,8 @@ pub(crate) const USER: &str = "root";
 /// Remembers the hash of each pushed file until the machine ends, as the files do.
 const PUSHED: &str = "/run/wrenn/pushed";
 const CHUNK: usize = 32 * 1024;
+/// How often a machine hears from whoever waits for it, see [`keep_awake`].
+const WAKE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Work in the machine failed.
 #[derive(Debug, thiserror::Error)]
@@ -73,18 +77,24 @@ impl MachineClient {
         let mut process = self.start(command.with_stdin()).await?;
         let input = process.input();
         let feeding = tokio::spawn(feed(stdin, input));
-        let status = loop {
-            match process.next().await? {
-                ProcessEvent::Stdout(bytes) | ProcessEvent::Pty(bytes) => {
-                    write(&mut stdout, &bytes).await?;
+        let following = async {
+            loop {
+                match process.next().await? {
+                    ProcessEvent::Stdout(bytes) | ProcessEvent::Pty(bytes) => {
+                        write(&mut stdout, &bytes).await?;
+                    }
+                    ProcessEvent::Stderr(bytes) => write(&mut stderr, &bytes).await?,
+                    ProcessEvent::Exit(status) => return Ok(status),
                 }
-                ProcessEvent::Stderr(bytes) => write(&mut stderr, &bytes).await?,
-                ProcessEvent::Exit(status) => break status,
             }
+        };
+        let status = tokio::select! {
+            status = following => status,
+            never = keep_awake(&self.guest) => match never {},
         };
         // A read of a terminal would go on for ever.
         feeding.abort();
-        Ok(status)
+        status
     }
 
     /// Copies the file `local` to `remote` in the machine, with the permissions `mode`. One
@@ -195,6 +205,18 @@ async fn write(out: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), 
         failed => failed,
     };
     written.map_err(WorkError::WriteOutput)
+}
+
+/// Asks for the machine's health from time to time. An emulated processor that sleeps has been
+/// seen to miss its timer, once in hours of tests, and it then sleeps until something comes in
+/// from outside.
+async fn keep_awake(guest: &GuestClient) -> Infallible {
+    loop {
+        tokio::time::sleep(WAKE_INTERVAL).await;
+        if let Err(error) = guest.wait_healthy(WAKE_INTERVAL).await {
+            tracing::debug!(%error, "the machine is slow to answer");
+        }
+    }
 }
 
 /// Passes `source` on until it ends or the command does not want more.
