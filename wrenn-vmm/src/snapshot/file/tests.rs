@@ -132,23 +132,29 @@ fn format_changes_with_its_version_only() {
 /// The state of a guest that ran, written by an earlier build of this program. A file like it
 /// is made at every pause of a sandbox, as `vmstate.bin` in its build; there is one here for
 /// each format that is read.
-const EARLIER: &[u8] = include_bytes!("format-1.bin");
+const FORMAT_1: &[u8] = include_bytes!("format-1.bin");
+const FORMAT_2: &[u8] = include_bytes!("format-2.bin");
 
 #[test]
 fn what_an_earlier_build_wrote_is_read() {
-    let state = decode(EARLIER).unwrap();
-    assert_eq!(state.memory, [(0, 128 << 20)]);
-    assert_eq!(state.vcpus.len(), 1);
-    let devices = &state.devices;
-    assert_eq!((devices.drives.len(), devices.networks.len()), (1, 1));
-    assert!(devices.entropy.is_some() && devices.balloon.is_none());
-    assert!(state.configuration.contains("/run/wrenn/vm/rootfs.ext4"));
     let body = |file: &[u8]| file[HEADER_LENGTH..file.len() - CHECKSUM_LENGTH].to_vec();
-    assert!(body(&encode(&state).unwrap()) == [&body(EARLIER)[..], &NO_BALLOON].concat());
-    for at in (0..EARLIER.len()).step_by(97) {
-        let mut damaged = EARLIER.to_vec();
-        damaged[at] ^= 1;
-        assert!(decode(&damaged).is_err(), "byte {at}");
+    for (earlier, memory_mib, completion) in
+        [(FORMAT_1, 128, &NO_BALLOON[..]), (FORMAT_2, 256, &[])]
+    {
+        let state = decode(earlier).unwrap();
+        assert_eq!(state.memory, [(0, memory_mib << 20)]);
+        assert_eq!(state.vcpus.len(), 1);
+        let devices = &state.devices;
+        assert_eq!((devices.drives.len(), devices.networks.len()), (1, 1));
+        assert!(devices.entropy.is_some());
+        assert_eq!(devices.balloon.is_some(), completion.is_empty());
+        assert!(state.configuration.contains("/run/wrenn/vm/rootfs.ext4"));
+        assert!(body(&encode(&state).unwrap()) == [&body(earlier)[..], completion].concat());
+        for at in (0..earlier.len()).step_by(97) {
+            let mut damaged = earlier.to_vec();
+            damaged[at] ^= 1;
+            assert!(decode(&damaged).is_err(), "byte {at}");
+        }
     }
 }
 
