@@ -204,11 +204,10 @@ mod tests {
         assert_eq!(sorted.kept, [0..2 * PAGE, 40 * PAGE..41 * PAGE]);
         assert_eq!(sorted.zeros, [2 * PAGE..40 * PAGE, 41 * PAGE..64 * PAGE]);
         assert!(sorted.is_worth_a_copy());
-        let little = Sorted {
-            kept: vec![0..8 * PAGE],
-            zeros: vec![8 * PAGE..9 * PAGE],
-            unchanged: PAGE,
-        };
+        let mut little = Sorted::default();
+        append(&mut little.kept, 0..8 * PAGE);
+        append(&mut little.zeros, 8 * PAGE..9 * PAGE);
+        little.unchanged = PAGE;
         assert!(!little.is_worth_a_copy());
     }
 
@@ -228,7 +227,7 @@ mod tests {
         let geometry = parent.header().head.geometry;
         let sorted = Sorted::of(&diff, geometry, Some(&parent)).unwrap();
         assert_eq!(sorted.unchanged, 6 * PAGE);
-        assert_eq!(sorted.zeros, [21 * PAGE..22 * PAGE]);
+        assert_eq!(sorted.zeros, vec![21 * PAGE..22 * PAGE]);
         assert!(sorted.is_worth_a_copy());
 
         let kept = tempfile::tempfile_in(directory.path()).unwrap();

@@ -134,7 +134,7 @@ pub fn fault(status: StatusCode, message: &str) -> HttpResponse {
 
 enum Phase {
     Configuring {
-        resources: Resources,
+        resources: Box<Resources>,
         /// Whether anything was asked for that a machine is booted from.
         configured: bool,
     },
@@ -158,7 +158,7 @@ impl Controller {
             id,
             metrics: MetricsFile::default(),
             phase: Phase::Configuring {
-                resources: Resources::default(),
+                resources: Box::default(),
                 configured: false,
             },
         }

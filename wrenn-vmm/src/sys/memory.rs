@@ -199,18 +199,22 @@ pub fn discard(
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let place = slice.ptr_guard_mut().as_ptr();
-    // SAFETY (both): `place` and `length` lie within one mapping that `memory` owns, as whole
-    // pages, so that only guest memory becomes zero. It stays readable and writable, and goes
-    // away with the rest when `memory` unmaps its region. Nothing but volatile accesses
-    // refers to guest memory.
+    // Both calls make guest memory zero and nothing else: `place` and `length` lie within one
+    // mapping that `memory` owns, as whole pages. It stays readable and writable, and goes away
+    // with the rest when `memory` unmaps its region.
     let done = match how {
-        Discard::Advise => unsafe { libc::madvise(place.cast(), length, libc::MADV_DONTNEED) == 0 },
-        Discard::Replace => unsafe {
-            let flags =
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        Discard::Advise => {
+            // SAFETY: see above. Nothing but volatile accesses refers to guest memory.
+            unsafe { libc::madvise(place.cast(), length, libc::MADV_DONTNEED) == 0 }
+        }
+        Discard::Replace => {
             let access = libc::PROT_READ | libc::PROT_WRITE;
-            libc::mmap(place.cast(), length, access, flags, -1, 0) != libc::MAP_FAILED
-        },
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let flags = flags | libc::MAP_FIXED;
+            // SAFETY: see above. Nothing but volatile accesses refers to guest memory.
+            let mapped = unsafe { libc::mmap(place.cast(), length, access, flags, -1, 0) };
+            mapped != libc::MAP_FAILED
+        }
     };
     if done {
         slice.bitmap().mark_dirty(0, length);

@@ -1,21 +1,21 @@
 use std::io::Write;
 
 use proptest::prelude::*;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
-use crate::memory::{HugePages, PAGE_SIZE, allocate};
+use crate::memory::{HugePages, PAGE_SIZE, allocate, host_length};
 use crate::snapshot::memory_file::{bitmap_of, forget_changes};
 use crate::sys::memory::{HUGE_PAGE_SIZE, map_file};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::test_queue::{TestDriver, WRITE};
 
 const MEMORY_MIB: u64 = 8;
-const MEMORY: usize = (MEMORY_MIB as usize) << 20;
+const MEMORY: usize = host_length(MEMORY_MIB << 20);
 const RINGS: u64 = 0x1_0000;
 const BLOCK: u64 = HUGE_PAGE_SIZE as u64;
-const BLOCK_LENGTH: u32 = HUGE_PAGE_SIZE as u32;
+const BLOCK_LENGTH: u32 = 2 << 20;
 
 const REPORTS: BalloonConfig = BalloonConfig {
     amount_mib: 0,
