@@ -109,21 +109,12 @@ impl VirtioDevice for Balloon {
         let Some(queue) = active.queues.get_mut(index) else {
             return Ok(Progress::Done);
         };
-        for _ in 0..BATCH {
-            let Some(chain) = queue.pop(active.memory)? else {
-                queue.notify(active.memory, active.interrupt)?;
-                if queue.enable_notification(active.memory)? {
-                    continue;
-                }
-                return Ok(Progress::Done);
-            };
+        queue.serve(active.memory, active.interrupt, BATCH, |chain| {
             if index == REPORTING {
-                self.discard(&chain, active.memory);
+                self.discard(chain, active.memory);
             }
-            queue.add_used(active.memory, chain.head, 0)?;
-        }
-        queue.notify(active.memory, active.interrupt)?;
-        Ok(Progress::More(index))
+            0
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::memory::GuestMemory;
-use crate::virtio::QueueBroken;
+use crate::virtio::{Progress, QueueBroken};
 use crate::virtio::interrupt::Interrupt;
 
 /// The most descriptors that one request may have. Linux stays far below (its block and
@@ -191,6 +191,34 @@ impl VirtQueue {
         }
         self.queue.set_next_used(next.0);
         self.add_used(memory, *last_head, *last_length)
+    }
+
+    /// Has requests served and given back, up to `most` of them; `serve` says how many bytes it
+    /// has written into each. The driver is told at the end.
+    ///
+    /// # Errors
+    /// If the rings contradict themselves.
+    pub fn serve(
+        &mut self,
+        memory: &GuestMemory,
+        interrupt: &Interrupt,
+        most: usize,
+        mut serve: impl FnMut(&Chain) -> u32,
+    ) -> Result<Progress, QueueBroken> {
+        for _ in 0..most {
+            self.disable_notification(memory)?;
+            let Some(chain) = self.pop(memory)? else {
+                self.notify(memory, interrupt)?;
+                if self.enable_notification(memory)? {
+                    continue;
+                }
+                return Ok(Progress::Done);
+            };
+            let written = serve(&chain);
+            self.add_used(memory, chain.head, written)?;
+        }
+        self.notify(memory, interrupt)?;
+        Ok(Progress::More(self.index))
     }
 
     /// Interrupts the guest if it wants to know about what was used since it was told

@@ -79,18 +79,8 @@ impl VirtioDevice for Entropy {
         let [queue] = active.queues else {
             return Ok(Progress::Done);
         };
-        for _ in 0..BATCH {
-            let Some(chain) = queue.pop(active.memory)? else {
-                queue.notify(active.memory, active.interrupt)?;
-                if queue.enable_notification(active.memory)? {
-                    continue;
-                }
-                return Ok(Progress::Done);
-            };
-            let written = Self::serve(&chain, active.memory);
-            queue.add_used(active.memory, chain.head, written)?;
-        }
-        queue.notify(active.memory, active.interrupt)?;
-        Ok(Progress::More(0))
+        queue.serve(active.memory, active.interrupt, BATCH, |chain| {
+            Self::serve(chain, active.memory)
+        })
     }
 }

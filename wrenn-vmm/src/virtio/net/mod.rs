@@ -172,20 +172,10 @@ impl Net {
         let Some(queue) = active.queues.get_mut(TRANSMIT) else {
             return Ok(Progress::Done);
         };
-        for _ in 0..BATCH {
-            queue.disable_notification(memory)?;
-            let Some(chain) = queue.pop(memory)? else {
-                queue.notify(memory, active.interrupt)?;
-                if queue.enable_notification(memory)? {
-                    continue;
-                }
-                return Ok(Progress::Done);
-            };
-            self.transmit_packet(&chain, memory);
-            queue.add_used(memory, chain.head, 0)?;
-        }
-        queue.notify(memory, active.interrupt)?;
-        Ok(Progress::More(TRANSMIT))
+        queue.serve(memory, active.interrupt, BATCH, |chain| {
+            self.transmit_packet(chain, memory);
+            0
+        })
     }
 
     /// Sends a packet, or drops it: a network may lose packets, and nothing that a guest
