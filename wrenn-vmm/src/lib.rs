@@ -21,6 +21,7 @@ pub mod budget;
 pub mod config;
 pub mod cpu;
 pub mod devices;
+pub mod discard;
 pub mod event_loop;
 pub mod exit;
 pub mod layout;

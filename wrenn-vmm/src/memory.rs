@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::layout;
@@ -140,14 +140,16 @@ fn map_region(
         let mapping = MmapRegionBuilder::new_with_bitmap(size, bitmap)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(flags)
-            .build()
-            .map_err(|source| MemoryError::Map { size, source })?;
+            .build();
         drop(spacer);
-        let is_aligned = (mapping.as_ptr() as usize).is_multiple_of(HUGE_PAGE_SIZE);
-        if is_aligned || gaps.len() == GAPS_MAX {
-            break mapping;
+        let is_aligned =
+            |mapping: &MmapRegion<_>| (mapping.as_ptr() as usize).is_multiple_of(HUGE_PAGE_SIZE);
+        match mapping {
+            Ok(mapping) if is_aligned(&mapping) || gaps.len() == GAPS_MAX => break mapping,
+            Ok(mapping) => gaps.push(mapping),
+            // One that is not aligned is better than none.
+            Err(source) => break gaps.pop().ok_or(MemoryError::Map { size, source })?,
         }
-        gaps.push(mapping);
     };
     drop(gaps);
     if backing == HugePages::Transparent {

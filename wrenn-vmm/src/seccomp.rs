@@ -104,7 +104,15 @@ const MAIN: &[i64] = &[
     libc::SYS_fallocate,
 ];
 
-const DEVICE: &[i64] = &[libc::SYS_preadv, libc::SYS_pwritev, libc::SYS_fdatasync];
+const DEVICE: &[i64] = &[
+    // Drives.
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_fdatasync,
+    // What a balloon gives back: which pages are there, where a file has data.
+    libc::SYS_mincore,
+    libc::SYS_lseek,
+];
 
 const API: &[i64] = &[
     libc::SYS_accept4,

@@ -85,12 +85,17 @@ impl Sorted {
 
     /// Whether there is enough to leave out for the rest to be copied.
     pub(super) fn is_worth_a_copy(&self) -> bool {
-        (self.unchanged + bytes(&self.zeros)) * 3 > bytes(&self.kept)
+        (self.unchanged + bytes(&self.zeros)) * 3 > self.kept_bytes()
     }
 
-    /// Writes what is kept into a new file. Through memory: nothing of the old file is on
-    /// the disk yet, and what makes holes of parts of it, or shares them, would bring them
-    /// there first.
+    /// What a copy takes.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        bytes(&self.kept)
+    }
+
+    /// Writes what is kept into a new file. Through memory: the old file, as a rule, is in the
+    /// page cache and not on the disk yet, and what makes holes of parts of it, or shares
+    /// them, would bring them there first.
     pub(super) fn copy(&self, memory: &File, to: &File) -> io::Result<()> {
         to.set_len(memory.metadata()?.len())?;
         let mut buffer = vec![0; length(PIECE)];

@@ -12,10 +12,10 @@
 //! ```
 //!
 //! **Memory stays where the VMM wrote it**: the sparse file becomes `memory.bin` by a
-//! rename, and a page's offset in it is its offset in guest memory. So a pause costs the
-//! writing of what changed and one reading of it from the page cache; nothing is copied.
-//! And the memory file of a full build is guest memory as it is, so that it can be mapped.
-//! Packing pages densely would save no room, since holes take none.
+//! rename, and a page's offset in it is its offset in guest memory. So the memory file of a
+//! full build is guest memory as it is and can be mapped. Packing pages densely would save
+//! no room, since holes take none. Only where a good part of the file need not be there
+//! ([`super::sorted`]) is the rest copied, to the same offsets.
 //!
 //! **In a diff a hole means unchanged and zeros mean zero.** The VMM writes every dirty
 //! page, zeros among them, so the file system's record of which blocks were written is the
@@ -29,6 +29,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
+use rustix::fs::statvfs;
 use tracing::{debug, warn};
 
 use super::extent::Geometry;
@@ -45,6 +46,9 @@ use super::{checksum, chunks, sparse};
 
 /// What is kept of a memory file, before it takes its place. No further file has such a name.
 const KEPT: &str = ".memory.kept";
+/// What part of the free room a copy may take. A disk that is full, if only for a moment, would
+/// take the stores of running sandboxes with it.
+const PART_OF_ROOM: u64 = 4;
 /// How often a new directory may be swept away before it is locked.
 const BEGIN_TRIES: u32 = 8;
 
@@ -324,10 +328,14 @@ impl BuildWriter {
         Ok(sorted)
     }
 
-    /// Puts a memory file of only what is kept into the place of the VMM's, if there is room
-    /// for both, and says whether there was.
+    /// Puts a memory file of only what is kept into the place of the VMM's, if there is much
+    /// room for both, and says whether it has.
     fn keep(&self, memory: &File, sorted: &Sorted) -> Result<bool, WriteBuildError> {
         let path = self.memory();
+        let room = statvfs(&self.path).map_err(FileError::of("look at", &self.path))?;
+        if sorted.kept_bytes() > room.f_bavail * room.f_frsize / PART_OF_ROOM {
+            return Ok(false);
+        }
         let kept = self.path.join(KEPT);
         let failed = FileError::of::<io::Error>("write", &kept);
         let file = File::options()

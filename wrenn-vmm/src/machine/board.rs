@@ -12,13 +12,13 @@ use crate::devices::keyboard::{KeyboardController, KeyboardState};
 use crate::devices::power::SleepRegisters;
 use crate::devices::serial::{Line, SerialPort, SerialState};
 use crate::devices::vm_generation::VmGeneration;
+use crate::discard::Discarder;
 use crate::layout;
 use crate::machine::build::{Environment, StartError, event, host};
 use crate::machine::hypervisor::Hypervisor;
 use crate::machine::{Devices, Resources};
 use crate::memory::GuestMemory;
 use crate::snapshot::state::DeviceStates;
-use crate::sys::memory::Discard;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
@@ -30,7 +30,7 @@ use crate::virtio::transport::{MmioTransport, NOTIFY_OFFSET, TransportState};
 pub(super) struct Board<'a> {
     hypervisor: &'a Hypervisor,
     memory: &'a Arc<GuestMemory>,
-    discard: Discard,
+    discarder: Discarder,
     ports: Bus,
     windows_bus: Bus,
     windows: Vec<VirtioWindow>,
@@ -47,16 +47,16 @@ pub(super) struct Assembled {
 }
 
 impl<'a> Board<'a> {
-    /// An empty board. Pages that the guest reports as free are made zero by `discard`.
+    /// An empty board. What the guest reports as free is given back by `discarder`.
     pub(super) fn new(
         hypervisor: &'a Hypervisor,
         memory: &'a Arc<GuestMemory>,
-        discard: Discard,
+        discarder: Discarder,
     ) -> Self {
         Self {
             hypervisor,
             memory,
-            discard,
+            discarder,
             ports: Bus::default(),
             windows_bus: Bus::default(),
             windows: Vec::new(),
@@ -127,7 +127,8 @@ impl<'a> Board<'a> {
         };
         let balloon = match &resources.balloon {
             Some(config) => {
-                let device = Balloon::new(config, self.discard);
+                let discarder = std::mem::take(&mut self.discarder);
+                let device = Balloon::new(config, discarder);
                 let saved = saved.and_then(|saved| saved.balloon.as_ref());
                 Some(self.virtio(device, saved)?)
             }

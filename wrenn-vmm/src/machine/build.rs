@@ -130,7 +130,10 @@ impl Machine {
         hypervisor.set_memory(&memory, config.track_dirty_pages)?;
 
         let background = Background::Zero;
-        let board = Board::new(&hypervisor, &memory, background.discard());
+        let discarder = background
+            .discarder()
+            .map_err(host("use the memory file"))?;
+        let board = Board::new(&hypervisor, &memory, discarder);
         let assembled = board.assemble(resources, None, environment)?;
         assembled.devices.generation.renew(&memory)?;
 

@@ -160,7 +160,10 @@ impl Machine {
         hypervisor.restore(&state.virtual_machine, clock)?;
         phases.done("vCPUs");
 
-        let board = Board::new(&hypervisor, &memory, background.discard());
+        let discarder = background
+            .discarder()
+            .map_err(build::host("use the memory file"))?;
+        let board = Board::new(&hypervisor, &memory, discarder);
         let assembled = board.assemble(&resources, Some(&state.devices), environment)?;
         // The guest must not draw the same random numbers as another from this snapshot.
         let generation = &assembled.devices.generation;

@@ -26,8 +26,8 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
+use crate::discard::Discarder;
 use crate::memory::{GuestMemory, PAGE_SIZE, host_length};
-use crate::sys::memory::Discard;
 
 /// How much is copied, looked at and written at a time: it stays in the second-level
 /// cache, so that memory itself is read once.
@@ -60,12 +60,15 @@ pub enum Background {
 }
 
 impl Background {
-    /// How pages become zero again.
-    pub const fn discard(&self) -> Discard {
-        match self {
-            Self::Zero | Self::Pager => Discard::Advise,
-            Self::File(_) => Discard::Replace,
-        }
+    /// What gives pages back to the host.
+    ///
+    /// # Errors
+    /// If the process has no descriptor left.
+    pub fn discarder(&self) -> io::Result<Discarder> {
+        Ok(Discarder::new(match self {
+            Self::Zero | Self::Pager => None,
+            Self::File(file) => Some(file.try_clone()?),
+        }))
     }
 
     /// Where pages may be other than zero, in order; `None` if it is not known.

@@ -6,9 +6,11 @@ use std::os::fd::AsRawFd;
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use vm_memory::bitmap::{AtomicBitmap, Bitmap};
+use vm_memory::bitmap::{AtomicBitmap, BS};
 use vm_memory::mmap::MmapRegion;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, VolatileSlice,
+};
 
 use crate::memory::{GuestMemory, PAGE_SIZE};
 
@@ -165,61 +167,70 @@ pub fn map_file(
     }
 }
 
-/// How part of guest memory is made zero again, so that the host has its pages back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Discard {
-    /// By advice (`MADV_DONTNEED`), where nothing or a page-fault server lies behind memory.
-    /// The server is told, and waited for until it knows.
-    Advise,
-    /// By fresh memory in its place, where a file lies behind memory: after the advice its
-    /// contents would show again.
-    Replace,
-}
-
-/// Makes whole pages of guest memory zero without keeping room for them. They count as
-/// changed, since they are not what they were in an earlier snapshot.
-///
-/// # Errors
-/// If the range is not whole pages of one region, is too small to be replaced, or the kernel
-/// refuses. Memory is unchanged then.
-pub fn discard(
+/// Whole pages of one region.
+fn pages(
     memory: &GuestMemory,
     start: GuestAddress,
     length: usize,
-    how: Discard,
-) -> io::Result<()> {
-    let least = match how {
-        Discard::Advise => PAGE_SIZE,
-        // Each replacement may be a mapping more, and a process has 65,530 of them.
-        Discard::Replace => HUGE_PAGE_SIZE,
-    };
-    let whole = start.0.is_multiple_of(least as u64) && length.is_multiple_of(least);
-    let slice = GuestMemoryBackend::get_slice(memory, start, length);
-    let (true, false, Ok(slice)) = (whole, length == 0, slice) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
+) -> io::Result<VolatileSlice<'_, BS<'_, Option<AtomicBitmap>>>> {
+    let whole = start.0.is_multiple_of(PAGE_SIZE as u64) && length.is_multiple_of(PAGE_SIZE);
+    match GuestMemoryBackend::get_slice(memory, start, length) {
+        Ok(slice) if whole && length > 0 => Ok(slice),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
+
+/// Which of some pages are in memory, of those that no file is mapped to.
+///
+/// # Errors
+/// If the range is not whole pages of one region, or the kernel refuses.
+pub fn resident(memory: &GuestMemory, start: GuestAddress, length: usize) -> io::Result<Vec<bool>> {
+    let slice = pages(memory, start, length)?;
+    let mut answer = vec![0_u8; length / PAGE_SIZE];
     let place = slice.ptr_guard_mut().as_ptr();
-    // Both calls make guest memory zero and nothing else: `place` and `length` lie within one
-    // mapping that `memory` owns, as whole pages. It stays readable and writable, and goes away
-    // with the rest when `memory` unmaps its region.
-    let done = match how {
-        Discard::Advise => {
-            // SAFETY: see above. Nothing but volatile accesses refers to guest memory.
-            unsafe { libc::madvise(place.cast(), length, libc::MADV_DONTNEED) == 0 }
-        }
-        Discard::Replace => {
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            let flags = flags | libc::MAP_FIXED;
-            // SAFETY: see above. Nothing but volatile accesses refers to guest memory.
-            let mapped = unsafe { libc::mmap(place.cast(), length, access, flags, -1, 0) };
-            mapped != libc::MAP_FAILED
-        }
-    };
-    if done {
-        slice.bitmap().mark_dirty(0, length);
+    // SAFETY: the range is one mapping that `memory` owns, and `answer` has a byte for each
+    // of its pages.
+    if unsafe { libc::mincore(place.cast(), length, answer.as_mut_ptr()) } == 0 {
+        Ok(answer.iter().map(|page| page & 1 == 1).collect())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Lets go of the pages of a range: what lies behind them shows again, which is zero where
+/// nothing does. A page-fault server is told, and waited for until it knows.
+///
+/// # Errors
+/// If the range is not whole pages of one region, or the kernel refuses.
+pub fn release(memory: &GuestMemory, start: GuestAddress, length: usize) -> io::Result<()> {
+    let slice = pages(memory, start, length)?;
+    let place = slice.ptr_guard_mut().as_ptr();
+    // SAFETY: the range is whole pages of one mapping that `memory` owns. Their contents
+    // change, and nothing but volatile accesses refers to guest memory.
+    if unsafe { libc::madvise(place.cast(), length, libc::MADV_DONTNEED) } == 0 {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Puts fresh memory into the place of a range, which reads as zero then.
+///
+/// # Errors
+/// If the range is not whole pages of one region, or the kernel refuses. One that is short of
+/// memory may have taken the old pages away: the guest ends when it touches them.
+pub fn replace(memory: &GuestMemory, start: GuestAddress, length: usize) -> io::Result<()> {
+    let slice = pages(memory, start, length)?;
+    let place = slice.ptr_guard_mut().as_ptr();
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: the range is whole pages of one mapping that `memory` owns, so that only guest
+    // memory is replaced. It stays readable and writable, and goes away with the rest when
+    // `memory` unmaps its region. Nothing but volatile accesses refers to guest memory.
+    let mapped = unsafe { libc::mmap(place.cast(), length, access, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }

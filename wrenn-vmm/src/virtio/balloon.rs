@@ -18,9 +18,9 @@
 use vm_memory::GuestAddress;
 
 use crate::config::BalloonConfig;
+use crate::discard::Discarder;
 use crate::memory::GuestMemory;
 use crate::metrics::METRICS;
-use crate::sys::memory::{Discard, discard};
 use crate::virtio::queue::Chain;
 use crate::virtio::{Active, Cause, DeviceType, Progress, QueueBroken, VirtioDevice};
 
@@ -42,12 +42,12 @@ const BATCH: usize = 4;
 pub struct Balloon {
     features: u64,
     queues: &'static [u16],
-    discard: Discard,
+    discarder: Discarder,
 }
 
 impl Balloon {
-    /// A balloon that does with reported pages as told.
-    pub fn new(config: &BalloonConfig, discard: Discard) -> Self {
+    /// A balloon that has reported pages given back by `discarder`.
+    pub fn new(config: &BalloonConfig, discarder: Discarder) -> Self {
         let feature = |asked: bool, bit: u64| if asked { bit } else { 0 };
         let queues = if config.free_page_reporting {
             &QUEUE_SIZES[..]
@@ -58,11 +58,11 @@ impl Balloon {
             features: feature(config.deflate_on_oom, FEATURE_DEFLATE_ON_OOM)
                 | feature(config.free_page_reporting, FEATURE_REPORTING),
             queues,
-            discard,
+            discarder,
         }
     }
 
-    fn discard(&self, chain: &Chain, memory: &GuestMemory) {
+    fn discard(&mut self, chain: &Chain, memory: &GuestMemory) {
         let metrics = &METRICS.balloon;
         let reported = chain
             .descriptors
@@ -72,7 +72,7 @@ impl Balloon {
             metrics.reports.add(1);
             let length = descriptor.len() as usize;
             let start = GuestAddress(descriptor.addr().0);
-            match discard(memory, start, length, self.discard) {
+            match self.discarder.discard(memory, start, length) {
                 Ok(()) => metrics.discarded_bytes.add(length as u64),
                 Err(error) => {
                     metrics.failures.add(1);
@@ -92,6 +92,15 @@ impl VirtioDevice for Balloon {
         self.queues
     }
 
+    /// A driver that reports nothing has no queue for it.
+    fn queues_needed(&self, features: u64) -> usize {
+        if features & FEATURE_REPORTING == 0 {
+            REPORTING
+        } else {
+            self.queues.len()
+        }
+    }
+
     fn features(&self) -> u64 {
         self.features
     }
@@ -106,7 +115,11 @@ impl VirtioDevice for Balloon {
         let Cause::Queue(index) = cause else {
             return Ok(Progress::Done);
         };
-        let Some(queue) = active.queues.get_mut(index) else {
+        let Some(queue) = active
+            .queues
+            .get_mut(index)
+            .filter(|queue| queue.is_ready())
+        else {
             return Ok(Progress::Done);
         };
         queue.serve(active.memory, active.interrupt, BATCH, |chain| {

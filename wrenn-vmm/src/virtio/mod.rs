@@ -94,6 +94,11 @@ pub trait VirtioDevice: Send {
     /// The largest size of each of its queues.
     fn queue_sizes(&self) -> &'static [u16];
 
+    /// How many of its queues, from the first on, a driver uses that accepted `features`.
+    fn queues_needed(&self, _features: u64) -> usize {
+        self.queue_sizes().len()
+    }
+
     /// What it offers, without the transport's own features.
     fn features(&self) -> u64;
 

@@ -9,8 +9,8 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::memory::GuestMemory;
-use crate::virtio::{Progress, QueueBroken};
 use crate::virtio::interrupt::Interrupt;
+use crate::virtio::{Progress, QueueBroken};
 
 /// The most descriptors that one request may have. Linux stays far below (its block and
 /// network drivers use up to `MAX_SKB_FRAGS` + 2 or 254 segments).

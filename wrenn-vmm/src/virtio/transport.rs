@@ -295,11 +295,9 @@ impl<D: VirtioDevice> MmioTransport<D> {
             queue.set_up().set_event_idx(event_idx);
         }
         inner.status |= status::DRIVER_OK;
-        if inner
-            .queues
-            .iter()
-            .all(|queue| queue.is_valid(&self.memory))
-        {
+        let needed = inner.device.queues_needed(inner.driver_features);
+        let mut queues = inner.queues.iter().take(needed);
+        if queues.all(|queue| queue.is_valid(&self.memory)) {
             inner.device.activate(inner.driver_features);
         } else {
             log::warn!(

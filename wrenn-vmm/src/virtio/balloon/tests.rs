@@ -1,4 +1,7 @@
+use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -36,8 +39,9 @@ fn full_memory() -> GuestMemory {
 }
 
 /// Has a request served that comes in one of the three queues.
-fn serve(memory: &GuestMemory, discard: Discard, queue: usize, buffers: &[(u64, u32, u16)]) {
-    let mut device = Balloon::new(&REPORTS, discard);
+fn serve(memory: &GuestMemory, behind: Option<&File>, queue: usize, buffers: &[(u64, u32, u16)]) {
+    let behind = behind.map(|file| file.try_clone().unwrap());
+    let mut device = Balloon::new(&REPORTS, Discarder::new(behind));
     let mut drivers = [0, 1, 2].map(|index| TestDriver::new(memory, RINGS + index * 0x4000));
     let mut queues = [0, 1, 2].map(|index| drivers[index].queue(index));
     drivers[queue].request(buffers);
@@ -67,7 +71,7 @@ fn zero_blocks(memory: &GuestMemory) -> Vec<bool> {
 #[test]
 fn only_what_is_asked_for_is_offered() {
     let offered = |config: &BalloonConfig| {
-        let device = Balloon::new(config, Discard::Advise);
+        let device = Balloon::new(config, Discarder::default());
         (device.features(), device.queue_sizes().len())
     };
     assert_eq!(offered(&BalloonConfig::default()), (0, 2));
@@ -79,28 +83,63 @@ fn only_what_is_asked_for_is_offered() {
     assert_eq!(offered(&deflates), (1 << 5 | 1 << 2, 3));
 }
 
+/// Which pages are marked as changed.
+fn changed(memory: &GuestMemory) -> Vec<u64> {
+    let region = memory.iter().next().unwrap();
+    let bitmap = bitmap_of(region).unwrap();
+    let pages = 0..MEMORY / PAGE_SIZE;
+    let marked = pages.filter(|page| bitmap.is_bit_set(*page));
+    marked.map(|page| page as u64).collect()
+}
+
+fn pages(range: Range<u64>) -> Vec<u64> {
+    (range.start / 4096..range.end / 4096).collect()
+}
+
 #[test]
 fn reported_blocks_are_zero_and_count_as_changed() {
     let memory = full_memory();
-    serve(
-        &memory,
-        Discard::Advise,
-        REPORTING,
-        &[(BLOCK, BLOCK_LENGTH, WRITE), (3 * BLOCK, 4096, WRITE)],
+    let reports = [(BLOCK, BLOCK_LENGTH, WRITE), (3 * BLOCK, 4096, WRITE)];
+    serve(&memory, None, REPORTING, &reports);
+    let page = 3 * BLOCK;
+    let (rings, marked): (Vec<_>, Vec<_>) = changed(&memory)
+        .into_iter()
+        .partition(|page| *page < BLOCK / 4096);
+    assert!(!rings.is_empty());
+    assert_eq!(
+        marked,
+        [pages(BLOCK..2 * BLOCK), pages(page..page + 4096)].concat()
     );
-    let region = memory.iter().next().unwrap();
-    let changed = bitmap_of(region).unwrap();
-    let page = |address: u64| usize::try_from(address).unwrap() / PAGE_SIZE;
-    assert!(changed.is_bit_set(page(BLOCK)) && changed.is_bit_set(page(2 * BLOCK) - 1));
-    assert!(!changed.is_bit_set(page(BLOCK) - 1) && !changed.is_bit_set(page(2 * BLOCK)));
-    assert!(changed.is_bit_set(page(3 * BLOCK)) && !changed.is_bit_set(page(3 * BLOCK) + 1));
     let byte = |address| -> u8 { memory.read_obj(GuestAddress(address)).unwrap() };
-    assert_eq!((byte(3 * BLOCK), byte(3 * BLOCK + 4096)), (0, 0xaa));
-    memory.write_obj(0xaau8, GuestAddress(3 * BLOCK)).unwrap();
+    assert_eq!((byte(page), byte(page + 4096)), (0, 0xaa));
+    memory.write_obj(0xaau8, GuestAddress(page)).unwrap();
     assert_eq!(zero_blocks(&memory), [false, true, false, false]);
     // The guest uses it again.
     memory.write_obj(7u8, GuestAddress(BLOCK)).unwrap();
     assert_eq!(byte(BLOCK), 7);
+}
+
+/// A guest has much memory that it has never used: reporting it must not make a snapshot large.
+#[test]
+fn what_nobody_has_touched_does_not_count_as_changed() {
+    let beyond = |memory: &GuestMemory| {
+        let marked = changed(memory);
+        marked
+            .into_iter()
+            .filter(|page| *page >= BLOCK / 4096)
+            .count()
+    };
+    let report = [(BLOCK, 3 * BLOCK_LENGTH, WRITE)];
+    let memory = allocate(MEMORY_MIB, HugePages::None, true).unwrap();
+    serve(&memory, None, REPORTING, &report);
+    assert_eq!(beyond(&memory), 0);
+
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(MEMORY_MIB << 20).unwrap();
+    let memory = allocate(MEMORY_MIB, HugePages::None, true).unwrap();
+    map_file(&memory, GuestAddress(0), MEMORY, &file, 0).unwrap();
+    serve(&memory, Some(&file), REPORTING, &report);
+    assert_eq!(beyond(&memory), 0);
 }
 
 /// What is not reported, by the right queue and as whole pages of memory, stays.
@@ -108,12 +147,7 @@ fn reported_blocks_are_zero_and_count_as_changed() {
 fn everything_else_stays() {
     let memory = full_memory();
     for queue in [0, 1] {
-        serve(
-            &memory,
-            Discard::Advise,
-            queue,
-            &[(BLOCK, BLOCK_LENGTH, WRITE)],
-        );
+        serve(&memory, None, queue, &[(BLOCK, BLOCK_LENGTH, WRITE)]);
     }
     for odd in [
         (BLOCK, BLOCK_LENGTH, 0),
@@ -125,27 +159,49 @@ fn everything_else_stays() {
         (u64::MAX - 4095, BLOCK_LENGTH, WRITE),
         (BLOCK, u32::MAX, WRITE),
     ] {
-        serve(&memory, Discard::Advise, REPORTING, &[odd]);
+        serve(&memory, None, REPORTING, &[odd]);
     }
     assert_eq!(zero_blocks(&memory), [false; 4]);
 }
 
-/// A file behind memory does not show again.
+/// A file behind memory does not show again, and only what it holds is marked: the rest is zero
+/// in it, too.
 #[test]
 fn blocks_of_a_mapped_file_are_replaced() {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&vec![0xaa; MEMORY]).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(MEMORY_MIB << 20).unwrap();
+    let held = BLOCK + 0x10_000..BLOCK + 0x30_000;
+    for at in [held.clone(), 3 * BLOCK..4 * BLOCK] {
+        let bytes = vec![0xaa; host_length(at.end - at.start)];
+        file.write_all_at(&bytes, at.start).unwrap();
+    }
     let memory = allocate(MEMORY_MIB, HugePages::None, true).unwrap();
     map_file(&memory, GuestAddress(0), MEMORY, &file, 0).unwrap();
-    memory.write_obj(0xaau8, GuestAddress(BLOCK)).unwrap();
+    // Private copies of what was a hole.
+    for at in [BLOCK, 2 * BLOCK] {
+        memory.write_obj(0xaau8, GuestAddress(at)).unwrap();
+    }
+    forget_changes(&memory);
     let reports = [
         (BLOCK, BLOCK_LENGTH, WRITE),
-        // Too little to be worth a mapping.
         (2 * BLOCK, 4096, WRITE),
-        (3 * BLOCK, BLOCK_LENGTH, WRITE),
+        // Too little to be worth a mapping.
+        (3 * BLOCK, 4096, WRITE),
     ];
-    serve(&memory, Discard::Replace, REPORTING, &reports);
-    assert_eq!(zero_blocks(&memory), [false, true, false, true]);
+    serve(&memory, Some(&file), REPORTING, &reports);
+    let byte = |address| -> u8 { memory.read_obj(GuestAddress(address)).unwrap() };
+    let found = [BLOCK, held.start, held.end - 1, 2 * BLOCK, 3 * BLOCK].map(byte);
+    assert_eq!(found, [0, 0, 0, 0, 0xaa]);
+    let mut marked = changed(&memory);
+    marked.retain(|page| *page >= BLOCK / 4096);
+    assert_eq!(marked, pages(held));
+}
+
+#[test]
+fn a_driver_that_reports_nothing_needs_no_queue_for_it() {
+    let device = Balloon::new(&REPORTS, Discarder::default());
+    assert_eq!(device.queues_needed(FEATURE_REPORTING), 3);
+    assert_eq!(device.queues_needed(FEATURE_DEFLATE_ON_OOM), 2);
 }
 
 proptest! {
@@ -155,9 +211,9 @@ proptest! {
         start in 0..MEMORY_MIB << 20,
         length in prop_oneof![Just(0), 0..1u32 << 24, any::<u32>()],
         round in any::<bool>(),
-        how in prop_oneof![Just(Discard::Advise), Just(Discard::Replace)],
+        mapped in any::<bool>(),
     ) {
-        let size = if how == Discard::Advise { 4096 } else { BLOCK };
+        let size = if mapped { BLOCK } else { 4096 };
         let (start, length) = if round {
             let length = u64::from(length).next_multiple_of(size);
             (start / size * size, u32::try_from(length).unwrap_or(u32::MAX))
@@ -167,7 +223,13 @@ proptest! {
         // Rings lie in the first block.
         let start = start.max(BLOCK);
         let memory = full_memory();
-        serve(&memory, how, REPORTING, &[(start, length, WRITE)]);
+        let file = mapped.then(|| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&vec![0xaa; MEMORY]).unwrap();
+            map_file(&memory, GuestAddress(0), MEMORY, &file, 0).unwrap();
+            file
+        });
+        serve(&memory, file.as_ref(), REPORTING, &[(start, length, WRITE)]);
         let end = start + u64::from(length);
         let named = |at: u64| (start..end).contains(&at);
         for at in (BLOCK..MEMORY_MIB << 20).step_by(PAGE_SIZE) {
