@@ -21,7 +21,6 @@ pub mod budget;
 pub mod config;
 pub mod cpu;
 pub mod devices;
-pub mod discard;
 pub mod event_loop;
 pub mod exit;
 pub mod layout;

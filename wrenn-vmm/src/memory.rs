@@ -1,5 +1,7 @@
 //! Guest memory: how it is laid out around the device hole, and how it is mapped.
 
+pub mod discard;
+
 use std::num::NonZeroUsize;
 
 use serde::{Deserialize, Serialize};

@@ -26,7 +26,7 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
-use crate::discard::Discarder;
+use crate::memory::discard::Discarder;
 use crate::memory::{GuestMemory, PAGE_SIZE, host_length};
 
 /// How much is copied, looked at and written at a time: it stays in the second-level

@@ -18,8 +18,8 @@
 use vm_memory::GuestAddress;
 
 use crate::config::BalloonConfig;
-use crate::discard::Discarder;
 use crate::memory::GuestMemory;
+use crate::memory::discard::Discarder;
 use crate::metrics::METRICS;
 use crate::virtio::queue::Chain;
 use crate::virtio::{Active, Cause, DeviceType, Progress, QueueBroken, VirtioDevice};
