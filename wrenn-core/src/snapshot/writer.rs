@@ -333,7 +333,7 @@ impl BuildWriter {
     fn keep(&self, memory: &File, sorted: &Sorted) -> Result<bool, WriteBuildError> {
         let path = self.memory();
         let room = statvfs(&self.path).map_err(FileError::of("look at", &self.path))?;
-        if sorted.kept_bytes() > room.f_bavail * room.f_frsize / PART_OF_ROOM {
+        if sorted.kept_bytes() > room.f_bavail.saturating_mul(room.f_frsize) / PART_OF_ROOM {
             return Ok(false);
         }
         let kept = self.path.join(KEPT);

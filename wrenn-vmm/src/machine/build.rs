@@ -22,6 +22,7 @@ use crate::layout;
 use crate::machine::board::Board;
 use crate::machine::hypervisor::{Hypervisor, HypervisorError};
 use crate::machine::{BootSource, Devices, Machine, Resources};
+use crate::memory::discard::Discarder;
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::seccomp::Filters;
 use crate::snapshot::memory_file::Background;
@@ -129,11 +130,7 @@ impl Machine {
         let hypervisor = Hypervisor::new()?;
         hypervisor.set_memory(&memory, config.track_dirty_pages)?;
 
-        let background = Background::Zero;
-        let discarder = background
-            .discarder()
-            .map_err(host("use the memory file"))?;
-        let board = Board::new(&hypervisor, &memory, discarder);
+        let board = Board::new(&hypervisor, &memory, Discarder::default());
         let assembled = board.assemble(resources, None, environment)?;
         assembled.devices.generation.renew(&memory)?;
 
@@ -145,7 +142,7 @@ impl Machine {
             vcpus,
             hypervisor,
             memory,
-            background,
+            background: Background::Zero,
             pager: None,
             devices: assembled.devices,
             config: resources.config(),

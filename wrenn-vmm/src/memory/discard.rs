@@ -1,19 +1,22 @@
 //! Giving pages of guest memory back to the host: they are zero from then on.
 //!
 //! ```text
-//! behind memory         given back by               zero, but was not in the snapshot
+//! behind memory         given back by               marked as changed
 //! nothing, or a pager   MADV_DONTNEED, of which     pages that are resident
 //!                       the pager is told
 //! a file, a hole in it  MADV_DONTNEED               none: the hole shows again
-//! a file, data in it    fresh memory in its place   pages with data
+//! a file, data in it    fresh memory in its place,  pages with data
+//!                       behind which is nothing
 //! ```
 //!
-//! Pages of the last column are marked as changed, since nobody has written them and KVM's
-//! log does not know; those that were written since are in that log anyway. A page that a
-//! pager never brought is not marked, though it may have been something before: the guest
-//! takes what it has given up for uninitialised, so that old contents do no harm, and a guest
-//! with much free memory would have all of it written down as zeros.
+//! What is given back differs from the snapshot before, though nobody has written it, so that
+//! KVM's log does not know. What was written since that snapshot is in the log anyway. Not all
+//! of the rest is marked: neither what a pager never brought, nor what went from a hole of the
+//! file into a snapshot of the machine as it ran. There the next diff keeps what was before. The
+//! guest takes what it has given up for uninitialised, so that this costs room only; marking
+//! all would have a guest with much free memory written down as zeros.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -23,27 +26,29 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::memory::{GuestMemory, PAGE_SIZE, host_length};
-use crate::sys::memory::{HUGE_PAGE_SIZE, release, replace, resident};
+use crate::sys::memory::{HUGE_PAGE_SIZE, release, replace, resident, whole_pages};
 use crate::sys::sparse;
 
 /// How much of a file's mapping may be replaced, in blocks of 2 MiB: each may be a mapping of
 /// its own, and a process has 65,530 of them.
 const REPLACED_MAX: usize = 16_384;
+const BLOCK: u64 = HUGE_PAGE_SIZE as u64;
 
 /// Gives pages back.
 #[derive(Debug, Default)]
 pub struct Discarder {
     /// The memory file that is mapped, if one is.
     behind: Option<File>,
-    replaced: usize,
+    /// Blocks of 2 MiB that it does not lie behind any more, by their number.
+    replaced: BTreeSet<u64>,
 }
 
 impl Discarder {
-    /// For memory behind which lies this file, or else nothing or a page-fault server.
-    pub const fn new(behind: Option<File>) -> Self {
+    /// For memory behind which this file lies.
+    pub const fn of_file(file: File) -> Self {
         Self {
-            behind,
-            replaced: 0,
+            behind: Some(file),
+            replaced: BTreeSet::new(),
         }
     }
 
@@ -59,10 +64,14 @@ impl Discarder {
         start: GuestAddress,
         length: usize,
     ) -> io::Result<()> {
-        let Some(file) = &self.behind else {
-            let pages = resident(memory, start, length)?;
-            for (page, _) in pages.iter().enumerate().filter(|(_, resident)| **resident) {
-                mark_changed(memory, start, page * PAGE_SIZE..(page + 1) * PAGE_SIZE)?;
+        let pages = whole_pages(memory, start, length)?;
+        let blocks = start.0 / BLOCK..(start.0 + length as u64).div_ceil(BLOCK);
+        let file = self.behind.as_ref();
+        let file = file.filter(|_| !blocks.clone().all(|block| self.replaced.contains(&block)));
+        let Some(file) = file else {
+            let resident = resident(memory, start, length)?;
+            for (page, _) in resident.iter().enumerate().filter(|(_, is)| **is) {
+                pages.bitmap().mark_dirty(page * PAGE_SIZE, PAGE_SIZE);
             }
             return release(memory, start, length);
         };
@@ -70,26 +79,17 @@ impl Discarder {
         if data.is_empty() {
             return release(memory, start, length);
         }
-        let block = HUGE_PAGE_SIZE as u64;
-        let whole = start.0.is_multiple_of(block) && length.is_multiple_of(HUGE_PAGE_SIZE);
-        let blocks = length / HUGE_PAGE_SIZE;
-        if !whole || self.replaced + blocks > REPLACED_MAX {
+        let whole = start.0.is_multiple_of(BLOCK) && (length as u64).is_multiple_of(BLOCK);
+        if !whole || self.replaced.len() + length / HUGE_PAGE_SIZE > REPLACED_MAX {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         for range in data {
-            mark_changed(memory, start, range)?;
+            pages.bitmap().mark_dirty(range.start, range.len());
         }
-        self.replaced += blocks;
-        replace(memory, start, length)
+        replace(memory, start, length)?;
+        self.replaced.extend(blocks);
+        Ok(())
     }
-}
-
-/// Marks part of what starts at `start` as changed.
-fn mark_changed(memory: &GuestMemory, start: GuestAddress, part: Range<usize>) -> io::Result<()> {
-    let slice = GuestMemoryBackend::get_slice(memory, start, part.end);
-    let slice = slice.map_err(io::Error::other)?;
-    slice.bitmap().mark_dirty(part.start, part.len());
-    Ok(())
 }
 
 /// Where a file has data, as offsets from `from`, in whole pages.
@@ -117,4 +117,45 @@ fn offset_in_file(memory: &GuestMemory, address: GuestAddress) -> io::Result<u64
         }
     }
     Err(io::ErrorKind::InvalidInput.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::memory::{HugePages, allocate};
+    use crate::snapshot::memory_file::{bitmap_of, forget_changes};
+    use crate::sys::memory::map_file;
+
+    /// A guest frees the same memory again and again. It has one new mapping then, and each
+    /// time what it had written is zero and counts as changed.
+    #[test]
+    fn a_block_is_replaced_once() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 * BLOCK).unwrap();
+        file.write_all_at(&[7; PAGE_SIZE], BLOCK).unwrap();
+        let memory = allocate(4, HugePages::None, true).unwrap();
+        map_file(&memory, GuestAddress(0), 2 * HUGE_PAGE_SIZE, &file, 0).unwrap();
+        let mut discarder = Discarder::of_file(file);
+        for round in 0..3 {
+            let written = GuestAddress(BLOCK + round * 8 * PAGE_SIZE as u64);
+            memory.write_obj(9_u8, written).unwrap();
+            // As after a snapshot.
+            forget_changes(&memory);
+            discarder
+                .discard(&memory, GuestAddress(BLOCK), HUGE_PAGE_SIZE)
+                .unwrap();
+            assert_eq!(discarder.replaced.len(), 1);
+            let byte: u8 = memory.read_obj(written).unwrap();
+            assert_eq!(byte, 0);
+            let bitmap = bitmap_of(memory.iter().next().unwrap()).unwrap();
+            assert!(
+                bitmap.is_bit_set(host_length(written.0) / PAGE_SIZE),
+                "{round}"
+            );
+        }
+    }
 }

@@ -7,7 +7,8 @@
 //!
 //! A full file holds all of memory, with holes where it is zero. A page that nobody ever
 //! touched is known to be zero without being read, if what lies behind it ([`Background`])
-//! is: so a large guest that uses little is saved in the time that the little takes.
+//! is: so a large guest that uses little is saved in the time that the little takes. Only
+//! `/proc` tells; in a jail without it, all of memory is read.
 //!
 //! A file of differences has the same size and holds only pages that changed, at their
 //! offsets. One that became zero is written as zeros: a hole means that it did not change.
@@ -65,10 +66,10 @@ impl Background {
     /// # Errors
     /// If the process has no descriptor left.
     pub fn discarder(&self) -> io::Result<Discarder> {
-        Ok(Discarder::new(match self {
-            Self::Zero | Self::Pager => None,
-            Self::File(file) => Some(file.try_clone()?),
-        }))
+        Ok(match self {
+            Self::Zero | Self::Pager => Discarder::default(),
+            Self::File(file) => Discarder::of_file(file.try_clone()?),
+        })
     }
 
     /// Where pages may be other than zero, in order; `None` if it is not known.

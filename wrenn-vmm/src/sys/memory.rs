@@ -167,8 +167,11 @@ pub fn map_file(
     }
 }
 
-/// Whole pages of one region.
-fn pages(
+/// A range that is whole pages of one region.
+///
+/// # Errors
+/// If it is not.
+pub fn whole_pages(
     memory: &GuestMemory,
     start: GuestAddress,
     length: usize,
@@ -185,7 +188,7 @@ fn pages(
 /// # Errors
 /// If the range is not whole pages of one region, or the kernel refuses.
 pub fn resident(memory: &GuestMemory, start: GuestAddress, length: usize) -> io::Result<Vec<bool>> {
-    let slice = pages(memory, start, length)?;
+    let slice = whole_pages(memory, start, length)?;
     let mut answer = vec![0_u8; length / PAGE_SIZE];
     let place = slice.ptr_guard_mut().as_ptr();
     // SAFETY: the range is one mapping that `memory` owns, and `answer` has a byte for each
@@ -203,7 +206,7 @@ pub fn resident(memory: &GuestMemory, start: GuestAddress, length: usize) -> io:
 /// # Errors
 /// If the range is not whole pages of one region, or the kernel refuses.
 pub fn release(memory: &GuestMemory, start: GuestAddress, length: usize) -> io::Result<()> {
-    let slice = pages(memory, start, length)?;
+    let slice = whole_pages(memory, start, length)?;
     let place = slice.ptr_guard_mut().as_ptr();
     // SAFETY: the range is whole pages of one mapping that `memory` owns. Their contents
     // change, and nothing but volatile accesses refers to guest memory.
@@ -220,7 +223,7 @@ pub fn release(memory: &GuestMemory, start: GuestAddress, length: usize) -> io::
 /// If the range is not whole pages of one region, or the kernel refuses. One that is short of
 /// memory may have taken the old pages away: the guest ends when it touches them.
 pub fn replace(memory: &GuestMemory, start: GuestAddress, length: usize) -> io::Result<()> {
-    let slice = pages(memory, start, length)?;
+    let slice = whole_pages(memory, start, length)?;
     let place = slice.ptr_guard_mut().as_ptr();
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;

@@ -40,8 +40,8 @@ fn full_memory() -> GuestMemory {
 
 /// Has a request served that comes in one of the three queues.
 fn serve(memory: &GuestMemory, behind: Option<&File>, queue: usize, buffers: &[(u64, u32, u16)]) {
-    let behind = behind.map(|file| file.try_clone().unwrap());
-    let mut device = Balloon::new(&REPORTS, Discarder::new(behind));
+    let discarder = behind.map(|file| Discarder::of_file(file.try_clone().unwrap()));
+    let mut device = Balloon::new(&REPORTS, discarder.unwrap_or_default());
     let mut drivers = [0, 1, 2].map(|index| TestDriver::new(memory, RINGS + index * 0x4000));
     let mut queues = [0, 1, 2].map(|index| drivers[index].queue(index));
     drivers[queue].request(buffers);
