@@ -207,9 +207,9 @@ async fn write(out: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), 
     written.map_err(WorkError::WriteOutput)
 }
 
-/// Asks for the machine's health from time to time. An emulated processor that sleeps has been
-/// seen to miss its timer, once in hours of tests, and it then sleeps until something comes in
-/// from outside.
+/// Asks for the machine's health from time to time. An emulated machine has been seen to stand
+/// still, idle, for minutes, once in hours of tests, and to go on when something came in from
+/// outside: most likely its processor slept and had missed a timer.
 async fn keep_awake(guest: &GuestClient) -> Infallible {
     loop {
         tokio::time::sleep(WAKE_INTERVAL).await;

@@ -360,3 +360,78 @@ fn tail_of(path: &Path, limit: u64) -> String {
     };
     text.trim().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Has a VMM that refuses one path asked for a machine without disks. Says what came of it
+    /// and which paths it was asked for.
+    async fn describe_to_one_that_refuses(path: &str) -> (Result<(), &'static str>, Vec<String>) {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("api.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let config = VmConfig {
+            machine: MachineConfig::from(Resources::default()),
+            boot_source: BootSource {
+                kernel_image_path: "/vmlinux".into(),
+                boot_args: String::new(),
+                initrd_path: None,
+            },
+            drives: Vec::new(),
+            network_interfaces: Vec::new(),
+            entropy: true,
+            balloon: Some(Balloon::REPORTING),
+        };
+        let mut asked = Vec::new();
+        let serving = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = String::new();
+                while !request.ends_with('}') {
+                    let mut buffer = [0; 4096];
+                    let read = stream.read(&mut buffer).await.unwrap();
+                    request.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+                }
+                let asked_for = request.split(' ').nth(1).unwrap().to_owned();
+                let answer = if asked_for == path {
+                    "HTTP/1.1 400 \r\nContent-Length: 22\r\n\r\n{\"fault_message\":\"no\"}"
+                } else {
+                    "HTTP/1.1 204 \r\n\r\n"
+                };
+                asked.push(asked_for);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        };
+        let api = ApiClient::new(&socket);
+        let described = tokio::select! {
+            described = describe(&api, &config) => described,
+            () = serving => unreachable!("it serves for ever"),
+        };
+        (described.map_err(|(step, _)| step), asked)
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_hears_no_reports_of_free_memory_boots_all_the_same() {
+        let (described, asked) = describe_to_one_that_refuses("/balloon").await;
+        assert_eq!(described, Ok(()));
+        let paths = [
+            "/machine-config",
+            "/boot-source",
+            "/entropy",
+            "/balloon",
+            "/actions",
+        ];
+        assert_eq!(asked, paths);
+    }
+
+    #[tokio::test]
+    async fn any_other_refusal_ends_it_there() {
+        let (described, asked) = describe_to_one_that_refuses("/entropy").await;
+        assert_eq!(described, Err("the entropy device"));
+        assert_eq!(asked.last().unwrap(), "/entropy");
+    }
+}
