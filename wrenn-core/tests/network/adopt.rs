@@ -28,10 +28,7 @@ async fn reopen(root: &Path) -> Network {
 /// Has a child make a slot and die. Returns the slot's number.
 async fn orphan(test: &str, root: &Path) -> SlotNumber {
     let network = open(root).await;
-    let mut child = Doomed::start(test, root);
-    let elements = async || network.leftovers().await.unwrap().elements.len();
-    child.until(async || elements().await == 2).await;
-    child.kill();
+    Doomed::start(test, root).await.kill().await;
     let slots = network.leftovers().await.unwrap().slots;
     assert_eq!(slots.len(), 1);
     slots[0]
@@ -110,9 +107,7 @@ fn a_connection_goes_on_through_death_and_adoption() {
     on_fresh_host(|| async {
         let root = tempfile::tempdir().unwrap();
         let network = open(root.path()).await;
-        let mut child = Doomed::start(THIS, root.path());
-        let elements = async || network.leftovers().await.unwrap().elements.len();
-        child.until(async || elements().await == 2).await;
+        let child = Doomed::start(THIS, root.path()).await;
         let number = network.leftovers().await.unwrap().slots[0];
         let guest = Guest::start_in(&Namespace::named(&named(number)));
         let listener = guest.namespace.within(|| {
@@ -126,7 +121,7 @@ fn a_connection_goes_on_through_death_and_adoption() {
         let (ours, theirs) = tokio::join!(connecting, listener.accept());
         let (mut ours, mut theirs) = (ours.unwrap(), theirs.unwrap().0);
 
-        child.kill();
+        child.kill().await;
         let slot = reopen(root.path())
             .await
             .adopt(number, OWNER)

@@ -143,15 +143,15 @@ fn what_a_killed_process_left_is_swept_and_the_living_are_spared() {
         let guest = Guest::start(&living);
         let greeter = Greeter::start(&guest.namespace);
 
-        let mut child = Doomed::start(THIS, root.path());
-        let slots = async || network.leftovers().await.unwrap().slots.len();
-        child.until(async || slots().await == 4).await;
+        let child = Doomed::start(THIS, root.path()).await;
+        let held = network.leftovers().await.unwrap();
+        assert_eq!(held.slots.len(), 4);
         assert_eq!(
             network.sweep(keep_none).await.unwrap(),
             [],
             "the child still lives"
         );
-        child.kill();
+        child.kill().await;
 
         // The next to open sweeps, and a second sweep has nothing to do.
         let next = open(root.path()).await;

@@ -172,17 +172,18 @@ fn what_a_killed_pool_held_is_swept_by_the_next_start() {
         return doomed::live(async move {
             let pool = SlotPool::start(open(&root).await, of_size(4));
             let taken = pool.take("sandbox").await.unwrap();
+            until_ready(&pool, 4).await;
             (pool, taken)
         });
     }
     on_fresh_host(|| async {
         let root = tempfile::tempdir().unwrap();
         let network = open(root.path()).await;
-        let mut child = Doomed::start(THIS, root.path());
-        let elements = async || network.leftovers().await.unwrap().elements.len();
-        child.until(async || elements().await == 2 * 5).await;
+        let child = Doomed::start(THIS, root.path()).await;
+        let held = network.leftovers().await.unwrap();
+        assert_eq!(held.elements.len(), 2 * 5);
         assert_eq!(network.sweep(keep_none).await.unwrap(), [], "it lives");
-        child.kill();
+        child.kill().await;
 
         let next = Network::open(Default::default(), root.path(), |_owner| true)
             .await
