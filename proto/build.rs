@@ -23,11 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .include_imports(true)
         .open_files(FILES)?
         .encode_file_descriptor_set();
-    // Only a set that changed is written: the generator asks cargo to watch it.
     let set = out_dir.join("descriptors.bin");
-    if std::fs::read(&set).ok().as_deref() != Some(descriptors.as_slice()) {
-        std::fs::write(&set, descriptors)?;
-    }
+    std::fs::write(&set, descriptors)?;
 
     let mut messages = CodeGenConfig::default();
     messages.generate_json = true;
@@ -42,6 +39,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .files(&FILES)
         .include_file("_connectrpc.rs")
         .gate_client_feature(true)
+        // It would have cargo watch the set, which is newer than the start of this program:
+        // the next build would run it again, and compile all that is above it.
+        .emit_rerun_directives(false)
         .compile()?;
     Ok(())
 }
