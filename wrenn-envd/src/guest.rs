@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,19 +35,23 @@ pub struct Guest {
     pub processes: ProcessTable,
     pub watchers: Watchers,
     pub cpu: CpuSampler,
+    /// How long a process's end waits for those it left behind, usually
+    /// [`LINGER`](crate::process::LINGER).
+    pub linger: Duration,
     /// Everything that outlives the request that started it.
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
 }
 
 impl Guest {
-    pub fn new(settings: Settings, state_file: Option<PathBuf>) -> Arc<Self> {
+    pub fn new(settings: Settings, state_file: Option<PathBuf>, linger: Duration) -> Arc<Self> {
         Arc::new(Self {
             settings: RwLock::new(Arc::new(settings)),
             state_file,
             processes: ProcessTable::default(),
             watchers: Watchers::default(),
             cpu: CpuSampler::default(),
+            linger,
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         })

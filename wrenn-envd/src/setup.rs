@@ -131,6 +131,7 @@ fn set_clock(time: Timestamp) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::guest::Settings;
+    use crate::process::LINGER;
 
     fn guest() -> Arc<Guest> {
         Guest::new(
@@ -141,6 +142,7 @@ mod tests {
                 default_workdir: None,
             },
             None,
+            LINGER,
         )
     }
 

@@ -27,7 +27,7 @@ fn another() -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_are_those_of_the_user_that_the_client_acts_as() {
-    let daemon = TestDaemon::start_with(Some(TOKEN)).await;
+    let daemon = TestDaemon::start_with(TOKEN).await;
     let directory = tempfile::tempdir().unwrap();
     let open = std::fs::Permissions::from_mode(0o777);
     std::fs::set_permissions(directory.path(), open).unwrap();
@@ -49,7 +49,7 @@ async fn files_are_those_of_the_user_that_the_client_acts_as() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn contents_stream_both_ways_and_an_error_changes_nothing() {
-    let daemon = TestDaemon::start_with(Some(TOKEN)).await;
+    let daemon = TestDaemon::start_with(TOKEN).await;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("file").to_str().unwrap().to_owned();
     let guest = client(&daemon);
@@ -75,7 +75,7 @@ async fn contents_stream_both_ways_and_an_error_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_begins_before_it_is_there() {
-    let daemon = TestDaemon::start_with(Some(TOKEN)).await;
+    let daemon = TestDaemon::start_with(TOKEN).await;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_str().unwrap();
     let mut watch = client(&daemon).watch_dir(path, false).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_watch_begins_before_it_is_there() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_joins_a_terminal_writes_to_it() {
     use wrenn_core::guest::{ProcessEvent, PtySize};
-    let daemon = TestDaemon::start_with(Some(TOKEN)).await;
+    let daemon = TestDaemon::start_with(TOKEN).await;
     let guest = client(&daemon);
     let size = PtySize { cols: 80, rows: 24 };
     let shell = Command::new("sh").pty(size).with_stdin();

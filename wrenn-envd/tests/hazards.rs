@@ -205,7 +205,8 @@ async fn a_child_left_behind_does_not_hold_up_the_end() {
 /// Hazard 1: a helper that outlives the shell by a moment still gets its last words out.
 #[tokio::test]
 async fn what_a_helper_writes_while_the_shell_ends_is_delivered() {
-    let daemon = TestDaemon::start().await;
+    // What a moment is depends on the machine.
+    let daemon = TestDaemon::lingering(common::PATIENCE).await;
     let mut request = shell("");
     request.process.modify(|process| {
         process.cmd = "/bin/bash".to_owned();
@@ -400,7 +401,7 @@ async fn a_client_that_leaves_does_not_end_the_process() {
 /// host. Stops at the first that is let through, for the same reason.
 #[tokio::test]
 async fn nothing_but_health_answers_without_the_token() {
-    let daemon = TestDaemon::start_with(Some("secret")).await;
+    let daemon = TestDaemon::start_with("secret").await;
     let mut routes = vec![
         ("GET", "/metrics".to_owned()),
         ("GET", "/envs".to_owned()),

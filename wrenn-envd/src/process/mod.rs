@@ -29,7 +29,7 @@
 //! - **All that was written before the exit comes before the end event**, but the end
 //!   does not wait for others who hold the pipe open: when the process has exited, a
 //!   pump reads what was in the pipe at that moment and lingers briefly
-//!   (`pump::LINGER`) for a helper that is just finishing. After that, output of
+//!   ([`LINGER`]) for a helper that is just finishing. After that, output of
 //!   left-over children is read and thrown away, so that they don't block or die.
 //! - **Signals reach the whole process group**, and KILL everything in the session.
 
@@ -43,8 +43,13 @@ pub mod stdio;
 pub mod table;
 
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use wrenn_proto::process::process_event::EndEvent;
+
+/// How long a process's end waits for others to let go of its output:
+/// `cmd > >(tee log)` leaves a `tee` behind that is about to write its last.
+pub const LINGER: Duration = Duration::from_millis(100);
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

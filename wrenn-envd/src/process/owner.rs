@@ -214,7 +214,7 @@ async fn own(
     let pumps = futures::future::join_all(
         outputs
             .into_iter()
-            .map(|output| output.run(&process.hub, &exited)),
+            .map(|output| output.run(&process.hub, &exited, guest.linger)),
     );
     let wait = async {
         let end = wait(&guest, &process, &exit_notice, deadline).await;

@@ -9,10 +9,6 @@ use tokio_util::sync::CancellationToken;
 use super::hub::{Channel, Chunk, Hub};
 use super::stdio::Stdio;
 
-/// How long a pump waits, after the process has exited, for others to let go of the
-/// pipe: `cmd > >(tee log)` leaves a `tee` behind that is about to write its last.
-pub(super) const LINGER: Duration = Duration::from_millis(100);
-
 const PIPE_CHUNK: usize = 32 * 1024;
 const TERMINAL_CHUNK: usize = 16 * 1024;
 
@@ -32,8 +28,8 @@ pub(super) enum Rest {
 
 impl Pump {
     /// Pumps until the output closes; or, once `exited`, until everything is through
-    /// that was written before.
-    pub(super) async fn run(self, hub: &Hub, exited: &CancellationToken) -> Rest {
+    /// that was written before, and for as long as `linger`.
+    pub(super) async fn run(self, hub: &Hub, exited: &CancellationToken, linger: Duration) -> Rest {
         let mut buffer = self.buffer();
         loop {
             let read = tokio::select! {
@@ -50,7 +46,7 @@ impl Pump {
         // Everything that the process itself wrote is in the pipe by now. Others may go
         // on writing for ever, so it is counted rather than read to an end.
         let mut owed = self.source.available();
-        let linger = Instant::now() + LINGER;
+        let linger = Instant::now() + linger;
         loop {
             let read = if owed > 0 {
                 self.read(&mut buffer).await

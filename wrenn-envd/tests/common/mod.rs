@@ -23,6 +23,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use wrenn_envd::auth::AccessToken;
 use wrenn_envd::guest::{Guest, Settings};
+use wrenn_envd::process::LINGER;
 use wrenn_envd::server::Daemon;
 use wrenn_proto::connectrpc::client::{ClientConfig, HttpClient};
 use wrenn_proto::filesystem::FilesystemClient;
@@ -57,10 +58,19 @@ pub fn own_user() -> String {
 
 impl TestDaemon {
     pub async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_as(None, LINGER).await
     }
 
-    pub async fn start_with(token: Option<&str>) -> Self {
+    pub async fn start_with(token: &str) -> Self {
+        Self::start_as(Some(token), LINGER).await
+    }
+
+    /// One in which a process's end waits so long for those it left behind.
+    pub async fn lingering(linger: Duration) -> Self {
+        Self::start_as(None, linger).await
+    }
+
+    async fn start_as(token: Option<&str>, linger: Duration) -> Self {
         let guest = Guest::new(
             Settings {
                 access_token: token.and_then(AccessToken::new),
@@ -69,6 +79,7 @@ impl TestDaemon {
                 default_workdir: Some("/".to_owned()),
             },
             None,
+            linger,
         );
         let (bound, listens) = tokio::sync::oneshot::channel();
         let served = guest.clone();
@@ -98,9 +109,9 @@ impl TestDaemon {
     }
 
     /// Stops it and waits until everything of it has ended.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.guest.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.serving)
+        tokio::time::timeout(PATIENCE, &mut self.serving)
             .await
             .unwrap()
             .unwrap();
@@ -129,6 +140,13 @@ impl TestDaemon {
 
     pub async fn http(&self, request: Request<HttpBody>) -> (StatusCode, HeaderMap, Bytes) {
         http(self.address, request).await
+    }
+}
+
+/// A test that fails would wait for its daemon for ever.
+impl Drop for TestDaemon {
+    fn drop(&mut self) {
+        self.guest.shutdown.cancel();
     }
 }
 
