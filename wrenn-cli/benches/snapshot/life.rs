@@ -193,6 +193,7 @@ async fn resumes(host: &Host, name: &str, file: Option<f64>) -> anyhow::Result<V
                 std::fs::write("/proc/sys/vm/drop_caches", "3")?;
             }
             let (sandbox, took) = spawned(host, &frozen).await?;
+            eprintln!("{name}{variant}: {}", phases(sandbox.timings(), took));
             ours.push(milliseconds(took));
             floor.push(milliseconds(sandbox.timings().healthy));
             if file.is_some() && *prefetch {
@@ -253,8 +254,9 @@ async fn spawns(host: &Host) -> anyhow::Result<Vec<Record>> {
             };
             let sandbox = host.create(config).await?;
             first_exec(&sandbox).await?;
-            samples.push(milliseconds(begun.elapsed()));
-            eprintln!("{template}: {}", phases(sandbox.timings()));
+            let took = begun.elapsed();
+            samples.push(milliseconds(took));
+            eprintln!("{template}: {}", phases(sandbox.timings(), took));
             sandbox.destroy().await?;
         }
     }
@@ -299,13 +301,15 @@ async fn spawns(host: &Host) -> anyhow::Result<Vec<Record>> {
     Ok(records)
 }
 
-fn phases(timings: &Timings) -> String {
+fn phases(timings: &Timings, took: Duration) -> String {
     format!(
-        "disk {:.1}, slot {:.1}, VMM {:.1}, healthy {:.1}, init {:.1} ms",
+        "disk {:.1}, slot {:.1}, VMM {:.1}, healthy {:.1}, init {:.1}, in all {:.1}, first command {:.1} ms",
         milliseconds(timings.disk),
         milliseconds(timings.slot),
         milliseconds(timings.vmm),
         milliseconds(timings.healthy),
-        milliseconds(timings.init)
+        milliseconds(timings.init),
+        milliseconds(timings.total),
+        milliseconds(took.saturating_sub(timings.total))
     )
 }
