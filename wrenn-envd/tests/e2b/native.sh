@@ -16,12 +16,14 @@ export here daemon
 : "${WRENN_SUITE_PYTHON:?is not set}"
 
 # The daemon runs as root and does as it is told, so nothing that lasts can be written:
-# the home is a copy-on-write view of the real one, gone with the namespace.
+# the home is a copy-on-write view of the real one, gone with the namespace. Its start files
+# are taken out of the view: a test that ends a shell may end it while it does what they say.
 exec unshare --net --pid --mount --fork --mount-proc --kill-child sh -eu -c '
     ip link set lo up
     mount -t tmpfs tmpfs /mnt
     mkdir /mnt/upper /mnt/work
     mount -t overlay -o "lowerdir=$HOME,upperdir=/mnt/upper,workdir=/mnt/work" overlay "$HOME"
+    rm -f "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.profile" "$HOME/.bashrc"
     mount -t tmpfs -o mode=1777 tmpfs /tmp
     mount -o remount,bind,ro /
     "$daemon" --address 127.0.0.1 --default-user "$(id -un)" &
