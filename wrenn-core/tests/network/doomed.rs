@@ -3,6 +3,7 @@
 //! It is this test program again, told to run only the test that started it. In the child
 //! that test sees [`root`] and does what the parent wants of it.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -32,7 +33,8 @@ pub(crate) fn live<T>(part: impl Future<Output = T>) {
         .block_on(async {
             let _held = part.await;
             // On a line of its own: the test harness has begun one.
-            println!("\n{DONE}");
+            let line = format!("\n{DONE}\n");
+            std::io::stdout().write_all(line.as_bytes()).unwrap();
             // The other end of standard input closes at the latest when the test ends.
             tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()))
                 .await
