@@ -29,6 +29,7 @@ const LASTING: [&str; 5] = [
     "snapshot.named",
 ];
 const CGROUPS: &str = "/sys/fs/cgroup/wrenn";
+const NAMESPACES: &str = "/run/netns";
 
 /// A root directory on an ext4 of its own, with the templates of the other one.
 struct PoweredDisk {
@@ -94,7 +95,9 @@ impl PoweredDisk {
         sandboxes.filter(|path| path.is_dir()).collect()
     }
 
-    /// Ends what does not outlive the power: VMs and what serves them, and disks in the kernel.
+    /// Ends what does not outlive the power: VMs and what serves them, disks in the kernel, and
+    /// network namespaces with their links. What is written down of a slot is lost with the
+    /// power; a namespace that had no link at that moment would be nobody's afterwards.
     async fn end_all(&self, sandboxes: &[PathBuf]) {
         for sandbox in sandboxes {
             let group = Path::new(CGROUPS).join(sandbox.file_name().unwrap());
@@ -108,6 +111,19 @@ impl PoweredDisk {
         }
         let disks = DeviceMapper::open(&RootDirectory::new(self.root())).await;
         disks.unwrap().sweep(|_| false).await.unwrap();
+        // The test is alone on the host, so all slots are those of the dead agent.
+        for namespace in fs::read_dir(NAMESPACES).unwrap() {
+            let namespace = namespace.unwrap();
+            if namespace
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(b"wrenn-")
+            {
+                // Its maker may have died before it was mounted.
+                drop(umount2(&namespace.path(), MntFlags::MNT_DETACH));
+                fs::remove_file(namespace.path()).unwrap();
+            }
+        }
     }
 }
 
