@@ -11,7 +11,8 @@
 //!
 //! The RPC modules are generated at build time from `*/*.proto`; each holds the
 //! messages, a trait for the server and, with the feature `client`, a client. The
-//! JSON bodies of the plain routes are written by hand in [`http`].
+//! JSON bodies of the plain routes are written by hand in [`http`]. Errors of the agent carry
+//! a [`reason`].
 
 mod generated {
     #![allow(
@@ -28,6 +29,7 @@ mod generated {
 }
 
 pub mod http;
+pub mod reason;
 
 pub use buffa;
 pub use buffa_types;
