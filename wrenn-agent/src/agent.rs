@@ -21,6 +21,7 @@ use wrenn_core::network::PoolConfig;
 use wrenn_core::sandbox::{Host, HostConfig, OpenHostError};
 
 use crate::config::Config;
+use crate::generated::{self, GeneratedFileError};
 use crate::lock::{AgentLock, LockError};
 use crate::metrics::Metrics;
 use crate::server::{Face, Server, State};
@@ -46,6 +47,9 @@ pub enum StartError {
     /// Another agent has the root directory.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// A file that every start reads cannot be read or made.
+    #[error(transparent)]
+    File(#[from] GeneratedFileError),
     /// An address is taken, or not ours.
     #[error("cannot listen on {address}")]
     Bind {
@@ -108,6 +112,7 @@ impl Agent {
         F: Future<Output = Result<Fleet, StartError>>,
     {
         let lock = AgentLock::acquire(&config.root)?;
+        let root_id = generated::root_id(&config.root)?;
         let (listener, address) = bind(config.listen).await?;
         let metrics_listener = match config.metrics_listen {
             Some(address) => Some(bind(address).await?),
@@ -121,6 +126,7 @@ impl Agent {
         tasks.spawn(metrics.clone().follow(fleet.events(), shutdown.clone()));
         let state = Arc::new(State {
             fleet: fleet.clone(),
+            root_id,
             metrics,
             shutdown: shutdown.clone(),
             tasks: tasks.clone(),

@@ -17,6 +17,7 @@
 pub mod agent;
 pub mod config;
 mod errors;
+mod generated;
 mod lock;
 mod logging;
 mod metrics;

@@ -268,6 +268,7 @@ async fn what_is_out_of_bounds_never_reaches_a_guest() {
         id: ID.to_owned(),
         pid: 1,
         signal: 11,
+        ..SignalProcessRequest::default()
     };
     refused(
         client.signal_process(request).await,

@@ -204,7 +204,11 @@ fn follow(
         process,
     };
     let started = event(process_event::Event::Started(Box::new(
-        wire::process_event::Started { pid },
+        wire::process_event::Started {
+            pid,
+            terminal,
+            ..wire::process_event::Started::default()
+        },
     )));
     let events = futures::stream::unfold(Some(following), |following| async {
         let mut following = following?;
@@ -254,7 +258,10 @@ impl Following {
 }
 
 fn event(event: process_event::Event) -> ProcessEvent {
-    ProcessEvent { event: Some(event) }
+    ProcessEvent {
+        event: Some(event),
+        ..ProcessEvent::default()
+    }
 }
 
 fn translate(event: Event) -> process_event::Event {
@@ -272,6 +279,7 @@ fn exit_message(status: &ExitStatus) -> wire::ExitStatus {
         exited: status.exited,
         status: status.status.clone(),
         error: status.error.clone().unwrap_or_default(),
+        ..wire::ExitStatus::default()
     }
 }
 
@@ -282,6 +290,8 @@ fn timed_out() -> wire::ExitStatus {
         exited: false,
         status: "signal: killed".to_owned(),
         error: "its deadline passed, and it was killed".to_owned(),
+        timed_out: true,
+        signal: 9,
     }
 }
 
@@ -298,6 +308,7 @@ pub(super) async fn list(
             program: process.program,
             args: process.args,
             tag: process.tag.unwrap_or_default(),
+            ..list_processes_response::Process::default()
         });
     Ok(ListProcessesResponse {
         processes: processes.collect(),

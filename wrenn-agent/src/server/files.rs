@@ -115,7 +115,10 @@ pub(super) async fn stream_read(
         let (visit, open, mut chunks) = reading?;
         match visit.ask(chunks.try_next()).await {
             Ok(Some(data)) => Some((
-                Ok(StreamReadFileResponse { data }),
+                Ok(StreamReadFileResponse {
+                    data,
+                    ..StreamReadFileResponse::default()
+                }),
                 Some((visit, open, chunks)),
             )),
             Ok(None) => None,
@@ -196,5 +199,6 @@ fn describe(entry: Entry) -> FileEntry {
         owner: entry.owner,
         group: entry.group,
         symlink_target: entry.symlink_target.unwrap_or_default(),
+        ..FileEntry::default()
     }
 }

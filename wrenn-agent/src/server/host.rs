@@ -23,6 +23,7 @@ pub(super) async fn get(
         blocking(move || (template::names(&root), usage::free_mib(root.path()))).await?;
     let (reserved, limits) = state.fleet.reserved();
     Ok(GetHostResponse {
+        root_id: state.root_id.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         sandboxes: reserved.sandboxes,
         max_sandboxes: limits.sandboxes,

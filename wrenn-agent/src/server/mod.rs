@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wrenn_core::fleet::Fleet;
 use wrenn_proto::connectrpc::{
-    Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult,
-    ServiceStream,
+    ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest,
+    ServiceResult, ServiceStream,
 };
 use wrenn_proto::hostagent::*;
 
@@ -33,6 +33,8 @@ const KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) fleet: Fleet,
+    /// The identity of the root directory.
+    pub(crate) root_id: String,
     pub(crate) metrics: Metrics,
     /// Cancelled when the agent stops.
     pub(crate) shutdown: CancellationToken,
@@ -142,5 +144,33 @@ impl HostAgent for Service {
     ) -> ServiceResult<ServiceStream<impl Encodable<WatchDirResponse> + Send + use<>>> {
         let request = request.to_owned_message();
         Ok(Response::stream(watch::watch(&self.0, request).await?))
+    }
+
+    async fn follow_console(
+        &self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, FollowConsoleRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<FollowConsoleResponse> + Send + use<>>> {
+        Err::<Response<ServiceStream<FollowConsoleResponse>>, _>(ConnectError::unimplemented(
+            "not yet",
+        ))
+    }
+
+    async fn read_archive(
+        &self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, ReadArchiveRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<ReadArchiveResponse> + Send + use<>>> {
+        Err::<Response<ServiceStream<ReadArchiveResponse>>, _>(ConnectError::unimplemented(
+            "not yet",
+        ))
+    }
+
+    async fn write_archive<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        _requests: InboundStream<WriteArchiveRequest>,
+    ) -> ServiceResult<impl Encodable<WriteArchiveResponse> + Send + use<'a>> {
+        Err::<Response<WriteArchiveResponse>, _>(ConnectError::unimplemented("not yet"))
     }
 }

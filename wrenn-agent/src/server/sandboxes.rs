@@ -74,6 +74,7 @@ pub(super) async fn list(
 ) -> Result<ListSandboxesResponse, ConnectError> {
     let all = agent.fleet.list();
     Ok(ListSandboxesResponse {
+        root_id: agent.root_id.clone(),
         sandboxes: all
             .iter()
             .map(|sandbox| describe(sandbox, Token::Left))

@@ -57,7 +57,13 @@ pub(super) async fn run(agent: &AgentClient, args: Args) -> anyhow::Result<()> {
     match (end(&args.from), end(&args.to)) {
         (End::Sandbox { id, path }, to) => {
             let user = args.user;
-            download(agent, StreamReadFileRequest { id, path, user }, to).await
+            let request = StreamReadFileRequest {
+                id,
+                path,
+                user,
+                ..StreamReadFileRequest::default()
+            };
+            download(agent, request, to).await
         }
         (from, End::Sandbox { id, path }) => {
             let source: Pin<Box<dyn AsyncRead + Send>> = match from {

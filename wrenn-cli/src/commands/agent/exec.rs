@@ -179,6 +179,7 @@ impl Remote for AgentCommand<'_> {
             id: self.id.clone(),
             pid: self.pid,
             signal: u32::try_from(signal.to_i32())?,
+            ..SignalProcessRequest::default()
         };
         let answer = self.agent.rpc.signal_process(request).await;
         self.agent.check(answer).map(drop)

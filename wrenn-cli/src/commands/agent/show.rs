@@ -168,6 +168,7 @@ pub(super) async fn console(agent: &AgentClient, id: String, bytes: u32) -> anyh
     let request = GetConsoleRequest {
         id,
         max_bytes: bytes,
+        ..GetConsoleRequest::default()
     };
     let answer = agent.rpc.get_console(request).await;
     let data = agent.check(answer)?.into_owned().data;

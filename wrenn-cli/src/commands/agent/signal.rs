@@ -36,6 +36,7 @@ pub(super) async fn run(agent: &AgentClient, args: &Args) -> anyhow::Result<()> 
         id: args.id.clone(),
         pid: args.pid,
         signal: args.signal as u32,
+        ..SignalProcessRequest::default()
     };
     let answer = agent.rpc.signal_process(request).await;
     agent.check(answer).map(drop)
