@@ -18,6 +18,13 @@ use crate::workspace::{DependencyKind, Package, Workspace};
 /// What each crate of ours may name in its manifest, apart from its tests.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("wrenn-proto", &[]),
+    ("wrenn-api", &[]),
+    ("wrenn-server", &["wrenn-api", "wrenn-proto"]),
+    ("wrenn-sdk", &["wrenn-api"]),
+    (
+        "wrenn-testing",
+        &["wrenn-api", "wrenn-proto", "wrenn-sdk", "wrenn-server"],
+    ),
     ("wrenn-bench", &[]),
     ("wrenn-vmm", &[]),
     ("wrenn-envd", &["wrenn-proto"]),
@@ -27,9 +34,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("wrenn-agent", &["wrenn-core", "wrenn-proto"]),
     (
         "wrenn-cli",
-        &["wrenn-core", "wrenn-images", "wrenn-machine", "wrenn-proto"],
+        &[
+            "wrenn-api",
+            "wrenn-core",
+            "wrenn-images",
+            "wrenn-machine",
+            "wrenn-proto",
+            "wrenn-sdk",
+            "wrenn-server",
+        ],
     ),
-    ("wrenn-examples", &["wrenn-core"]),
+    ("wrenn-examples", &["wrenn-core", "wrenn-sdk"]),
     ("xtask", &["wrenn-bench"]),
     (
         "xtask-provision",
@@ -41,7 +56,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const ALLOWED_IN_TESTS: &[(&str, &[&str])] = &[
     ("wrenn-core", &["wrenn-envd", "wrenn-vmm"]),
     ("wrenn-envd", &["wrenn-core"]),
-    ("wrenn-cli", &["wrenn-agent", "wrenn-bench"]),
+    ("wrenn-server", &["wrenn-sdk", "wrenn-testing"]),
+    ("wrenn-sdk", &["wrenn-server", "wrenn-testing"]),
+    (
+        "wrenn-cli",
+        &["wrenn-agent", "wrenn-bench", "wrenn-testing"],
+    ),
 ];
 
 /// HTTP servers and databases: the engines must work without either.

@@ -1,0 +1,1 @@
+//! A fake host and an in-process server, for tests.
