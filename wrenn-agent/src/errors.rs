@@ -1,5 +1,10 @@
-//! The one place where an engine's error becomes an answer: a code, and a sentence that its
-//! reader can act on. What only helps whoever runs the host stays in the log.
+//! The one place where an engine's error becomes an answer: a code, a reason for programs, and
+//! a sentence that its reader can act on. What only helps people who run the host stays in the
+//! log.
+//!
+//! Every error that leaves the agent has a reason: what is refused before an engine is asked
+//! gets it from [`invalid`] and its like, what the RPC library makes of a broken message from
+//! [`with_default_reason`].
 
 use wrenn_core::devicemapper::CreateDiskError;
 use wrenn_core::fleet::{
@@ -9,94 +14,241 @@ use wrenn_core::guest::{GuestError, RpcCode};
 use wrenn_core::sandbox::{
     CaptureError, ChangeEgressError, CopyDiskError, CreateSandboxError, DeleteSnapshotError,
     MakeDiskError, NameSnapshotError, PauseError, RecordError, RestoreRootDiskError, ResumeError,
+    State,
 };
 use wrenn_core::snapshot::{FileError, WriteBuildError};
 use wrenn_core::template::OpenTemplateError;
 use wrenn_core::vm::StartVmError;
 use wrenn_core::{Chain, InvalidSandboxId, SandboxId};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
+use wrenn_proto::hostagent::{self as wire, Reason};
+use wrenn_proto::reason;
 
 /// The longest sentence of a guest that is passed on, in bytes.
 const MAX_GUEST_WORDS: usize = 1024;
 /// What is said of an error that is this host's own.
 const OURS: &str = "the host failed; its log says why";
 
-/// An error of an engine, as a caller sees it.
-pub(crate) trait Answer: std::error::Error + 'static {
-    /// The kind, and what to say.
-    fn answer(&self) -> (ErrorCode, String);
+/// What a caller is told of an error.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    code: ErrorCode,
+    reason: Reason,
+    /// The sandbox's state, where that is why.
+    state: Option<wire::State>,
+    message: String,
 }
 
-/// Turns an error into an answer, and writes down what the answer leaves out.
-pub(crate) fn answer(error: &impl Answer) -> ConnectError {
-    let (code, message) = error.answer();
-    if code == ErrorCode::Internal {
+impl Answer {
+    fn new(code: ErrorCode, reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            state: None,
+            message: message.into(),
+        }
+    }
+
+    /// This host's own fault, which its log explains.
+    fn ours() -> Self {
+        Self::internal(OURS)
+    }
+
+    fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Internal, Reason::REASON_INTERNAL, message)
+    }
+
+    fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidArgument, Reason::REASON_INVALID, message)
+    }
+
+    fn exists(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::AlreadyExists, Reason::REASON_EXISTS, message)
+    }
+
+    fn host_full(message: impl Into<String>) -> Self {
+        Self::new(
+            ErrorCode::ResourceExhausted,
+            Reason::REASON_HOST_FULL,
+            message,
+        )
+    }
+
+    fn host_disk_full() -> Self {
+        Self::host_full("no space is left on this host's disk; destroy a sandbox")
+    }
+
+    fn data_lost(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::DataLoss, Reason::REASON_DATA_LOST, message)
+    }
+
+    /// This host lacks something that the request needs, and says what.
+    fn cannot(message: impl Into<String>) -> Self {
+        Self::new(
+            ErrorCode::FailedPrecondition,
+            Reason::REASON_INTERNAL,
+            message,
+        )
+    }
+
+    /// Why a sandbox broke is in part its guest's own words.
+    fn wrong_state(state: State, error: &impl std::fmt::Display) -> Self {
+        let reason = match state {
+            State::Stopped => Reason::REASON_DESTROYED,
+            _ => Reason::REASON_WRONG_STATE,
+        };
+        let message = cut(&error.to_string(), MAX_GUEST_WORDS).to_owned();
+        Self {
+            state: Some(wire_state(state)),
+            ..Self::new(ErrorCode::FailedPrecondition, reason, message)
+        }
+    }
+
+    fn into_error(self) -> ConnectError {
+        let error = ConnectError::new(self.code, self.message);
+        reason::with_reason(error, self.reason, self.state)
+    }
+}
+
+/// An error of an engine, as a caller sees it.
+pub(crate) trait Answers: std::error::Error + 'static {
+    /// What to say of it.
+    fn answer(&self) -> Answer;
+}
+
+/// Turns an error into an answer, and logs what the answer leaves out.
+pub(crate) fn answer(error: &impl Answers) -> ConnectError {
+    let answer = error.answer();
+    if answer.code == ErrorCode::Internal {
         tracing::error!(error = %Chain(error), "a request failed");
     } else {
-        tracing::debug!(error = %Chain(error), code = code.as_str(), "a request is refused");
+        tracing::debug!(error = %Chain(error), code = answer.code.as_str(), "a request is refused");
     }
-    ConnectError::new(code, message)
+    answer.into_error()
+}
+
+/// A request that can never be answered.
+pub(crate) fn invalid(message: impl Into<String>) -> ConnectError {
+    Answer::invalid(message).into_error()
+}
+
+/// A request, or its answer, is larger than its call takes.
+pub(crate) fn too_large(code: ErrorCode, message: impl Into<String>) -> ConnectError {
+    Answer::new(code, Reason::REASON_TOO_LARGE, message).into_error()
 }
 
 /// There is no sandbox of this id.
 pub(crate) fn unknown(id: &SandboxId) -> ConnectError {
-    ConnectError::not_found(format!("there is no sandbox {id} on this host"))
+    let message = format!("there is no sandbox {id} on this host");
+    Answer::new(
+        ErrorCode::NotFound,
+        Reason::REASON_SANDBOX_NOT_FOUND,
+        message,
+    )
+    .into_error()
+}
+
+/// The guest does not answer in time.
+pub(crate) fn silent(message: impl Into<String>) -> ConnectError {
+    Answer::new(
+        ErrorCode::Unavailable,
+        Reason::REASON_GUEST_UNAVAILABLE,
+        message,
+    )
+    .into_error()
 }
 
 /// The agent stops, and the stream with it.
 pub(crate) fn stopping() -> ConnectError {
-    ConnectError::unavailable("the agent stops; sandboxes and commands go on, try again later")
+    Answer::new(
+        ErrorCode::Unavailable,
+        Reason::REASON_STOPPING,
+        "the agent stops; sandboxes and commands go on, try again later",
+    )
+    .into_error()
 }
 
 /// A file that could not be read or a thread that was lost, on this host.
 pub(crate) fn internal(what: &str, error: &(dyn std::error::Error + 'static)) -> ConnectError {
     tracing::error!(error = %Chain(error), "cannot {what}");
-    ConnectError::internal(OURS)
+    Answer::ours().into_error()
 }
 
-impl Answer for InvalidSandboxId {
-    fn answer(&self) -> (ErrorCode, String) {
-        let shown = Self(cut(&self.0, 64).to_owned());
-        (ErrorCode::InvalidArgument, shown.to_string())
+/// Gives a reason to an error that has none: one that the RPC library made of a message that
+/// it cannot read.
+pub(crate) fn with_default_reason(error: ConnectError) -> ConnectError {
+    if reason::of(&error).is_some() {
+        return error;
+    }
+    let reason = match error.code {
+        ErrorCode::InvalidArgument | ErrorCode::Unimplemented | ErrorCode::OutOfRange => {
+            Reason::REASON_INVALID
+        }
+        ErrorCode::ResourceExhausted => Reason::REASON_TOO_LARGE,
+        ErrorCode::Internal => Reason::REASON_INTERNAL,
+        _ => Reason::REASON_UNSPECIFIED,
+    };
+    reason::with_reason(error, reason, None)
+}
+
+pub(crate) fn wire_state(state: State) -> wire::State {
+    match state {
+        State::Pending => wire::State::STATE_PENDING,
+        State::Running => wire::State::STATE_RUNNING,
+        State::Pausing => wire::State::STATE_PAUSING,
+        State::Paused => wire::State::STATE_PAUSED,
+        State::Resuming => wire::State::STATE_RESUMING,
+        State::Error => wire::State::STATE_ERROR,
+        State::Stopped => wire::State::STATE_STOPPED,
+        // Only a control plane can miss a sandbox.
+        State::Missing => wire::State::STATE_UNSPECIFIED,
     }
 }
 
-impl Answer for CreateError {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for InvalidSandboxId {
+    fn answer(&self) -> Answer {
+        let shown = Self(cut(&self.0, 64).to_owned());
+        Answer::invalid(shown.to_string())
+    }
+}
+
+impl Answers for CreateError {
+    fn answer(&self) -> Answer {
         match self {
-            Self::Exists(_) => (ErrorCode::AlreadyExists, self.to_string()),
-            Self::Refused(refusal) => (ErrorCode::ResourceExhausted, refusal.to_string()),
-            Self::Destroyed(_) => (ErrorCode::Aborted, self.to_string()),
+            Self::Exists(_) => Answer::exists(self.to_string()),
+            Self::Refused(refusal) => Answer::host_full(refusal.to_string()),
+            Self::Destroyed(_) => Answer::new(
+                ErrorCode::Aborted,
+                Reason::REASON_DESTROYED,
+                self.to_string(),
+            ),
             Self::Failed(error) => error.answer(),
         }
     }
 }
 
-impl Answer for CreateSandboxError {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for CreateSandboxError {
+    fn answer(&self) -> Answer {
         match self {
             Self::Template(error) => error.answer(),
-            Self::Memory { .. } => (ErrorCode::ResourceExhausted, self.to_string()),
-            Self::Disk(error) if is_out_of_space(error) => full_disk(),
-            Self::Slot(error) if is_full(error) => (
-                ErrorCode::ResourceExhausted,
-                "all network slots of this host are in use; destroy a sandbox".to_owned(),
-            ),
-            // The console's words are the guest's own, and help whoever made the template.
-            Self::Unhealthy { .. } | Self::EndedAtBoot { .. } => (
-                ErrorCode::Internal,
-                cut(&self.to_string(), MAX_GUEST_WORDS).to_owned(),
-            ),
-            Self::Resources { .. } => (ErrorCode::InvalidArgument, self.to_string()),
-            Self::Snapshot(_) => (ErrorCode::Internal, self.to_string()),
+            Self::Memory { .. } => Answer::host_full(self.to_string()),
+            Self::Disk(error) if is_out_of_space(error) => Answer::host_disk_full(),
+            Self::Slot(error) if is_full(error) => {
+                Answer::host_full("all network slots of this host are in use; destroy a sandbox")
+            }
+            // The console's words are the guest's own, and help the template's author.
+            Self::Unhealthy { .. } | Self::EndedAtBoot { .. } => {
+                Answer::internal(cut(&self.to_string(), MAX_GUEST_WORDS))
+            }
+            Self::Resources { .. } => Answer::invalid(self.to_string()),
+            Self::Snapshot(_) => Answer::internal(self.to_string()),
             Self::Restore(error) => match error.answer() {
-                (ErrorCode::DataLoss, _) => (
-                    ErrorCode::DataLoss,
-                    "the snapshot is damaged or gone, and the host's log says what of it; put it back, or delete it and make it again".to_owned(),
+                lost if lost.code == ErrorCode::DataLoss => Answer::data_lost(
+                    "the snapshot is damaged or gone, and the host's log says what of it; put it back, or delete it and make it again",
                 ),
                 other => other,
             },
-            Self::NoHost => (ErrorCode::FailedPrecondition, self.to_string()),
+            Self::NoHost => Answer::cannot(self.to_string()),
             Self::Directory(_)
             | Self::Record(_)
             | Self::Disk(_)
@@ -107,7 +259,7 @@ impl Answer for CreateSandboxError {
             | Self::Vm(_)
             | Self::Init(_)
             | Self::Abandoned
-            | Self::Thread => (ErrorCode::Internal, OURS.to_owned()),
+            | Self::Thread => Answer::ours(),
         }
     }
 }
@@ -129,12 +281,12 @@ fn is_full(error: &wrenn_core::network::CreateSlotError) -> bool {
     matches!(error, CreateSlotError::Lease(LeaseError::Full { .. }))
 }
 
-impl Answer for OpenTemplateError {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for OpenTemplateError {
+    fn answer(&self) -> Answer {
         match self {
             Self::Name(name) => {
                 let shown = Self::Name(cut(name, 64).to_owned());
-                (ErrorCode::InvalidArgument, shown.to_string())
+                Answer::invalid(shown.to_string())
             }
             Self::Unknown { name, present, .. } => {
                 let known = if present.is_empty() {
@@ -144,116 +296,114 @@ impl Answer for OpenTemplateError {
                 };
                 let name = cut(name, 64);
                 let message = format!("there is no template '{name}' on this host; {known}");
-                (ErrorCode::NotFound, message)
+                Answer::new(
+                    ErrorCode::NotFound,
+                    Reason::REASON_TEMPLATE_NOT_FOUND,
+                    message,
+                )
             }
             Self::UnknownKernel { id, .. } => {
                 let message = format!("there is no kernel '{}' on this host", cut(id, 64));
-                (ErrorCode::NotFound, message)
+                Answer::new(
+                    ErrorCode::NotFound,
+                    Reason::REASON_TEMPLATE_NOT_FOUND,
+                    message,
+                )
             }
-            _ => (
-                ErrorCode::Internal,
-                "the template is damaged; have it built again on this host".to_owned(),
-            ),
+            _ => Answer::internal("the template is damaged; have it built again on this host"),
         }
     }
 }
 
-impl Answer for NotRunning {
-    fn answer(&self) -> (ErrorCode, String) {
-        wrong_state(self)
+impl Answers for NotRunning {
+    fn answer(&self) -> Answer {
+        Answer::wrong_state(self.state, self)
     }
 }
 
-/// Why a sandbox broke is in part its guest's own words.
-fn wrong_state(error: &impl std::fmt::Display) -> (ErrorCode, String) {
-    let message = cut(&error.to_string(), MAX_GUEST_WORDS).to_owned();
-    (ErrorCode::FailedPrecondition, message)
-}
-
-impl Answer for PauseRefused {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for PauseRefused {
+    fn answer(&self) -> Answer {
         match self {
-            Self::State { .. } => wrong_state(self),
+            Self::State { state, .. } => Answer::wrong_state(*state, self),
             Self::Failed { source, .. } => source.answer(),
         }
     }
 }
 
-impl Answer for FreezeRefused {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for FreezeRefused {
+    fn answer(&self) -> Answer {
         match self {
-            Self::State { .. } => wrong_state(self),
+            Self::State { state, .. } => Answer::wrong_state(*state, self),
             Self::Failed { source, .. } => source.answer(),
             Self::Paused { source, .. } => source.answer(),
         }
     }
 }
 
-impl Answer for PauseError {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for PauseError {
+    fn answer(&self) -> Answer {
         match self {
             Self::Capture(CaptureError::Build(WriteBuildError::File(FileError::NoSpace {
                 ..
-            }))) => full_disk(),
-            _ => (ErrorCode::Internal, OURS.to_owned()),
+            }))) => Answer::host_disk_full(),
+            _ => Answer::ours(),
         }
     }
 }
 
-impl Answer for NameSnapshotError {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for NameSnapshotError {
+    fn answer(&self) -> Answer {
         match self {
             Self::Name(name) => {
                 let shown = Self::Name(cut(name, 64).to_owned());
-                (ErrorCode::InvalidArgument, shown.to_string())
+                Answer::invalid(shown.to_string())
             }
-            Self::Taken(_) => (ErrorCode::AlreadyExists, self.to_string()),
-            Self::Write { .. } => (ErrorCode::Internal, OURS.to_owned()),
+            Self::Taken(_) => Answer::exists(self.to_string()),
+            Self::Write { .. } => Answer::ours(),
         }
     }
 }
 
-impl Answer for DeleteSnapshotError {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for DeleteSnapshotError {
+    fn answer(&self) -> Answer {
         match self {
             Self::Unknown { name, .. } => {
                 let name = cut(name, 64);
                 let message = format!("there is no snapshot '{name}' on this host");
-                (ErrorCode::NotFound, message)
+                Answer::new(
+                    ErrorCode::NotFound,
+                    Reason::REASON_SNAPSHOT_NOT_FOUND,
+                    message,
+                )
             }
-            Self::Remove { .. } | Self::Users(_) | Self::Store(_) => {
-                (ErrorCode::Internal, OURS.to_owned())
-            }
+            Self::Remove { .. } | Self::Users(_) | Self::Store(_) => Answer::ours(),
         }
     }
 }
 
-impl Answer for ResumeRefused {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for ResumeRefused {
+    fn answer(&self) -> Answer {
         match self {
-            Self::State { .. } => wrong_state(self),
-            Self::Full(refusal) => (ErrorCode::ResourceExhausted, refusal.to_string()),
-            Self::Timeout { .. } => (ErrorCode::Internal, OURS.to_owned()),
+            Self::State { state, .. } => Answer::wrong_state(*state, self),
+            Self::Full(refusal) => Answer::host_full(refusal.to_string()),
+            Self::Timeout { .. } => Answer::ours(),
             Self::Failed { source, .. } => source.answer(),
         }
     }
 }
 
-impl Answer for ResumeError {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for ResumeError {
+    fn answer(&self) -> Answer {
         match self {
-            Self::Open(_) | Self::Compact(_) | Self::NoBuild | Self::NoDisk => (
-                ErrorCode::DataLoss,
-                "its snapshot is damaged or gone, and the host's log says what of it; put it back, or destroy the sandbox".to_owned(),
+            Self::Open(_) | Self::Compact(_) | Self::NoBuild | Self::NoDisk => Answer::data_lost(
+                "its snapshot is damaged or gone, and the host's log says what of it; put it back, or destroy the sandbox",
             ),
             Self::Prepare(error) => error.answer(),
-            Self::Disk(RestoreRootDiskError::Copy(CopyDiskError::NoSpace { .. })) => full_disk(),
-            Self::Disk(RestoreRootDiskError::NoDeviceMapper) => {
-                (ErrorCode::FailedPrecondition, self.to_string())
+            Self::Disk(RestoreRootDiskError::Copy(CopyDiskError::NoSpace { .. })) => {
+                Answer::host_disk_full()
             }
-            Self::Vm(error @ StartVmError::OtherVmm { .. }) => {
-                (ErrorCode::FailedPrecondition, error.to_string())
-            }
+            Self::Disk(RestoreRootDiskError::NoDeviceMapper) => Answer::cannot(self.to_string()),
+            Self::Vm(error @ StartVmError::OtherVmm { .. }) => Answer::cannot(error.to_string()),
             Self::Store(_)
             | Self::Pager(_)
             | Self::Image(_)
@@ -264,53 +414,86 @@ impl Answer for ResumeError {
             | Self::Ended(_)
             | Self::Init(_)
             | Self::Record(_)
-            | Self::Thread => (ErrorCode::Internal, OURS.to_owned()),
+            | Self::Thread => Answer::ours(),
         }
     }
 }
 
-fn full_disk() -> (ErrorCode, String) {
-    let message = "no space is left on this host's disk; destroy a sandbox";
-    (ErrorCode::ResourceExhausted, message.to_owned())
-}
-
-impl Answer for DestroyRefused {
-    fn answer(&self) -> (ErrorCode, String) {
-        (ErrorCode::Internal, self.to_string())
+impl Answers for DestroyRefused {
+    fn answer(&self) -> Answer {
+        Answer::internal(self.to_string())
     }
 }
 
-impl Answer for RecordError {
-    fn answer(&self) -> (ErrorCode, String) {
-        (ErrorCode::Internal, OURS.to_owned())
+impl Answers for RecordError {
+    fn answer(&self) -> Answer {
+        Answer::ours()
     }
 }
 
-impl Answer for ChangeEgressError {
-    fn answer(&self) -> (ErrorCode, String) {
-        (ErrorCode::Internal, OURS.to_owned())
+impl Answers for ChangeEgressError {
+    fn answer(&self) -> Answer {
+        Answer::ours()
     }
 }
 
-impl Answer for GuestError {
-    fn answer(&self) -> (ErrorCode, String) {
+impl Answers for GuestError {
+    fn answer(&self) -> Answer {
         let said = |message: &str| cut(message, MAX_GUEST_WORDS).to_owned();
         match (self, self.code()) {
             (Self::Rpc { message, .. } | Self::Status { message, .. }, Some(code)) => {
-                (code_of(code), said(message))
+                let reason = self.reason().filter(|reason| is_of_guests(*reason));
+                let reason = reason.unwrap_or_else(|| default_reason(self, code));
+                Answer::new(code_of(code), reason, said(message))
             }
-            (Self::Request { what, reason }, _) => (
-                ErrorCode::InvalidArgument,
-                format!("this {what} cannot be used: {}", said(reason)),
-            ),
-            (Self::Local { .. }, _) => (ErrorCode::Internal, OURS.to_owned()),
+            (Self::Request { what, reason }, _) => {
+                Answer::invalid(format!("this {what} cannot be used: {}", said(reason)))
+            }
+            (Self::Local { .. }, _) => Answer::ours(),
             // The guest's fault, and not the host's: it is hostile, or busy, or has ended.
             (Self::Transport { what, .. } | Self::Protocol { what, .. }, _)
-            | (Self::Rpc { what, .. } | Self::Status { what, .. }, None) => (
+            | (Self::Rpc { what, .. } | Self::Status { what, .. }, None) => Answer::new(
                 ErrorCode::Unavailable,
+                Reason::REASON_GUEST_UNAVAILABLE,
                 format!("the guest does not answer as it should, {what}; try again"),
             ),
         }
+    }
+}
+
+/// Whether a guest is believed that this is why: the others are about its host.
+fn is_of_guests(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::REASON_INVALID
+            | Reason::REASON_PROCESS_NOT_FOUND
+            | Reason::REASON_PATH_NOT_FOUND
+            | Reason::REASON_EXISTS
+            | Reason::REASON_GUEST_DISK_FULL
+            | Reason::REASON_TOO_LARGE
+            | Reason::REASON_GUEST_PERMISSION_DENIED
+            | Reason::REASON_COMMAND_NOT_FOUND
+            | Reason::REASON_COMMAND_NOT_EXECUTABLE
+    )
+}
+
+/// The reason of a guest that gives none, as its plain routes do, which are about files.
+fn default_reason(error: &GuestError, code: RpcCode) -> Reason {
+    let plain = matches!(error, GuestError::Status { .. });
+    match code {
+        RpcCode::InvalidArgument | RpcCode::Unauthenticated | RpcCode::OutOfRange => {
+            Reason::REASON_INVALID
+        }
+        RpcCode::NotFound if plain => Reason::REASON_PATH_NOT_FOUND,
+        RpcCode::AlreadyExists => Reason::REASON_EXISTS,
+        RpcCode::PermissionDenied => Reason::REASON_GUEST_PERMISSION_DENIED,
+        RpcCode::ResourceExhausted if plain => Reason::REASON_GUEST_DISK_FULL,
+        RpcCode::Unavailable => Reason::REASON_GUEST_UNAVAILABLE,
+        RpcCode::NotFound
+        | RpcCode::ResourceExhausted
+        | RpcCode::FailedPrecondition
+        | RpcCode::DeadlineExceeded
+        | RpcCode::Internal => Reason::REASON_UNSPECIFIED,
     }
 }
 
@@ -318,6 +501,7 @@ fn code_of(code: RpcCode) -> ErrorCode {
     match code {
         // The daemon says so of a user that it does not know.
         RpcCode::InvalidArgument | RpcCode::Unauthenticated => ErrorCode::InvalidArgument,
+        RpcCode::OutOfRange => ErrorCode::OutOfRange,
         RpcCode::NotFound => ErrorCode::NotFound,
         RpcCode::AlreadyExists => ErrorCode::AlreadyExists,
         RpcCode::FailedPrecondition => ErrorCode::FailedPrecondition,
@@ -349,6 +533,7 @@ mod tests {
     use wrenn_core::network::LeaseError;
     use wrenn_core::sandbox::State;
     use wrenn_core::vm::{Resources, WrittenBy};
+    use wrenn_proto::buffa::Enumeration as _;
 
     use super::*;
 
@@ -362,6 +547,16 @@ mod tests {
         GuestError::Rpc {
             what: "reading a file",
             code,
+            reason: None,
+            message: message.to_owned(),
+        }
+    }
+
+    fn because(code: RpcCode, reason: Reason, message: &str) -> GuestError {
+        GuestError::Rpc {
+            what: "starting a command",
+            code,
+            reason: Some(reason),
             message: message.to_owned(),
         }
     }
@@ -515,6 +710,33 @@ mod tests {
             rpc(RpcCode::Unauthenticated, "no user 'x'").answer(),
             rpc(RpcCode::FailedPrecondition, "it is closed").answer(),
             rpc(RpcCode::Internal, "broken").answer(),
+            because(
+                RpcCode::InvalidArgument,
+                Reason::REASON_COMMAND_NOT_FOUND,
+                "cannot start 'x'",
+            )
+            .answer(),
+            because(
+                RpcCode::InvalidArgument,
+                Reason::REASON_COMMAND_NOT_EXECUTABLE,
+                "cannot start '/x'",
+            )
+            .answer(),
+            because(
+                RpcCode::NotFound,
+                Reason::REASON_PROCESS_NOT_FOUND,
+                "process with pid 7 not found",
+            )
+            .answer(),
+            // A guest that says what only a host can know.
+            because(
+                RpcCode::NotFound,
+                Reason::REASON_SANDBOX_NOT_FOUND,
+                "there is no sandbox",
+            )
+            .answer(),
+            status(404).answer(),
+            status(416).answer(),
             status(507).answer(),
             status(403).answer(),
             GuestError::Transport {
@@ -530,16 +752,28 @@ mod tests {
         ];
         let text: String = answers
             .iter()
-            .map(|(code, message)| format!("{}: {message}\n", code.as_str()))
+            .map(|answer| {
+                let reason = answer.reason.proto_name().trim_start_matches("REASON_");
+                let state = answer.state.map_or_else(String::new, |state| {
+                    format!(" {}", state.proto_name().trim_start_matches("STATE_"))
+                });
+                let (code, message) = (answer.code.as_str(), &answer.message);
+                format!("{code} [{reason}{state}]: {message}\n")
+            })
             .collect();
-        assert_eq!(text, include_str!("errors.txt"));
+        if std::env::var_os("WRENN_BLESS").is_some() {
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/errors.txt");
+            std::fs::write(path, &text).unwrap();
+        }
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/src/errors.txt");
+        assert_eq!(text, std::fs::read_to_string(golden).unwrap());
         assert!(!text.contains("secret"), "{text}");
     }
 
     #[test]
     fn a_guests_words_are_bounded() {
-        let (_, message) = rpc(RpcCode::NotFound, &"ü".repeat(5000)).answer();
-        assert!(message.len() <= MAX_GUEST_WORDS);
+        let answer = rpc(RpcCode::NotFound, &"ü".repeat(5000)).answer();
+        assert!(answer.message.len() <= MAX_GUEST_WORDS);
         assert_eq!(cut("aü", 2), "a");
     }
 }

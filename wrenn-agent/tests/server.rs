@@ -15,6 +15,7 @@ use wrenn_agent::config::{Action, Config};
 use wrenn_proto::connectrpc::client::{CallOptions, ClientConfig, HttpClient};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent::*;
+use wrenn_proto::reason;
 
 const ID: &str = "sbaaaaaaaaaaaaaaaaaaaa";
 
@@ -54,12 +55,17 @@ impl Stage {
     }
 }
 
+fn reason_of(error: &ConnectError) -> Option<Reason> {
+    reason::of(error)?.reason.as_known()
+}
+
 fn refused<T>(result: Result<T, ConnectError>, code: ErrorCode, words: &str) {
     let error = match result {
         Ok(_) => panic!("it is answered, and not refused with '{words}'"),
         Err(error) => error,
     };
     assert_eq!(error.code, code, "{error}");
+    assert!(reason_of(&error).is_some(), "it has no reason: {error}");
     let message = error.message.clone().unwrap_or_default();
     assert!(message.contains(words), "{message}");
 }
@@ -247,6 +253,35 @@ async fn every_rpc_about_an_unknown_sandbox_says_that_it_is_unknown() {
     // Nobody needs to destroy what is gone.
     let gone = DestroySandboxRequest { id: ID.to_owned() };
     client.destroy_sandbox(gone).await.unwrap();
+    stage.agent.stop().await;
+}
+
+#[tokio::test]
+async fn errors_tell_programs_their_reason() {
+    let stage = Stage::new().await;
+    let client = &stage.client;
+    let reason = |error: ConnectError| reason_of(&error).unwrap();
+    let missing = GetSandboxRequest { id: ID.to_owned() };
+    let error = client.get_sandbox(missing).await.err().unwrap();
+    assert_eq!(reason(error), Reason::REASON_SANDBOX_NOT_FOUND);
+    let error = client.create_sandbox(create(ID, "no-such")).await;
+    let error = error.err().unwrap();
+    assert_eq!(reason(error), Reason::REASON_TEMPLATE_NOT_FOUND);
+    let unknown = DeleteSnapshotRequest {
+        name: "tmaaaaaaaaaaaaaaaaaaaa".to_owned(),
+    };
+    let error = client.delete_snapshot(unknown).await.err().unwrap();
+    assert_eq!(reason(error), Reason::REASON_SNAPSHOT_NOT_FOUND);
+    let error = client.create_sandbox(create("me", "minimal")).await;
+    assert_eq!(reason(error.err().unwrap()), Reason::REASON_INVALID);
+    let large = WriteFileRequest {
+        id: ID.to_owned(),
+        path: "/tmp/x".to_owned(),
+        data: vec![0; 17 << 20].into(),
+        ..WriteFileRequest::default()
+    };
+    let error = client.write_file(large).await.err().unwrap();
+    assert_eq!(reason(error), Reason::REASON_TOO_LARGE);
     stage.agent.stop().await;
 }
 

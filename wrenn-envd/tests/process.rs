@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::{TestDaemon, follow, is_alive, selector, shell, until};
 use wrenn_proto::connectrpc::ErrorCode;
 use wrenn_proto::connectrpc::client::CallOptions;
+use wrenn_proto::hostagent::Reason;
 use wrenn_proto::process::process_event::Event;
 use wrenn_proto::process::process_input::Input;
 use wrenn_proto::process::{
@@ -16,6 +17,7 @@ use wrenn_proto::process::{
     SendInputRequest, SendSignalRequest, Signal, StartRequest, UpdateRequest, process_selector,
     pty,
 };
+use wrenn_proto::reason;
 
 #[tokio::test]
 async fn runs_a_command_in_both_codecs() {
@@ -76,6 +78,26 @@ async fn refuses_what_cannot_start() {
         .process
         .modify(|process| process.cmd = "/no/such/program".to_owned());
     assert_eq!(code(request).await, ErrorCode::InvalidArgument);
+    let reason = async |program: &str| {
+        let mut request = shell("true");
+        request
+            .process
+            .modify(|process| process.cmd = program.to_owned());
+        let error = match client.start(request).await {
+            Ok(stream) => follow!(stream).unwrap_err().1,
+            Err(error) => error,
+        };
+        reason::of(&error).unwrap().reason.as_known().unwrap()
+    };
+    for (program, expected) in [
+        ("/no/such/program", Reason::REASON_COMMAND_NOT_FOUND),
+        ("no-such-program", Reason::REASON_COMMAND_NOT_FOUND),
+        ("/etc/passwd", Reason::REASON_COMMAND_NOT_EXECUTABLE),
+        ("/etc", Reason::REASON_COMMAND_NOT_EXECUTABLE),
+        ("/etc/passwd/x", Reason::REASON_COMMAND_NOT_EXECUTABLE),
+    ] {
+        assert_eq!(reason(program).await, expected, "{program}");
+    }
     let mut request = shell("true");
     request
         .process
@@ -316,7 +338,9 @@ async fn a_deadline_kills_and_is_told_as_such() {
             .await
             .unwrap()
     );
-    assert_eq!(connected.unwrap().ends[0].status, "signal: killed");
+    let end = connected.unwrap().ends.remove(0);
+    assert_eq!(end.status, "signal: killed");
+    assert_eq!((end.signal, end.deadline), (9, true));
     daemon.stop().await;
 }
 

@@ -6,7 +6,7 @@ use wrenn_core::network::{EgressDefault, EgressPolicy, Ipv4Net};
 use wrenn_proto::connectrpc::ConnectError;
 use wrenn_proto::hostagent as wire;
 
-use crate::errors::cut;
+use crate::errors::{cut, invalid};
 
 /// Reads a policy; what is absent is the default.
 pub(super) fn policy(asked: Option<wire::Egress>) -> Result<EgressPolicy, ConnectError> {
@@ -19,7 +19,7 @@ pub(super) fn policy(asked: Option<wire::Egress>) -> Result<EgressPolicy, Connec
         EgressDefault::DenyAll
     };
     EgressPolicy::new(default, networks(&asked.allow)?, networks(&asked.deny)?)
-        .map_err(|error| ConnectError::invalid_argument(error.to_string()))
+        .map_err(|error| invalid(error.to_string()))
 }
 
 fn networks(texts: &[String]) -> Result<Vec<Ipv4Net>, ConnectError> {
@@ -30,14 +30,14 @@ fn networks(texts: &[String]) -> Result<Vec<Ipv4Net>, ConnectError> {
 fn network(text: &str) -> Result<Ipv4Net, ConnectError> {
     let address = text.parse::<Ipv4Addr>().map(Ipv4Net::from);
     let network: Ipv4Net = address.or_else(|_| text.parse()).map_err(|_| {
-        ConnectError::invalid_argument(format!(
+        invalid(format!(
             "'{}' is no IPv4 network; write one like 192.0.2.0/24, or a single address. \
              Nothing is reached over IPv6",
             cut(text, 64)
         ))
     })?;
     if network.trunc() != network {
-        return Err(ConnectError::invalid_argument(format!(
+        return Err(invalid(format!(
             "{network} has host bits set; write {}",
             network.trunc()
         )));

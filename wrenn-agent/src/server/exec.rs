@@ -14,7 +14,7 @@ use wrenn_core::guest::{
     Command, ExitStatus, GuestError, GuestProcess, ProcessEvent as Event, RpcCode, Signal,
 };
 use wrenn_proto::buffa::{Enumeration as _, MessageField};
-use wrenn_proto::connectrpc::{ConnectError, InboundStream};
+use wrenn_proto::connectrpc::{ConnectError, ErrorCode, InboundStream};
 use wrenn_proto::hostagent as wire;
 use wrenn_proto::hostagent::__buffa::oneof::{
     connect_process_request, exec_stream_request, process_event,
@@ -25,7 +25,7 @@ use super::feed::{Upward, feed};
 use super::guest::Visit;
 use super::input::MAX_WHOLE;
 use super::{KEEP_ALIVE, State as Agent, input};
-use crate::errors::{answer, stopping};
+use crate::errors::{answer, invalid, stopping, too_large};
 use crate::metrics::OpenStream;
 
 /// How long killing a command that printed too much may take.
@@ -82,7 +82,9 @@ async fn run(
             Ok(Event::Stdout(bytes) | Event::Pty(bytes)) => stdout.extend_from_slice(&bytes),
             Ok(Event::Stderr(bytes)) => stderr.extend_from_slice(&bytes),
             Ok(Event::Exit(status)) => break exit_message(&status),
-            Err(error) if error.code() == Some(RpcCode::DeadlineExceeded) => break timed_out(),
+            Err(error) if error.code() == Some(RpcCode::DeadlineExceeded) => {
+                break exit_message(&ExitStatus::killed_by_timeout());
+            }
             Err(error) => return Err(error),
         }
         if stdout.len() + stderr.len() > MAX_WHOLE {
@@ -104,10 +106,13 @@ async fn printed_too_much(visit: &Visit, pid: u32) -> ConnectError {
         Ok(Err(error)) => debug!(pid, %error, "it ended by itself"),
         Err(_) => debug!(pid, "the guest is too busy to kill a command"),
     }
-    ConnectError::resource_exhausted(format!(
-        "the command printed more than {} MiB and was killed; use ExecStream",
-        MAX_WHOLE >> 20
-    ))
+    too_large(
+        ErrorCode::ResourceExhausted,
+        format!(
+            "the command printed more than {} MiB and was killed; use ExecStream",
+            MAX_WHOLE >> 20
+        ),
+    )
 }
 
 pub(super) async fn exec_stream(
@@ -117,9 +122,7 @@ pub(super) async fn exec_stream(
     use exec_stream_request::Message;
     let first = first(&mut requests, agent).await?;
     let Some(Message::Start(start)) = first.message else {
-        return Err(ConnectError::invalid_argument(
-            "the first message must be 'start'",
-        ));
+        return Err(invalid("the first message must be 'start'"));
     };
     let asked = start.command.into_option();
     let terminal = asked.as_ref().is_some_and(|asked| asked.terminal.is_set());
@@ -138,9 +141,7 @@ pub(super) async fn connect(
     use connect_process_request::Message;
     let first = first(&mut requests, agent).await?;
     let Some(Message::Connect(connect)) = first.message else {
-        return Err(ConnectError::invalid_argument(
-            "the first message must be 'connect'",
-        ));
+        return Err(invalid("the first message must be 'connect'"));
     };
     let visit = agent.visit(&connect.id)?;
     let process = if connect.terminal {
@@ -168,9 +169,7 @@ where
     };
     match message {
         Some(message) => Ok(message?.to_owned_message()),
-        None => Err(ConnectError::invalid_argument(
-            "the stream ended before its first message",
-        )),
+        None => Err(invalid("the stream ended before its first message")),
     }
 }
 
@@ -230,7 +229,9 @@ impl Following {
                 next = timeout(KEEP_ALIVE, self.process.next()) => return match next {
                     Ok(Ok(next)) => Ok(event(translate(next))),
                     Ok(Err(error)) if error.code() == Some(RpcCode::DeadlineExceeded) => {
-                        Ok(event(process_event::Event::Exit(Box::new(timed_out()))))
+                        Ok(event(process_event::Event::Exit(Box::new(exit_message(
+                            &ExitStatus::killed_by_timeout(),
+                        )))))
                     }
                     Ok(Err(error)) => Err(self.lost(&error)),
                     Err(_) => Ok(event(process_event::Event::KeepAlive(Box::default()))),
@@ -279,19 +280,8 @@ fn exit_message(status: &ExitStatus) -> wire::ExitStatus {
         exited: status.exited,
         status: status.status.clone(),
         error: status.error.clone().unwrap_or_default(),
-        ..wire::ExitStatus::default()
-    }
-}
-
-/// The end of a command that its time-out killed, of which the guest says only that.
-fn timed_out() -> wire::ExitStatus {
-    wire::ExitStatus {
-        code: 128 + 9,
-        exited: false,
-        status: "signal: killed".to_owned(),
-        error: "its deadline passed, and it was killed".to_owned(),
-        timed_out: true,
-        signal: 9,
+        timed_out: status.timed_out,
+        signal: status.signal_number().unwrap_or(0).into(),
     }
 }
 
@@ -324,7 +314,7 @@ pub(super) async fn signal(
         .and_then(Signal::from_i32)
         .filter(|signal| *signal != Signal::SIGNAL_UNSPECIFIED)
         .ok_or_else(|| {
-            ConnectError::invalid_argument(format!(
+            invalid(format!(
                 "signal {} is not passed on; use 15 (TERM) or 9 (KILL)",
                 request.signal
             ))

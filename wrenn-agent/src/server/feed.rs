@@ -11,6 +11,7 @@ use wrenn_proto::connectrpc::ConnectError;
 use wrenn_proto::hostagent::__buffa::oneof::{connect_process_request, exec_stream_request};
 
 use super::input::terminal_size;
+use crate::errors::invalid;
 
 /// One message up, after the first.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl Upward {
 }
 
 fn begun() -> ConnectError {
-    ConnectError::invalid_argument("only the first message says which command it is about")
+    invalid("only the first message says which command it is about")
 }
 
 /// Passes messages on until they end. What the command does not take is dropped: it may

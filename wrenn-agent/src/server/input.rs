@@ -6,10 +6,10 @@ use std::time::Duration;
 use wrenn_core::SandboxId;
 use wrenn_core::guest::{Command, PtySize};
 use wrenn_core::vm::Resources;
-use wrenn_proto::connectrpc::ConnectError;
+use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent as wire;
 
-use crate::errors::{answer, cut};
+use crate::errors::{self, answer, cut, invalid};
 
 /// What a whole-file call takes, and an Exec gives, in bytes.
 pub(super) const MAX_WHOLE: usize = 16 << 20;
@@ -28,10 +28,13 @@ const DEFAULT_ROWS: u16 = 24;
 type Checked<T> = Result<T, ConnectError>;
 
 pub(super) fn too_large(method: &str, instead: &str) -> ConnectError {
-    ConnectError::invalid_argument(format!(
-        "{method} takes up to {} MiB; use {instead} for more",
-        MAX_WHOLE >> 20
-    ))
+    errors::too_large(
+        ErrorCode::InvalidArgument,
+        format!(
+            "{method} takes up to {} MiB; use {instead} for more",
+            MAX_WHOLE >> 20
+        ),
+    )
 }
 
 pub(super) fn sandbox_id(text: &str) -> Checked<SandboxId> {
@@ -42,7 +45,7 @@ pub(super) fn sandbox_id(text: &str) -> Checked<SandboxId> {
 pub(super) fn path(text: &str) -> Checked<&str> {
     if text.len() > MAX_PATH {
         let beginning = cut(text, 64);
-        return Err(ConnectError::invalid_argument(format!(
+        return Err(invalid(format!(
             "the path '{beginning}…' is longer than {MAX_PATH} bytes"
         )));
     }
@@ -53,9 +56,7 @@ pub(super) fn path(text: &str) -> Checked<&str> {
 /// The path of something that is to be changed.
 pub(super) fn named_path<'a>(field: &str, text: &'a str) -> Checked<&'a str> {
     if text.is_empty() {
-        return Err(ConnectError::invalid_argument(format!(
-            "'{field}' is empty; name a path"
-        )));
+        return Err(invalid(format!("'{field}' is empty; name a path")));
     }
     path(text)
 }
@@ -63,12 +64,12 @@ pub(super) fn named_path<'a>(field: &str, text: &'a str) -> Checked<&'a str> {
 /// A user's name; none where it is empty.
 pub(super) fn user(text: &str) -> Checked<Option<&str>> {
     if text.len() > MAX_USER {
-        return Err(ConnectError::invalid_argument(format!(
+        return Err(invalid(format!(
             "a user's name has at most {MAX_USER} bytes"
         )));
     }
     if text.contains([':', '\n', '\0']) {
-        return Err(ConnectError::invalid_argument(
+        return Err(invalid(
             "a user's name has no colon, line break or zero byte",
         ));
     }
@@ -83,7 +84,7 @@ pub(super) fn resources(asked: Option<&wire::Resources>, default: Resources) -> 
         or(vcpus, default.vcpus().into()),
         or(memory_mib, default.memory_mib().into()),
     )
-    .map_err(|error| ConnectError::invalid_argument(error.to_string()))
+    .map_err(|error| invalid(error.to_string()))
 }
 
 /// Names and values, bounded.
@@ -97,7 +98,7 @@ pub(super) fn map(
         .map(|(name, value)| name.len() + value.len())
         .sum();
     if size > MAX_MAP {
-        return Err(ConnectError::invalid_argument(format!(
+        return Err(invalid(format!(
             "{what} has {size} bytes, and at most {MAX_MAP} are taken"
         )));
     }
@@ -111,7 +112,7 @@ pub(super) fn environment(
     let env = map("the environment", env)?;
     for (name, value) in &env {
         if name.is_empty() || name.contains('=') {
-            return Err(ConnectError::invalid_argument(format!(
+            return Err(invalid(format!(
                 "'{}' is no name of a variable",
                 cut(name, 64)
             )));
@@ -126,13 +127,11 @@ pub(super) fn environment(
 pub(super) fn command(asked: Option<wire::Command>) -> Checked<Command> {
     let asked = asked.unwrap_or_default();
     if asked.program.is_empty() {
-        return Err(ConnectError::invalid_argument(
-            "'command.program' is empty; name a program",
-        ));
+        return Err(invalid("'command.program' is empty; name a program"));
     }
     let size = asked.program.len() + asked.args.iter().map(|arg| arg.len() + 1).sum::<usize>();
     if size > MAX_COMMAND {
-        return Err(ConnectError::invalid_argument(format!(
+        return Err(invalid(format!(
             "the command has {size} bytes, and at most {MAX_COMMAND} are taken; put them in a file"
         )));
     }
@@ -156,9 +155,7 @@ pub(super) fn command(asked: Option<wire::Command>) -> Checked<Command> {
         command = command.with_stdin();
     }
     if asked.tag.len() > MAX_TAG {
-        return Err(ConnectError::invalid_argument(format!(
-            "a tag has at most {MAX_TAG} bytes"
-        )));
+        return Err(invalid(format!("a tag has at most {MAX_TAG} bytes")));
     }
     if !asked.tag.is_empty() {
         command = command.tag(asked.tag);
@@ -174,9 +171,7 @@ pub(super) fn terminal_size(size: &wire::TerminalSize) -> Checked<PtySize> {
     let side = |asked: u32, default: u16| match u16::try_from(asked) {
         Ok(0) => Ok(default),
         Ok(side) => Ok(side),
-        Err(_) => Err(ConnectError::invalid_argument(format!(
-            "no terminal has {asked} columns or rows"
-        ))),
+        Err(_) => Err(invalid(format!("no terminal has {asked} columns or rows"))),
     };
     Ok(PtySize {
         cols: side(size.cols, DEFAULT_COLS)?,
@@ -186,9 +181,7 @@ pub(super) fn terminal_size(size: &wire::TerminalSize) -> Checked<PtySize> {
 
 fn no_zero(what: &str, text: &str) -> Checked<()> {
     if text.contains('\0') {
-        return Err(ConnectError::invalid_argument(format!(
-            "{what} has no zero byte"
-        )));
+        return Err(invalid(format!("{what} has no zero byte")));
     }
     Ok(())
 }

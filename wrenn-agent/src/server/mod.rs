@@ -14,6 +14,7 @@ mod watch;
 
 use std::sync::Arc;
 
+use futures::{Stream, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wrenn_core::fleet::Fleet;
@@ -23,6 +24,7 @@ use wrenn_proto::connectrpc::{
 };
 use wrenn_proto::hostagent::*;
 
+use crate::errors::with_default_reason;
 use crate::metrics::Metrics;
 pub(crate) use http::{Face, Server};
 
@@ -45,6 +47,14 @@ pub(crate) struct State {
 #[derive(Debug)]
 struct Service(Arc<State>);
 
+/// A stream whose errors have reasons, and its beginning too.
+fn stream<T: Send + 'static>(
+    begun: Result<impl Stream<Item = Result<T, ConnectError>> + Send + 'static, ConnectError>,
+) -> ServiceResult<ServiceStream<T>> {
+    let events = begun.map_err(with_default_reason)?;
+    Ok(Response::stream(events.map_err(with_default_reason)))
+}
+
 /// An RPC with one request and one answer, which the named function makes.
 macro_rules! unary {
     ($($method:ident: $request:ty => $response:ty, $handler:path;)*) => {
@@ -54,7 +64,8 @@ macro_rules! unary {
                 _ctx: RequestContext,
                 request: ServiceRequest<'_, $request>,
             ) -> ServiceResult<impl Encodable<$response> + Send + use<'a>> {
-                Response::ok($handler(&self.0, request.to_owned_message()).await?)
+                let answered = $handler(&self.0, request.to_owned_message()).await;
+                Response::ok(answered.map_err(with_default_reason)?)
             }
         )*
     };
@@ -105,9 +116,7 @@ impl HostAgent for Service {
         _ctx: RequestContext,
         requests: InboundStream<ExecStreamRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<ProcessEvent> + Send + use<>>> {
-        Ok(Response::stream(
-            exec::exec_stream(&self.0, requests).await?,
-        ))
+        stream(exec::exec_stream(&self.0, requests).await)
     }
 
     async fn connect_process(
@@ -115,7 +124,7 @@ impl HostAgent for Service {
         _ctx: RequestContext,
         requests: InboundStream<ConnectProcessRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<ProcessEvent> + Send + use<>>> {
-        Ok(Response::stream(exec::connect(&self.0, requests).await?))
+        stream(exec::connect(&self.0, requests).await)
     }
 
     async fn stream_write_file<'a>(
@@ -123,7 +132,8 @@ impl HostAgent for Service {
         _ctx: RequestContext,
         requests: InboundStream<StreamWriteFileRequest>,
     ) -> ServiceResult<impl Encodable<StreamWriteFileResponse> + Send + use<'a>> {
-        Response::ok(files::stream_write(&self.0, requests).await?)
+        let written = files::stream_write(&self.0, requests).await;
+        Response::ok(written.map_err(with_default_reason)?)
     }
 
     async fn stream_read_file(
@@ -132,9 +142,7 @@ impl HostAgent for Service {
         request: ServiceRequest<'_, StreamReadFileRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<StreamReadFileResponse> + Send + use<>>> {
         let request = request.to_owned_message();
-        Ok(Response::stream(
-            files::stream_read(&self.0, request).await?,
-        ))
+        stream(files::stream_read(&self.0, request).await)
     }
 
     async fn watch_dir(
@@ -143,7 +151,7 @@ impl HostAgent for Service {
         request: ServiceRequest<'_, WatchDirRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<WatchDirResponse> + Send + use<>>> {
         let request = request.to_owned_message();
-        Ok(Response::stream(watch::watch(&self.0, request).await?))
+        stream(watch::watch(&self.0, request).await)
     }
 
     async fn follow_console(

@@ -11,13 +11,12 @@ use wrenn_core::sandbox::{self as engine, SandboxConfig};
 use wrenn_core::vm;
 use wrenn_proto::buffa::MessageField;
 use wrenn_proto::connectrpc::ConnectError;
-use wrenn_proto::hostagent as wire;
 use wrenn_proto::hostagent::*;
 
 use super::egress;
 use super::host::blocking;
 use super::{State as Agent, input};
-use crate::errors::{answer, internal};
+use crate::errors::{answer, internal, silent, wire_state};
 use crate::metrics::phases;
 use crate::usage;
 
@@ -210,9 +209,7 @@ pub(super) async fn metrics(
     if let Some(guest) = status.guest {
         let said = tokio::time::timeout(METRICS_DEADLINE, guest.metrics())
             .await
-            .map_err(|_| {
-                ConnectError::unavailable("the guest does not say what it uses; try again")
-            })?
+            .map_err(|_| silent("the guest does not say what it uses; try again"))?
             .map_err(|error| answer(&error))?;
         metrics.guest_cpu_percent = said.cpu_used_pct.into();
         metrics.guest_memory_used_bytes = said.mem_used;
@@ -266,7 +263,7 @@ pub(super) fn describe(sandbox: &SandboxHandle, token: Token) -> Sandbox {
         id: sandbox.id().to_string(),
         template: asked.template.clone(),
         resources: MessageField::some(size(asked.resources)),
-        state: state(status.state).into(),
+        state: wire_state(status.state).into(),
         reason: status.reason.clone().unwrap_or_default(),
         created_at: status.created_at.clone(),
         timeout_sec: status.timeout.as_secs(),
@@ -286,20 +283,6 @@ pub(super) fn size(resources: vm::Resources) -> Resources {
     Resources {
         vcpus: resources.vcpus().into(),
         memory_mib: resources.memory_mib(),
-    }
-}
-
-fn state(state: engine::State) -> wire::State {
-    match state {
-        engine::State::Pending => wire::State::STATE_PENDING,
-        engine::State::Running => wire::State::STATE_RUNNING,
-        engine::State::Pausing => wire::State::STATE_PAUSING,
-        engine::State::Paused => wire::State::STATE_PAUSED,
-        engine::State::Resuming => wire::State::STATE_RESUMING,
-        engine::State::Error => wire::State::STATE_ERROR,
-        engine::State::Stopped => wire::State::STATE_STOPPED,
-        // Only a control plane can miss a sandbox.
-        engine::State::Missing => wire::State::STATE_UNSPECIFIED,
     }
 }
 

@@ -13,7 +13,7 @@ use wrenn_proto::hostagent::*;
 use super::host::blocking;
 use super::sandboxes::{Token, describe, size};
 use super::{State as Agent, input};
-use crate::errors::answer;
+use crate::errors::{answer, invalid};
 
 /// Children of one fork: each takes its share of the host at the same time.
 const MAX_CHILDREN: usize = 64;
@@ -24,14 +24,14 @@ pub(super) async fn fork(
 ) -> Result<ForkSandboxResponse, ConnectError> {
     let sandbox = agent.sandbox(&request.id)?;
     if request.children.is_empty() || request.children.len() > MAX_CHILDREN {
-        return Err(ConnectError::invalid_argument(format!(
+        return Err(invalid(format!(
             "1 to {MAX_CHILDREN} children can be made at once; name that many ids"
         )));
     }
     let ids = request.children.iter().map(|id| input::sandbox_id(id));
     let ids = ids.collect::<Result<Vec<_>, _>>()?;
     if ids.iter().collect::<BTreeSet<_>>().len() < ids.len() {
-        return Err(ConnectError::invalid_argument("two children have one id"));
+        return Err(invalid("two children have one id"));
     }
     let frozen = sandbox.freeze().await.map_err(|error| answer(&error))?;
     let children = ids.into_iter().map(|id| {

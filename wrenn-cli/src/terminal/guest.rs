@@ -28,12 +28,7 @@ impl Remote for GuestCommand {
     async fn next(&mut self) -> anyhow::Result<ProcessEvent> {
         match self.process.next().await {
             Err(error) if error.code() == Some(RpcCode::DeadlineExceeded) => {
-                Ok(ProcessEvent::Exit(ExitStatus {
-                    code: 128 + 9,
-                    exited: false,
-                    status: "signal: killed".to_owned(),
-                    error: Some("its deadline passed".to_owned()),
-                }))
+                Ok(ProcessEvent::Exit(ExitStatus::killed_by_timeout()))
             }
             next => Ok(next?),
         }

@@ -3,12 +3,16 @@
 use std::io;
 
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
+use wrenn_proto::hostagent::Reason;
+use wrenn_proto::reason;
 
 /// Kinds of refusal, for those who act on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RpcCode {
     /// The request makes no sense to the daemon.
     InvalidArgument,
+    /// A place that lies outside of what there is.
+    OutOfRange,
     /// No such process, file, user or directory.
     NotFound,
     /// It is there already.
@@ -32,7 +36,8 @@ pub enum RpcCode {
 impl From<ErrorCode> for RpcCode {
     fn from(code: ErrorCode) -> Self {
         match code {
-            ErrorCode::InvalidArgument | ErrorCode::OutOfRange => Self::InvalidArgument,
+            ErrorCode::InvalidArgument => Self::InvalidArgument,
+            ErrorCode::OutOfRange => Self::OutOfRange,
             ErrorCode::NotFound => Self::NotFound,
             ErrorCode::AlreadyExists => Self::AlreadyExists,
             ErrorCode::FailedPrecondition => Self::FailedPrecondition,
@@ -56,6 +61,9 @@ pub enum GuestError {
         what: &'static str,
         /// The kind of refusal.
         code: RpcCode,
+        /// Why, where the daemon says it for programs. Not to be believed further than the
+        /// guest.
+        reason: Option<Reason>,
         /// The daemon's words.
         message: String,
     },
@@ -110,6 +118,7 @@ impl GuestError {
         move |error| Self::Rpc {
             what,
             code: error.code.into(),
+            reason: reason::of(&error).and_then(|info| info.reason.as_known()),
             message: error.message.clone().unwrap_or_else(|| error.to_string()),
         }
     }
@@ -124,6 +133,15 @@ impl GuestError {
         }
     }
 
+    /// Why, where the daemon says it for programs.
+    #[must_use]
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Rpc { reason, .. } => *reason,
+            _ => None,
+        }
+    }
+
     /// The kind of refusal, where there is one.
     #[must_use]
     pub fn code(&self) -> Option<RpcCode> {
@@ -134,6 +152,7 @@ impl GuestError {
                 401 => RpcCode::Unauthenticated,
                 403 => RpcCode::PermissionDenied,
                 404 => RpcCode::NotFound,
+                416 => RpcCode::OutOfRange,
                 429 | 507 => RpcCode::ResourceExhausted,
                 502..=504 => RpcCode::Unavailable,
                 _ => RpcCode::Internal,

@@ -157,21 +157,49 @@ pub struct ExitStatus {
     pub status: String,
     /// What went wrong, where something did.
     pub error: Option<String>,
+    /// The number of the signal that ended it, where one did and the daemon says which.
+    pub signal: Option<u8>,
+    /// Whether its time-out killed it.
+    pub timed_out: bool,
 }
 
 impl ExitStatus {
+    /// The end of a command that its time-out killed, of which the daemon says only that.
+    #[must_use]
+    pub fn killed_by_timeout() -> Self {
+        Self {
+            code: 128 + 9,
+            exited: false,
+            status: "signal: killed".to_owned(),
+            error: Some("its deadline passed, and it was killed".to_owned()),
+            signal: Some(9),
+            timed_out: true,
+        }
+    }
+
     /// The code that a shell would show: the command's own, or 128 and the signal's number.
     #[must_use]
     pub fn shell_code(&self) -> u8 {
         if self.exited {
             return u8::try_from(self.code & 0xff).unwrap_or(1);
         }
-        let signal = if self.code > 128 {
-            Some(self.code - 128)
-        } else {
-            signal_number(&self.status)
-        };
-        u8::try_from(128 + signal.unwrap_or(0)).unwrap_or(255)
+        128u8.saturating_add(self.signal_number().unwrap_or(0))
+    }
+
+    /// The number of the signal that ended it.
+    #[must_use]
+    pub fn signal_number(&self) -> Option<u8> {
+        if self.exited {
+            return None;
+        }
+        self.signal.or_else(|| {
+            let number = if self.code > 128 {
+                Some(self.code - 128)
+            } else {
+                signal_number(&self.status)
+            };
+            number.and_then(|number| u8::try_from(number).ok())
+        })
     }
 }
 
@@ -492,6 +520,8 @@ impl GuestProcess {
                         exited: end.exited,
                         status: end.status,
                         error: end.error,
+                        signal: u8::try_from(end.signal).ok().filter(|signal| *signal > 0),
+                        timed_out: end.deadline,
                     }));
                 }
                 Event::Start(_) | Event::Keepalive(_) => {}
@@ -525,6 +555,8 @@ mod tests {
             exited,
             status: status.to_owned(),
             error: None,
+            signal: None,
+            timed_out: false,
         }
     }
 

@@ -17,7 +17,9 @@ use wrenn_proto::filesystem::{
     MoveRequest, MoveResponse, RemoveRequest, RemoveResponse, RemoveWatcherRequest,
     RemoveWatcherResponse, StatRequest, StatResponse, WatchDirRequest, WatchDirResponse,
 };
+use wrenn_proto::hostagent::Reason;
 use wrenn_proto::http::KEEPALIVE_PING_HEADER;
+use wrenn_proto::reason::with_reason;
 
 use super::entry::describe;
 use super::ownership::make_dirs;
@@ -266,14 +268,20 @@ fn stat(path: &Path) -> Result<EntryInfo, ConnectError> {
 fn failure(tried: &str, path: &Path, error: &io::Error) -> ConnectError {
     let text = format!("cannot {tried} '{}': {error}", path.display());
     match error.kind() {
-        io::ErrorKind::NotFound => ConnectError::not_found(text),
+        io::ErrorKind::NotFound => with_reason(
+            ConnectError::not_found(text),
+            Reason::REASON_PATH_NOT_FOUND,
+            None,
+        ),
         io::ErrorKind::AlreadyExists => ConnectError::already_exists(text),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             ConnectError::permission_denied(text)
         }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            ConnectError::resource_exhausted(text)
-        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => with_reason(
+            ConnectError::resource_exhausted(text),
+            Reason::REASON_GUEST_DISK_FULL,
+            None,
+        ),
         io::ErrorKind::NotADirectory
         | io::ErrorKind::IsADirectory
         | io::ErrorKind::DirectoryNotEmpty
@@ -290,7 +298,11 @@ impl From<ListError> for ConnectError {
     fn from(error: ListError) -> Self {
         match &error {
             ListError::NotADirectory { .. } => Self::invalid_argument(error.to_string()),
-            ListError::TooMany { .. } => Self::resource_exhausted(error.to_string()),
+            ListError::TooMany { .. } => with_reason(
+                Self::resource_exhausted(error.to_string()),
+                Reason::REASON_TOO_LARGE,
+                None,
+            ),
             ListError::Read { path, source } => failure("list", path, source),
         }
     }

@@ -73,11 +73,14 @@ impl End {
             status.push_str(" (core dumped)");
         }
         let error = (exit_code != 0).then(|| status.clone());
+        let signal = self.status.signal().map_or(0, i32::unsigned_abs);
         EndEvent {
             exit_code,
             exited,
             status,
             error,
+            signal,
+            deadline: self.deadline,
         }
     }
 }
@@ -108,6 +111,7 @@ mod tests {
         assert_eq!(failed.error.as_deref(), Some("exit status 3"));
         let killed = event(9);
         assert_eq!((killed.exit_code, killed.exited), (-1, false));
+        assert_eq!((killed.signal, failed.signal), (9, 0));
         assert_eq!(killed.status, "signal: killed");
         assert_eq!(
             event(11 | 0x80).status,

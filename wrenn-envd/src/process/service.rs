@@ -10,6 +10,7 @@ use wrenn_proto::connectrpc::{
     ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest,
     ServiceResult, ServiceStream,
 };
+use wrenn_proto::hostagent::Reason;
 use wrenn_proto::http::KEEPALIVE_PING_HEADER;
 use wrenn_proto::process::process_event::{
     DataEvent, Event, KeepAlive, StartEvent, data_event::Output,
@@ -24,6 +25,7 @@ use wrenn_proto::process::{
     StartRequest, StartResponse, StreamInputRequest, StreamInputResponse, UpdateRequest,
     UpdateResponse,
 };
+use wrenn_proto::reason::with_reason;
 
 use super::hub::{Channel, Chunk, Followed, Follower};
 use super::launch::{LaunchError, Order};
@@ -370,10 +372,11 @@ fn read_selector(selector: Option<ProcessSelector>) -> Result<Selector, ConnectE
 }
 
 fn not_found(selector: &Selector) -> ConnectError {
-    ConnectError::not_found(match selector {
+    let error = ConnectError::not_found(match selector {
         Selector::Pid(pid) => format!("process with pid {pid} not found"),
         Selector::Tag(tag) => format!("process with tag '{tag}' not found"),
-    })
+    });
+    with_reason(error, Reason::REASON_PROCESS_NOT_FOUND, None)
 }
 
 impl From<LaunchError> for ConnectError {
@@ -387,12 +390,35 @@ impl From<LaunchError> for ConnectError {
                 Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
                     Self::resource_exhausted(error.to_string())
                 }
-                _ => Self::invalid_argument(error.to_string()),
+                errno => {
+                    let refused = Self::invalid_argument(error.to_string());
+                    match errno.and_then(exec_failure) {
+                        Some(reason) => with_reason(refused, reason, None),
+                        None => refused,
+                    }
+                }
             },
             LaunchError::Terminal(source) | LaunchError::Pipe(source) => {
                 Self::resource_exhausted(format!("{error}: {source}"))
             }
         }
+    }
+}
+
+/// Why a program was not executed, as shells tell it by the exit codes 127 and 126. The
+/// directory was looked at before, so what is missing is the program or its interpreter.
+fn exec_failure(errno: i32) -> Option<Reason> {
+    match errno {
+        libc::ENOENT => Some(Reason::REASON_COMMAND_NOT_FOUND),
+        libc::EACCES
+        | libc::EISDIR
+        | libc::ELIBBAD
+        | libc::ELOOP
+        | libc::ENAMETOOLONG
+        | libc::ENOEXEC
+        | libc::ENOTDIR
+        | libc::ETXTBSY => Some(Reason::REASON_COMMAND_NOT_EXECUTABLE),
+        _ => None,
     }
 }
 
@@ -408,7 +434,10 @@ impl From<InputError> for ConnectError {
 impl From<SignalError> for ConnectError {
     fn from(error: SignalError) -> Self {
         match error {
-            SignalError::Ended => Self::not_found(error.to_string()),
+            SignalError::Ended => {
+                let error = Self::not_found(error.to_string());
+                with_reason(error, Reason::REASON_PROCESS_NOT_FOUND, None)
+            }
             SignalError::Send(source) => {
                 Self::internal(format!("cannot send the signal: {source}"))
             }

@@ -166,6 +166,8 @@ impl Remote for AgentCommand<'_> {
                         exited: exit.exited,
                         status: exit.status,
                         error: (!exit.error.is_empty()).then_some(exit.error),
+                        signal: u8::try_from(exit.signal).ok().filter(|signal| *signal > 0),
+                        timed_out: exit.timed_out,
                     }),
                     Event::Started(_) | Event::KeepAlive(_) => continue,
                 },
