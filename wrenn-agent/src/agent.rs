@@ -15,11 +15,12 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{info, warn};
 use wrenn_core::fleet::{Fleet, OpenFleetError};
 use wrenn_core::network::PoolConfig;
 use wrenn_core::sandbox::{Host, HostConfig, OpenHostError};
 
+use crate::access::{AgentToken, Guard};
 use crate::config::Config;
 use crate::generated::{self, GeneratedFileError};
 use crate::lock::{AgentLock, LockError};
@@ -32,6 +33,7 @@ use crate::server::{Face, Server, State};
 pub struct Agent {
     address: SocketAddr,
     metrics_address: Option<SocketAddr>,
+    token: AgentToken,
     fleet: Fleet,
     shutdown: CancellationToken,
     tasks: TaskTracker,
@@ -113,6 +115,8 @@ impl Agent {
     {
         let lock = AgentLock::acquire(&config.root)?;
         let root_id = generated::root_id(&config.root)?;
+        let token = AgentToken::new(generated::token(&config.token_file)?);
+        let guard = Guard::new(token.clone(), config.allowed_hosts.clone());
         let (listener, address) = bind(config.listen).await?;
         let metrics_listener = match config.metrics_listen {
             Some(address) => Some(bind(address).await?),
@@ -127,6 +131,7 @@ impl Agent {
         let state = Arc::new(State {
             fleet: fleet.clone(),
             root_id,
+            guard,
             metrics,
             shutdown: shutdown.clone(),
             tasks: tasks.clone(),
@@ -138,10 +143,14 @@ impl Agent {
             tasks.spawn(server.serve(listener));
             address
         });
+        if !address.ip().is_loopback() {
+            warn!(%address, "listens beyond loopback without TLS");
+        }
         info!(%address, sandboxes = fleet.list().len(), "the agent serves");
         Ok(Self {
             address,
             metrics_address,
+            token,
             fleet,
             shutdown,
             tasks,
@@ -159,6 +168,12 @@ impl Agent {
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_address
+    }
+
+    /// What callers present.
+    #[must_use]
+    pub fn token(&self) -> &AgentToken {
+        &self.token
     }
 
     /// Stops. Calls under way are answered, within limits; streams end with `unavailable`;

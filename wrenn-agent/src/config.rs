@@ -14,6 +14,8 @@ use wrenn_core::fleet::Limits;
 use wrenn_core::network::{ConfigError as NetworkError, NetworkConfig};
 use wrenn_core::vm::DiskLimits;
 
+use crate::access::AllowedHost;
+
 /// The file with more environment variables, in the working directory.
 const DOT_ENV: &str = ".env";
 
@@ -42,8 +44,8 @@ struct Options {
         default_value = RootDirectory::DEFAULT
     )]
     root: PathBuf,
-    /// Address of the RPCs, /metrics and /healthz. Loopback only: whoever reaches it
-    /// commands every sandbox.
+    /// Address of the RPCs, /metrics and /healthz. There is no TLS: beyond loopback, only in
+    /// a network where nobody else listens.
     #[arg(
         long,
         value_name = "ADDRESS",
@@ -54,6 +56,18 @@ struct Options {
     /// A second address, for /metrics and /healthz alone; none unless set.
     #[arg(long, value_name = "ADDRESS", env = "AGENT_METRICS_ADDR")]
     metrics_listen: Option<SocketAddr>,
+    /// File of the token that callers present, made at the first start; agent-token of the
+    /// root directory unless set.
+    #[arg(long, value_name = "PATH", env = "AGENT_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// Another name that callers may have in Host, beside addresses of this host and localhost.
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "AGENT_ALLOWED_HOSTS",
+        value_delimiter = ','
+    )]
+    allowed_host: Vec<AllowedHost>,
     /// Most sandboxes at a time.
     #[arg(long, value_name = "N", env = "AGENT_MAX_SANDBOXES")]
     max_sandboxes: Option<u32>,
@@ -152,6 +166,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where it listens for its metrics alone.
     pub metrics_listen: Option<SocketAddr>,
+    /// The file of the token that callers present.
+    pub token_file: PathBuf,
+    /// What `Host` may be beside addresses of this host and localhost.
+    pub allowed_hosts: Vec<AllowedHost>,
     /// What it gives to sandboxes.
     pub limits: Limits,
     /// What each sandbox may read from the disk and write to it.
@@ -192,12 +210,6 @@ pub enum ConfigError {
     /// The file of variables cannot be used.
     #[error("cannot use {DOT_ENV} of the working directory: {0}")]
     DotEnv(#[source] dotenvy::Error),
-    /// Everybody could command this host.
-    #[error(
-        "--listen {0} is no loopback address, and whoever reaches it commands every sandbox; \
-         use 127.0.0.1 or [::1]"
-    )]
-    Exposed(SocketAddr),
     /// The two would be one.
     #[error("--metrics-listen {0} is the address of --listen, which serves /metrics as well")]
     SameAddress(SocketAddr),
@@ -276,9 +288,6 @@ impl Config {
 
 impl Options {
     fn check(self) -> Result<Config, ConfigError> {
-        if !self.listen.ip().is_loopback() {
-            return Err(ConfigError::Exposed(self.listen));
-        }
         if self.metrics_listen == Some(self.listen) && self.listen.port() != 0 {
             return Err(ConfigError::SameAddress(self.listen));
         }
@@ -315,8 +324,13 @@ impl Options {
                 reason: error.to_string(),
             });
         }
+        let token_file = self
+            .token_file
+            .unwrap_or_else(|| self.root.join("agent-token"));
         Ok(Config {
             root: RootDirectory::new(self.root),
+            token_file,
+            allowed_hosts: self.allowed_host,
             listen: self.listen,
             metrics_listen: self.metrics_listen,
             limits,
@@ -347,6 +361,11 @@ impl fmt::Display for Config {
         writeln!(f, "AGENT_LISTEN_ADDR={}", self.listen)?;
         if let Some(address) = self.metrics_listen {
             writeln!(f, "AGENT_METRICS_ADDR={address}")?;
+        }
+        writeln!(f, "AGENT_TOKEN_FILE={}", self.token_file.display())?;
+        if !self.allowed_hosts.is_empty() {
+            let names: Vec<_> = self.allowed_hosts.iter().map(ToString::to_string).collect();
+            writeln!(f, "AGENT_ALLOWED_HOSTS={}", names.join(","))?;
         }
         writeln!(f, "AGENT_MAX_SANDBOXES={}", self.limits.sandboxes)?;
         writeln!(f, "AGENT_MAX_VCPUS={}", self.limits.vcpus)?;
@@ -417,7 +436,7 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_named() {
         let cases: [(&[&str], &str); 9] = [
-            (&["--listen", "0.0.0.0:7410"], "is no loopback address"),
+            (&["--allowed-host", "http://agent"], "is no name or address"),
             (
                 &["--listen", "127.0.0.1:1", "--metrics-listen", "127.0.0.1:1"],
                 "serves /metrics as well",

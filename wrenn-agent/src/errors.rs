@@ -24,6 +24,8 @@ use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent::{self as wire, Reason};
 use wrenn_proto::reason;
 
+use crate::access::Denied;
+
 /// The longest sentence of a guest that is passed on, in bytes.
 const MAX_GUEST_WORDS: usize = 1024;
 /// What is said of an error that is this host's own.
@@ -135,6 +137,19 @@ pub(crate) fn invalid(message: impl Into<String>) -> ConnectError {
 /// A request, or its answer, is larger than its call takes.
 pub(crate) fn too_large(code: ErrorCode, message: impl Into<String>) -> ConnectError {
     Answer::new(code, Reason::REASON_TOO_LARGE, message).into_error()
+}
+
+/// The request is not one that may be answered.
+pub(crate) fn denied(denied: Denied) -> ConnectError {
+    let code = match denied {
+        Denied::Host | Denied::Origin => ErrorCode::PermissionDenied,
+        Denied::NoToken | Denied::WrongToken => ErrorCode::Unauthenticated,
+    };
+    let reason = match denied {
+        Denied::Host | Denied::Origin => Reason::REASON_INVALID,
+        Denied::NoToken | Denied::WrongToken => Reason::REASON_UNAUTHENTICATED,
+    };
+    Answer::new(code, reason, denied.to_string()).into_error()
 }
 
 /// There is no sandbox of this id.

@@ -10,10 +10,11 @@
 //! It is thin: what a sandbox is and how it lives stands in wrenn-core. Here are the RPCs,
 //! their bounds and their errors. It knows no database and no team.
 //!
-//! In reading order: [`config`] is what it is told; [`agent`] starts and stops; `server`
-//! answers, with one file for each group of RPCs; `errors` is the only place that
+//! In reading order: [`config`] is what it is told; [`agent`] starts and stops; [`access`] says
+//! who may call; `server` answers, with one file for each group of RPCs; `errors` is the only place that
 //! turns an engine's error into an answer.
 
+pub mod access;
 pub mod agent;
 pub mod config;
 mod errors;

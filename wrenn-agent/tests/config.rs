@@ -33,6 +33,7 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
         "AGENT_MAX_SANDBOXES=2",
         "AGENT_FILES_ROOTDIR=/of/file",
         "AGENT_LISTEN_ADDR=127.0.0.1:7410",
+        "AGENT_TOKEN_FILE=/of/file/agent-token",
         "AGENT_DISK_RESERVE_MIB=1024",
         "AGENT_DISK_MIB_PER_SECOND=256",
         "AGENT_BOOT_DEADLINE=1m",
@@ -44,7 +45,8 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
 #[test]
 fn what_is_shown_is_what_a_file_may_hold() {
     let directory = tempfile::tempdir().unwrap();
-    let arguments = ["--root", "/data", "--boot-deadline", "90s", "--vmm", "/vmm"];
+    let mut arguments = vec!["--root", "/data", "--boot-deadline", "90s", "--vmm", "/vmm"];
+    arguments.extend(["--allowed-host", "a.example", "--allowed-host", "b.example"]);
     let first = show(directory.path(), &[], &arguments);
     assert!(first.status.success(), "{}", text(&first.stderr));
     std::fs::write(directory.path().join(".env"), &first.stdout).unwrap();
@@ -55,10 +57,10 @@ fn what_is_shown_is_what_a_file_may_hold() {
 #[test]
 fn a_mistake_is_one_line_and_nothing_is_started() {
     let directory = tempfile::tempdir().unwrap();
-    let output = show(directory.path(), &[("AGENT_LISTEN_ADDR", "0.0.0.0:1")], &[]);
+    let output = show(directory.path(), &[("AGENT_MAX_VCPUS", "0")], &[]);
     assert_eq!(output.status.code(), Some(2));
     let stderr = text(&output.stderr);
-    assert!(stderr.contains("is no loopback address"), "{stderr}");
+    assert!(stderr.contains("leaves no room"), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
 
     std::fs::write(directory.path().join(".env"), "this is no variable\n").unwrap();

@@ -21,7 +21,10 @@ const ID: &str = "sbaaaaaaaaaaaaaaaaaaaa";
 
 fn config(root: &Path, more: &[&str]) -> Config {
     let root = root.to_str().unwrap();
-    let first = ["wrenn-agent", "--listen", "127.0.0.1:0", "--root", root];
+    let mut first = vec!["wrenn-agent", "--root", root];
+    if !more.contains(&"--listen") {
+        first.extend(["--listen", "127.0.0.1:0"]);
+    }
     let arguments = first.iter().chain(more).map(OsString::from);
     match Config::parse(arguments).unwrap() {
         Action::Run(config) => *config,
@@ -45,13 +48,24 @@ impl Stage {
         let agent = Agent::start_without_host(config(root.path(), more))
             .await
             .unwrap();
-        let uri = format!("http://{}", agent.address()).parse().unwrap();
-        let config = ClientConfig::new(uri).with_default_max_message_size(32 << 20);
+        let uri = format!("http://127.0.0.1:{}", agent.address().port());
+        let uri = uri.parse().unwrap();
+        let bearer = format!("Bearer {}", agent.token().reveal());
+        let config = ClientConfig::new(uri)
+            .with_default_max_message_size(32 << 20)
+            .with_default_header("authorization", bearer);
         Self {
             client: HostAgentClient::new(transport, config),
             agent,
             root,
         }
+    }
+}
+
+impl Stage {
+    /// The header with the token, and its line end.
+    fn bearer(&self) -> String {
+        format!("Authorization: Bearer {}\r\n", self.agent.token().reveal())
     }
 }
 
@@ -88,8 +102,31 @@ async fn plain(address: SocketAddr, request: &str) -> String {
 }
 
 async fn get(address: SocketAddr, path: &str) -> String {
-    let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n");
+    get_with(address, path, "Host: localhost\r\n").await
+}
+
+async fn get_with(address: SocketAddr, path: &str, headers: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n");
     plain(address, &request).await
+}
+
+/// An RPC with an empty JSON message; `headers` each with its line end.
+async fn post(address: SocketAddr, method: &str, headers: &str) -> String {
+    let request = format!(
+        "POST /hostagent.v1.HostAgent/{method} HTTP/1.1\r\n{headers}\
+         Content-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+    );
+    plain(address, &request).await
+}
+
+/// Names of all RPCs, out of the .proto file itself.
+fn all_rpcs() -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto/hostagent/hostagent.proto");
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next())
+        .map(str::to_owned)
+        .collect()
 }
 
 #[tokio::test]
@@ -349,27 +386,133 @@ async fn health_and_metrics_are_plain_and_may_have_a_port_of_their_own() {
         stage.agent.address(),
         stage.agent.metrics_address().unwrap(),
     );
-    for address in [address, metrics] {
+    let bearer = stage.bearer();
+    let with_token = format!("Host: localhost\r\n{bearer}");
+    for (address, headers) in [
+        (address, with_token.as_str()),
+        (metrics, "Host: localhost\r\n"),
+    ] {
         let health = get(address, "/healthz").await;
         assert!(health.starts_with("HTTP/1.1 200 OK"), "{health}");
-        let text = get(address, "/metrics").await;
+        let text = get_with(address, "/metrics", headers).await;
         assert!(text.contains("wrenn_agent_sandboxes{state=\"running\"} 0"));
         assert!(text.contains("application/openmetrics-text"), "{text}");
-        let missing = get(address, "/nowhere").await;
+        let missing = get_with(address, "/nowhere", headers).await;
         assert!(missing.starts_with("HTTP/1.1 404"), "{missing}");
-        let posted =
-            "POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-        let posted = plain(address, posted).await;
+        let posted = format!(
+            "POST /metrics HTTP/1.1\r\n{headers}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        let posted = plain(address, &posted).await;
         assert!(posted.starts_with("HTTP/1.1 405"), "{posted}");
     }
     // The RPCs, in JSON and HTTP/1.1, on their own port only.
-    let call = "POST /hostagent.v1.HostAgent/ListSandboxes HTTP/1.1\r\nHost: a\r\n\
-                Content-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
-    let answer = plain(address, call).await;
+    let answer = post(address, "ListSandboxes", &with_token).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let answer = plain(metrics, call).await;
+    let answer = post(metrics, "ListSandboxes", &with_token).await;
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     stage.agent.stop().await;
+}
+
+#[tokio::test]
+async fn all_but_health_wants_the_token() {
+    let stage = Stage::new().await;
+    let address = stage.agent.address();
+    let rpcs = all_rpcs();
+    assert!(rpcs.len() > 30, "the service was found");
+    let wrong = "Host: localhost\r\nAuthorization: Bearer wrong\r\n";
+    for headers in ["Host: localhost\r\n", wrong] {
+        for method in &rpcs {
+            let answer = post(address, method, headers).await;
+            assert!(answer.starts_with("HTTP/1.1 401"), "{method}: {answer}");
+            assert!(answer.contains("\"unauthenticated\""), "{answer}");
+        }
+        for path in ["/metrics", "/nowhere", "/healthz/../metrics"] {
+            let answer = get_with(address, path, headers).await;
+            assert!(answer.starts_with("HTTP/1.1 401"), "{path}: {answer}");
+        }
+        let answer = get_with(address, "/healthz", headers).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    // Streams are told in their own way.
+    let uri = format!("http://{address}").parse().unwrap();
+    let config = ClientConfig::new(uri).with_default_header("authorization", "Bearer wrong");
+    let client = HostAgentClient::new(HttpClient::plaintext_http2_only(), config);
+    let host = client.get_host(GetHostRequest::default()).await;
+    let error = host.err().unwrap();
+    assert_eq!(error.code, ErrorCode::Unauthenticated);
+    assert_eq!(reason_of(&error), Some(Reason::REASON_UNAUTHENTICATED));
+    let watch = WatchDirRequest::default();
+    let error = match client.watch_dir(watch).await {
+        Ok(mut stream) => stream.message().await.err().unwrap(),
+        Err(error) => error,
+    };
+    assert_eq!(error.code, ErrorCode::Unauthenticated);
+    assert_eq!(reason_of(&error), Some(Reason::REASON_UNAUTHENTICATED));
+    stage.agent.stop().await;
+}
+
+/// Hazard 56: a page in a browser reaches a loopback port under a name of its own.
+#[tokio::test]
+async fn foreign_hosts_and_origins_are_refused() {
+    let more = [
+        "--metrics-listen",
+        "127.0.0.1:0",
+        "--allowed-host",
+        "agent.example",
+    ];
+    let stage = Stage::with(&more, HttpClient::plaintext()).await;
+    let (address, metrics) = (
+        stage.agent.address(),
+        stage.agent.metrics_address().unwrap(),
+    );
+    let bearer = stage.bearer();
+    for host in ["evil.example", "0.0.0.0", "[::]", "127.0.0.1.evil.example"] {
+        let headers = format!("Host: {host}\r\n{bearer}");
+        for path in ["/healthz", "/metrics", "/nowhere"] {
+            for address in [address, metrics] {
+                let answer = get_with(address, path, &headers).await;
+                assert!(
+                    answer.starts_with("HTTP/1.1 403"),
+                    "{host} {path}: {answer}"
+                );
+            }
+        }
+        let answer = post(address, "GetHost", &headers).await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{host}: {answer}");
+    }
+    for host in [
+        "localhost".to_owned(),
+        "127.0.0.1:1".to_owned(),
+        "[::1]".to_owned(),
+        "agent.example:443".to_owned(),
+        address.to_string(),
+    ] {
+        let headers = format!("Host: {host}\r\n{bearer}");
+        let answer = post(address, "GetHost", &headers).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{host}: {answer}");
+    }
+    for origin in ["null", "http://localhost", "https://evil.example"] {
+        let headers = format!("Host: localhost\r\nOrigin: {origin}\r\n{bearer}");
+        let answer = post(address, "GetHost", &headers).await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{origin}: {answer}");
+    }
+    stage.agent.stop().await;
+}
+
+#[tokio::test]
+async fn token_and_identity_outlive_the_agent() {
+    let stage = Stage::with(&["--listen", "0.0.0.0:0"], HttpClient::plaintext()).await;
+    let token = stage.agent.token().clone();
+    let host = stage.client.get_host(GetHostRequest::default()).await;
+    let root_id = host.unwrap().into_owned().root_id;
+    let listed = stage.client.list_sandboxes(ListSandboxesRequest::default());
+    assert_eq!(listed.await.unwrap().into_owned().root_id, root_id);
+    assert_eq!(root_id.len(), 32);
+    stage.agent.stop().await;
+    let again = Agent::start_without_host(config(stage.root.path(), &[]));
+    let again = again.await.unwrap();
+    assert_eq!(again.token(), &token);
+    again.stop().await;
 }
 
 #[tokio::test]

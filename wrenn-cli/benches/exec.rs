@@ -50,7 +50,9 @@ async fn through_agent(host: &Host) -> anyhow::Result<Record> {
     };
     let agent = Agent::start(*config).await?;
     let url = format!("http://{}", agent.address()).parse()?;
-    let client = HostAgentClient::new(HttpClient::plaintext_http2_only(), ClientConfig::new(url));
+    let bearer = format!("Bearer {}", agent.token().reveal());
+    let config = ClientConfig::new(url).with_default_header("authorization", bearer);
+    let client = HostAgentClient::new(HttpClient::plaintext_http2_only(), config);
     let id = SandboxId::random().to_string();
     let outcome = compare(&client, &id).await;
     client.destroy_sandbox(DestroySandboxRequest { id }).await?;

@@ -1,22 +1,27 @@
 //! Listens, and serves each connection until it closes: HTTP/1.1 and HTTP/2 (prior
 //! knowledge) on one port.
 //!
-//! | path | what |
-//! |---|---|
-//! | `POST /hostagent.v1.HostAgent/…` | the RPCs |
-//! | `GET /metrics` | for Prometheus |
-//! | `GET /healthz` | `ok` while the agent serves |
+//! | path | what | wants the token |
+//! |---|---|---|
+//! | `POST /hostagent.v1.HostAgent/…` | the RPCs | yes |
+//! | `GET /metrics` | for Prometheus | but on a listener of its own |
+//! | `GET /healthz` | `ok` while the agent serves | no |
+//!
+//! Every request passes [`Server::admit`] first, so a route that is added here is protected
+//! without anybody thinking of it.
 //!
 //! No stream has a limit in time. When the agent stops, connections take no new request;
 //! those under way get [`GRACE`] to be answered.
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
@@ -31,7 +36,8 @@ use wrenn_proto::connectrpc::{ConnectError, ConnectRpcService, Limits, Router as
 use wrenn_proto::hostagent::HOST_AGENT_SERVICE_NAME;
 
 use super::{Service, State};
-use crate::metrics;
+use crate::access::{Denied, Guard};
+use crate::{errors, metrics};
 
 /// How long a call that is under way may take when the agent stops. Creating and
 /// destroying go on without their callers.
@@ -105,10 +111,13 @@ impl Server {
         // Without either it works, only slower.
         stream.set_nodelay(true).ok();
         notice_dead_peers(&stream).ok();
+        let Ok(local) = stream.local_addr() else {
+            return;
+        };
         let shutdown = self.state.shutdown.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let server = self.clone();
-            async move { Ok::<_, Infallible>(server.route(request).await) }
+            async move { Ok::<_, Infallible>(server.answer(request, local.ip()).await) }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
@@ -141,6 +150,33 @@ impl Server {
         }
     }
 
+    async fn answer(&self, request: Request<Incoming>, local: IpAddr) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        match self.admit(&parts, local) {
+            Ok(()) => self.route(Request::from_parts(parts, body)).await,
+            Err(denied) => refuse(denied, &parts),
+        }
+    }
+
+    /// Decides about one request by its head alone, before anything else looks at it.
+    fn admit(&self, parts: &Parts, local: IpAddr) -> Result<(), Denied> {
+        let guard = &self.state.guard;
+        guard.check_host(parts, local)?;
+        let path = parts.uri.path();
+        let open = match path {
+            "/healthz" => true,
+            // There is nothing else on a listener for metrics.
+            _ => self.rpc.is_none(),
+        };
+        if open {
+            return Ok(());
+        }
+        if is_rpc(path) {
+            Guard::check_origin(&parts.headers)?;
+        }
+        guard.check_token(&parts.headers)
+    }
+
     async fn route(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
         match (request.method(), path) {
@@ -165,6 +201,28 @@ impl Server {
         match rpc.call(request).await {
             Ok(response) => response.map(|body| body.map_err(BodyError::from).boxed_unsync()),
             Err(never) => match never {},
+        }
+    }
+}
+
+/// What somebody is told who is not admitted. An RPC's caller learns of the token in its own
+/// protocol; what a browser may have sent gets a status that no protocol hides.
+fn refuse(denied: Denied, parts: &Parts) -> Response<Body> {
+    tracing::debug!(path = parts.uri.path(), %denied, "a request is refused");
+    match denied {
+        Denied::Host | Denied::Origin => {
+            let body = String::from_utf8_lossy(&errors::denied(denied).to_json()).into_owned();
+            with_type(StatusCode::FORBIDDEN, "application/json", body)
+        }
+        Denied::NoToken | Denied::WrongToken if is_rpc(parts.uri.path()) => errors::denied(denied)
+            .into_http_response(&parts.headers)
+            .map(|body| body.map_err(BodyError::from).boxed_unsync()),
+        Denied::NoToken | Denied::WrongToken => {
+            let mut response = text(StatusCode::UNAUTHORIZED, &format!("{denied}\n"));
+            response
+                .headers_mut()
+                .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
         }
     }
 }

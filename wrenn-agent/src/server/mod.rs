@@ -24,6 +24,7 @@ use wrenn_proto::connectrpc::{
 };
 use wrenn_proto::hostagent::*;
 
+use crate::access::Guard;
 use crate::errors::with_default_reason;
 use crate::metrics::Metrics;
 pub(crate) use http::{Face, Server};
@@ -37,6 +38,7 @@ pub(crate) struct State {
     pub(crate) fleet: Fleet,
     /// The identity of the root directory.
     pub(crate) root_id: String,
+    pub(crate) guard: Guard,
     pub(crate) metrics: Metrics,
     /// Cancelled when the agent stops.
     pub(crate) shutdown: CancellationToken,

@@ -53,7 +53,7 @@ pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<Ex
         Command::Snapshot(args) => snapshot::run(&global, args).await,
         Command::Template(args) => template::run(&global, args).await,
         Command::Doctor(args) => doctor::run(&global, args).await,
-        Command::Agent(args) => agent::run(args).await,
+        Command::Agent(args) => agent::run(&global.root, args).await,
         Command::Completions(args) => Ok(completions::run(&args)),
         Command::Machine(args) => machine::run(&global, args).await,
     }

@@ -16,14 +16,18 @@ pub(super) struct AgentClient {
 }
 
 impl AgentClient {
-    /// A client for the agent at `url`. Nothing is sent yet.
-    pub(super) fn new(url: &str) -> anyhow::Result<Self> {
+    /// A client for the agent at `url` that presents `token`, if it has one. Nothing is sent
+    /// yet.
+    pub(super) fn new(url: &str, token: Option<&str>) -> anyhow::Result<Self> {
         let uri = url
             .parse()
             .with_context(|| format!("'{url}' is no URL; one is like http://127.0.0.1:7410"))?;
-        let config = ClientConfig::new(uri)
+        let mut config = ClientConfig::new(uri)
             .proto()
             .with_default_max_message_size(MAX_MESSAGE);
+        if let Some(token) = token {
+            config = config.with_default_header("authorization", format!("Bearer {token}"));
+        }
         Ok(Self {
             // Streams in both directions need HTTP/2.
             rpc: HostAgentClient::new(HttpClient::plaintext_http2_only(), config),
@@ -44,6 +48,9 @@ impl AgentClient {
                 "no agent answers at {}; is wrenn-agent running, and is --agent right?",
                 self.url
             );
+        }
+        if error.code == ErrorCode::Unauthenticated {
+            return anyhow!("{said}; give it by --token-file or WRENN_AGENT_TOKEN");
         }
         anyhow!(said)
     }

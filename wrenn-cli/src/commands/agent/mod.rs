@@ -9,8 +9,11 @@ mod show;
 mod signal;
 mod snapshot;
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use wrenn_proto::hostagent::{DestroySandboxRequest, PingSandboxRequest, ResumeSandboxRequest};
 
 use client::AgentClient;
@@ -30,6 +33,9 @@ Examples:
   wrenn agent create --template warmed-up
   wrenn agent fork $id -n 5
   wrenn agent destroy $id
+
+The agent's token is read from its root directory (--root or --token-file), or taken from
+WRENN_AGENT_TOKEN.
 
 The exit code of exec is the command's own; 1 if the agent refuses or cannot be reached.")]
 pub struct Args {
@@ -51,9 +57,55 @@ struct Target {
         default_value = "http://127.0.0.1:7410"
     )]
     url: String,
+    /// File of the agent's token; agent-token of the root directory unless set.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "AGENT_TOKEN_FILE",
+        hide_env_values = true
+    )]
+    token_file: Option<PathBuf>,
+    /// The token itself. No flag for people: others could read it off the process list.
+    #[arg(
+        long = "token",
+        global = true,
+        hide = true,
+        env = "WRENN_AGENT_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
+}
+
+impl Target {
+    /// What the agent wants to be shown; `None` where nothing is known of it.
+    fn token(&self, root: &Path) -> anyhow::Result<Option<String>> {
+        if let Some(token) = &self.token {
+            return Ok(Some(token.clone()));
+        }
+        let path = match &self.token_file {
+            Some(path) => path.clone(),
+            None => root.join("agent-token"),
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            // The agent may be elsewhere, and says itself that it wants a token.
+            Err(error) if self.token_file.is_none() && is_out_of_reach(&error) => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot read the token file {}", path.display()))
+            }
+        }
+    }
+}
+
+fn is_out_of_reach(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory
+    )
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -117,13 +169,14 @@ enum Command {
     Info,
 }
 
-/// Runs one sub-command.
+/// Runs one sub-command. The agent's token lies in `root` unless said otherwise.
 ///
 /// # Errors
 /// When the agent refuses or cannot be reached.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub async fn run(root: &Path, args: Args) -> anyhow::Result<ExitCode> {
     let json = args.target.json;
-    let agent = AgentClient::new(&args.target.url)?;
+    let token = args.target.token(root)?;
+    let agent = AgentClient::new(&args.target.url, token.as_deref())?;
     match args.command {
         Command::Exec(args) => return exec::run(&agent, args).await,
         Command::Create(args) => create::run(&agent, args, json).await?,

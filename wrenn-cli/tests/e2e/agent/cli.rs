@@ -11,6 +11,8 @@ fn wrenn(agent: &TestAgent, arguments: &[&str]) -> Command {
     let mut command = Command::new(stage::wrenn());
     command
         .args(["agent", "--agent", &agent.url()])
+        .arg("--token-file")
+        .arg(agent.token_file())
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

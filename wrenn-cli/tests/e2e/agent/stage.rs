@@ -201,14 +201,30 @@ impl TestAgent {
         format!("http://{}", self.address())
     }
 
+    /// Where the agent keeps what its callers present.
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.root.join("agent-token")
+    }
+
+    fn client_of(&self, address: SocketAddr) -> HostAgentClient<HttpClient> {
+        let url = format!("http://{address}").parse().unwrap();
+        let token = std::fs::read_to_string(self.token_file()).unwrap();
+        let config = ClientConfig::new(url)
+            .with_default_max_message_size(32 << 20)
+            .with_default_header("authorization", format!("Bearer {}", token.trim()));
+        HostAgentClient::new(HttpClient::plaintext_http2_only(), config)
+    }
+
     pub(crate) fn client(&self) -> HostAgentClient<HttpClient> {
-        client_of(self.address())
+        self.client_of(self.address())
     }
 
     /// A client of an agent that may be dead at this moment.
     pub(crate) fn client_if_running(&self) -> Option<HostAgentClient<HttpClient>> {
         let running = self.running.lock().unwrap();
-        running.as_ref().map(|(_, address)| client_of(*address))
+        running
+            .as_ref()
+            .map(|(_, address)| self.client_of(*address))
     }
 
     pub(crate) fn log(&self) -> String {
@@ -245,12 +261,6 @@ impl TestAgent {
         };
         Ok(self.client().exec(request).await?.into_owned())
     }
-}
-
-fn client_of(address: SocketAddr) -> HostAgentClient<HttpClient> {
-    let url = format!("http://{address}").parse().unwrap();
-    let config = ClientConfig::new(url).with_default_max_message_size(32 << 20);
-    HostAgentClient::new(HttpClient::plaintext_http2_only(), config)
 }
 
 /// Whether a process has ended, reaped or not.
