@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, setrlimit};
 
+use crate::keep_awake::UpdateInterrupt;
 use crate::supervise::Daemon;
 use crate::{disks, filesystems, kernel_log, modules, network};
 
@@ -59,12 +60,27 @@ impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     }
 }
 
+/// A machine that is up.
+pub(crate) struct Booted {
+    pub(crate) daemon: Daemon,
+    /// Missing where the machine has no clock that interrupts.
+    pub(crate) update_interrupt: Option<UpdateInterrupt>,
+}
+
 /// Prepares the machine and starts the daemon.
 ///
 /// # Errors
 /// Something without which the machine is of no use is missing.
-pub(crate) fn boot() -> Result<Daemon, BootError> {
+pub(crate) fn boot() -> Result<Booted, BootError> {
     filesystems::mount_early()?;
+    let update_interrupt = match UpdateInterrupt::enable() {
+        Ok(enabled) => Some(enabled),
+        // The machine may sleep then, and is of use nevertheless.
+        Err(error) => {
+            kernel_log::failure(&error);
+            None
+        }
+    };
     set_limits()?;
     nix::unistd::sethostname("wrenn-machine").at("set the host name", "wrenn-machine")?;
     let modules = modules::Loading::start()?;
@@ -77,7 +93,10 @@ pub(crate) fn boot() -> Result<Daemon, BootError> {
     modules.finish();
     let daemon = Daemon::start().map_err(BootError::Daemon)?;
     kernel_log::say("ready");
-    Ok(daemon)
+    Ok(Booted {
+        daemon,
+        update_interrupt,
+    })
 }
 
 fn copy_token() -> Result<(), BootError> {

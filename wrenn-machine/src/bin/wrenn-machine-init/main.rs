@@ -6,11 +6,13 @@
 //!             └◀── power button, SIGTERM: stop all, sync, unmount, power off ─┘
 //! ```
 //!
-//! It starts no process but the daemon: under emulation each one costs 50 ms and more.
+//! It starts no process but the daemon: under emulation each one costs 50 ms and more. It holds
+//! the real-time clock, so that an emulated processor does not sleep for good ([`keep_awake`]).
 
 mod boot;
 mod disks;
 mod filesystems;
+mod keep_awake;
 mod kernel_log;
 mod modules;
 mod network;
@@ -32,7 +34,7 @@ fn main() -> ExitCode {
         power::off();
     }
     let error = match boot::boot() {
-        Ok(daemon) => supervise::supervise(daemon),
+        Ok(booted) => supervise::supervise(booted),
         Err(error) => error,
     };
     kernel_log::failure(&error);

@@ -12,7 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::boot::BootError;
+use crate::boot::{BootError, Booted};
 use crate::kernel_log;
 
 const DAEMON: &str = "/usr/local/bin/wrenn-envd";
@@ -64,10 +64,15 @@ impl Daemon {
 }
 
 /// Runs until the machine is told to stop.
-pub(crate) fn supervise(mut daemon: Daemon) -> BootError {
+pub(crate) fn supervise(booted: Booted) -> BootError {
+    let mut daemon = booted.daemon;
     let (sender, woken) = channel();
+    // Before any other thread starts.
     listen_for_signals(sender.clone());
     listen_for_power_button(&sender);
+    if let Some(interrupt) = booted.update_interrupt {
+        interrupt.supervise();
+    }
     loop {
         match woken.recv() {
             Ok(Woken::ToStop) | Err(_) => return BootError::Stopped,

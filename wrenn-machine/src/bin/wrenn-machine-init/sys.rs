@@ -1,5 +1,7 @@
-//! Network interface ioctls (netdevice(7)), which no crate in use wraps.
+//! Ioctls that no crate in use wraps: those of network interfaces (netdevice(7)) and those of
+//! the real-time clock (rtc(4)).
 
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -14,6 +16,26 @@ const UP: libc::c_short = libc::IFF_UP as libc::c_short;
     reason = "the value is 2, which the kernel's structure has as a short integer"
 )]
 const IPV4: libc::sa_family_t = libc::AF_INET as libc::sa_family_t;
+
+mod ioctl {
+    // linux/rtc.h: RTC_UIE_ON and RTC_UIE_OFF.
+    nix::ioctl_none!(update_interrupt_on, b'p', 0x03);
+    nix::ioctl_none!(update_interrupt_off, b'p', 0x04);
+}
+
+/// Asks a real-time clock for an interrupt each second.
+pub(crate) fn enable_update_interrupt(clock: &File) -> io::Result<()> {
+    // SAFETY: RTC_UIE_ON takes no argument, and the borrow keeps the descriptor open.
+    unsafe { ioctl::update_interrupt_on(clock.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// Ends what [`enable_update_interrupt`] began.
+pub(crate) fn disable_update_interrupt(clock: &File) -> io::Result<()> {
+    // SAFETY: RTC_UIE_OFF takes no argument, and the borrow keeps the descriptor open.
+    unsafe { ioctl::update_interrupt_off(clock.as_raw_fd()) }?;
+    Ok(())
+}
 
 /// Sets the interface's flags so that it is up.
 pub(crate) fn bring_up(interface: &str) -> io::Result<()> {
