@@ -7,7 +7,7 @@ use wrenn_images::Recipe;
 
 use crate::accelerator::Accelerator;
 use crate::artifacts::Artifacts;
-use crate::config::{MachineConfig, MachineName};
+use crate::config::{MachineConfig, MachineName, MachineNetwork};
 
 /// The program.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
@@ -72,10 +72,15 @@ impl CommandLine<'_> {
             &state("data.img"),
             "cache=unsafe,discard=unmap,detect-zeroes=unmap",
         );
+        let restrict = match config.network {
+            MachineNetwork::Closed => "on",
+            MachineNetwork::Open => "off",
+        };
         line.pair(
             "-netdev",
             format!(
-                "user,id={NETWORK},ipv6=off,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{DAEMON_PORT}"
+                "user,id={NETWORK},ipv6=off,restrict={restrict},\
+                 hostfwd=tcp:127.0.0.1:{port}-:{DAEMON_PORT}"
             ),
         );
         line.pair(
@@ -86,6 +91,11 @@ impl CommandLine<'_> {
         line.pair(
             "-fw_cfg",
             format!("name=opt/wrenn/token,file={}", state("token")),
+        );
+        // `wrenn-machine-init` has the other end.
+        line.pair(
+            "-fw_cfg",
+            format!("name=opt/wrenn/network,string={}", config.network),
         );
         // User code runs in there: what breaks out of the machine should find little.
         line.pair(
@@ -211,6 +221,22 @@ mod tests {
     }
 
     #[test]
+    fn network_is_open_only_where_configured() {
+        let mut parts = parts();
+        let state = PathBuf::from("/state");
+        let closed = text(&line(&parts, &state, Accelerator::Kvm), 4711);
+        assert!(closed.contains("opt/wrenn/network,string=closed"));
+        parts.config.network = MachineNetwork::Open;
+        let open = text(&line(&parts, &state, Accelerator::Kvm), 4711);
+        assert!(
+            open.contains("restrict=off,hostfwd=tcp:127.0.0.1:4711-:49983"),
+            "{open}"
+        );
+        assert!(open.contains("opt/wrenn/network,string=open"), "{open}");
+        assert!(!open.contains("restrict=on"), "{open}");
+    }
+
+    #[test]
     fn image_disk_is_read_only_and_commas_in_paths_are_kept() {
         let parts = parts();
         let state = PathBuf::from("/srv/a,b");
@@ -247,6 +273,13 @@ mod tests {
         assert_eq!(plain, key(|_| {}, emulated));
         assert_ne!(plain, key(|_| {}, Accelerator::Kvm));
         assert_ne!(plain, key(|parts| parts.config.memory_mib += 1, emulated));
+        assert_ne!(
+            plain,
+            key(
+                |parts| parts.config.network = MachineNetwork::Open,
+                emulated
+            )
+        );
         assert_ne!(
             plain,
             key(

@@ -70,6 +70,44 @@ impl From<MachineName> for String {
     }
 }
 
+/// What is reached from inside of a machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineNetwork {
+    /// Nothing.
+    #[default]
+    Closed,
+    /// Whatever the host reaches, by QEMU's user-mode network, and the host's own loopback at
+    /// 10.0.2.2. Sandboxes inside reach public addresses alone, as on any host.
+    Open,
+}
+
+/// The text names no network of a machine.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no network of a machine: use open or closed")]
+pub struct BadNetworkError(String);
+
+impl fmt::Display for MachineNetwork {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+        })
+    }
+}
+
+impl FromStr for MachineNetwork {
+    type Err = BadNetworkError;
+
+    fn from_str(text: &str) -> Result<Self, BadNetworkError> {
+        match text {
+            "closed" => Ok(Self::Closed),
+            "open" => Ok(Self::Open),
+            _ => Err(BadNetworkError(text.to_owned())),
+        }
+    }
+}
+
 /// The size and contents of a machine.
 #[derive(Debug, Clone)]
 pub struct MachineConfig {
@@ -81,6 +119,8 @@ pub struct MachineConfig {
     pub data_gib: u64,
     /// Templates to have ready inside.
     pub templates: Vec<String>,
+    /// Changing it restarts the machine, as changing its size does.
+    pub network: MachineNetwork,
     /// Forces a way to run it; otherwise the host is probed.
     pub accelerator: Option<Accelerator>,
 }
@@ -92,6 +132,7 @@ impl Default for MachineConfig {
             cpus: None,
             data_gib: 64,
             templates: vec!["base".to_owned(), "minimal".to_owned()],
+            network: MachineNetwork::default(),
             accelerator: None,
         }
     }
@@ -142,5 +183,17 @@ mod tests {
             assert!(bad.parse::<MachineName>().is_err(), "{bad}");
         }
         assert!(serde_json::from_str::<MachineName>("\"../x\"").is_err());
+    }
+
+    #[test]
+    fn network_is_parsed_as_printed() {
+        for network in [MachineNetwork::Closed, MachineNetwork::Open] {
+            assert_eq!(
+                network.to_string().parse::<MachineNetwork>().unwrap(),
+                network
+            );
+        }
+        assert!("Open".parse::<MachineNetwork>().is_err());
+        assert_eq!(MachineConfig::default().network, MachineNetwork::Closed);
     }
 }
