@@ -17,6 +17,18 @@ pub(crate) const USER: &str = "root";
 /// Remembers the hash of each pushed file until the machine ends, as the files do.
 const PUSHED: &str = "/run/wrenn/pushed";
 const CHUNK: usize = 32 * 1024;
+/// Writes its input to the file `$1` with the mode `$2`. The length `$3` tells an input that
+/// was cut off.
+const WRITE: &str = r#"
+new=$1.new.$$
+mkdir -p "${1%/*}" || exit 1
+umask 077
+cat >"$new" && [ "$(wc -c <"$new")" -eq "$3" ] && chmod "$2" "$new" && mv "$new" "$1" || {
+    rm -f "$new"
+    echo "not written" >&2
+    exit 1
+}
+"#;
 /// How often a machine hears from whoever waits for it, see [`keep_awake`].
 const WAKE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -35,6 +47,10 @@ pub enum WorkError {
     Guest(#[from] GuestError),
     #[error("cannot put {remote} in place in the machine: {reason}")]
     Place { remote: String, reason: String },
+    #[error("cannot start {name} in the machine: {reason}")]
+    StartDetached { name: String, reason: String },
+    #[error("{name} runs on in the machine although it was killed")]
+    StopDetached { name: String },
 }
 
 /// A client of a running machine. Cheap to clone.
@@ -132,6 +148,38 @@ impl MachineClient {
         Ok(true)
     }
 
+    /// Writes the file `remote` in the machine, and the directories above it, with the
+    /// permissions `mode`, which nobody ever sees it without. It is there whole or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written. The old one is then still there.
+    pub async fn write_file(
+        &self,
+        remote: &str,
+        contents: impl Into<Bytes>,
+        mode: u32,
+    ) -> Result<(), WorkError> {
+        let contents = contents.into();
+        let (length, mode) = (contents.len().to_string(), format!("{mode:o}"));
+        let command = Command::new("sh").args(["-c", WRITE, "sh", remote, &mode, &length]);
+        let mut reason = Vec::new();
+        let status = self
+            .exec(
+                command,
+                io::Cursor::new(contents),
+                tokio::io::sink(),
+                &mut reason,
+            )
+            .await?;
+        if status.shell_code() == 0 {
+            return Ok(());
+        }
+        Err(WorkError::Place {
+            remote: remote.to_owned(),
+            reason: String::from_utf8_lossy(&reason).trim().to_owned(),
+        })
+    }
+
     async fn holds(&self, placement: &Placement) -> bool {
         let known = self.guest.read_file(&placement.mark).await;
         known.is_ok_and(|known| known.trim_ascii() == placement.stamp.as_bytes())
@@ -207,9 +255,9 @@ async fn write(out: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), 
     written.map_err(WorkError::WriteOutput)
 }
 
-/// Asks for the machine's health from time to time. An emulated machine has been seen to stand
-/// still, idle, for minutes, once in hours of tests, and to go on when something came in from
-/// outside: most likely its processor slept and had missed a timer.
+/// Asks for the machine's health from time to time. An emulated processor now and then misses
+/// its timer and sleeps until an interrupt comes from a device. `wrenn-machine-init` sees to it
+/// that the clock sends one each second; this is the net under it.
 async fn keep_awake(guest: &GuestClient) -> Infallible {
     loop {
         tokio::time::sleep(WAKE_INTERVAL).await;
@@ -234,5 +282,52 @@ async fn feed(
                     .await?
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::process::Stdio;
+
+    use super::*;
+
+    /// Runs [`WRITE`] here, as the daemon does in the machine.
+    fn write_here(path: &Path, mode: &str, length: usize, contents: &[u8]) -> bool {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", WRITE, "sh"])
+            .arg(path)
+            .args([mode, &length.to_string()])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(contents).unwrap();
+        child.wait().unwrap().success()
+    }
+
+    #[test]
+    fn written_file_has_contents_and_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/token");
+        assert!(write_here(&path, "600", 6, b"secret"));
+        assert_eq!(fs::read(&path).unwrap(), b"secret");
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert!(write_here(&path, "755", 0, b""), "empty");
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o755);
+    }
+
+    #[test]
+    fn truncated_input_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, "old").unwrap();
+        assert!(!write_here(&path, "600", 6, b"sec"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

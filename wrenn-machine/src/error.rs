@@ -10,6 +10,9 @@ use wrenn_images::command::CommandError;
 
 use crate::config::MachineName;
 
+/// What QEMU says when a host port of a forward is in use.
+pub(crate) const RULE_REFUSED: &str = "Could not set up host forwarding rule";
+
 /// A machine could not be started, reached or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -60,8 +63,10 @@ pub enum MachineError {
     },
     #[error("QEMU's control socket does not answer")]
     Control(#[from] crate::qmp::QmpError),
-    #[error("QEMU refused to forward a port: {answer}")]
-    Forward { answer: String },
+    #[error("machine {name} was restarted meanwhile")]
+    Restarted { name: MachineName },
+    #[error("QEMU refused to forward port {guest_port} of the machine: {answer}")]
+    Forward { guest_port: u16, answer: String },
     #[error("the machine's daemon failed")]
     Guest(#[from] GuestError),
 }
@@ -83,7 +88,7 @@ impl MachineError {
 
     /// Finds the cause that the user can do something about in what QEMU said.
     pub(crate) fn of_qemu(output: String, name: &MachineName, mib: u32, port: u16) -> Self {
-        if output.contains("Could not set up host forwarding rule") {
+        if output.contains(RULE_REFUSED) {
             Self::PortTaken { port }
         } else if output.contains("Cannot allocate memory")
             || output.contains("cannot set up guest memory")

@@ -14,9 +14,10 @@
 //! ```
 //!
 //! The machine's network is closed: nothing inside reaches the host or beyond, and the host
-//! reaches only the ports that were forwarded, on its loopback.
+//! reaches only the ports that were forwarded, on its loopback ([`Running::forward`]). It can
+//! be [opened](MachineNetwork::Open) to the outside.
 //!
-//! A machine is known by its name. Its recipe (kernel, initramfs, images, size) is hashed;
+//! A machine is known by its name. Its recipe (kernel, initramfs, images, size, network) is hashed;
 //! starting one that runs with the same recipe is a no-op, and one with another recipe is
 //! stopped first. What must survive that lies on the data disk.
 
@@ -25,7 +26,9 @@ mod artifacts;
 pub mod client;
 mod command_line;
 pub mod config;
+mod detached;
 pub mod error;
+mod forward;
 pub mod host;
 mod machine;
 mod qmp;
@@ -33,6 +36,7 @@ mod state;
 
 pub use accelerator::Accelerator;
 pub use client::MachineClient;
-pub use config::{MachineConfig, MachineName, Programs};
+pub use config::{MachineConfig, MachineName, MachineNetwork, Programs};
+pub use detached::DetachedProgram;
 pub use error::MachineError;
 pub use machine::{Machine, Running, Status};

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -26,18 +26,17 @@ use wrenn_images::{Cache, Event, Progress, host_packages};
 use crate::accelerator::{Accelerator, probe_kvm};
 use crate::artifacts::{self, Artifacts};
 use crate::client::{MachineClient, USER};
-use crate::command_line::{CommandLine, NETWORK, QEMU};
+use crate::command_line::{CommandLine, QEMU};
 use crate::config::{MachineConfig, MachineName, Programs};
 use crate::error::{AtPath, MachineError};
+use crate::forward::{self, PORT_TRIES, free_port};
 use crate::qmp::Qmp;
-use crate::state::{self, Locked, Record, StateDirectory};
+use crate::state::{self, Locked, Record, StateDirectory, blocking, locked};
 use wrenn_core::process::{LiveProcess, ProcessIdentity};
 
 /// On hardware; emulation is given more by its slowness.
 const BOOT_LIMIT: Duration = Duration::from_secs(20);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
-/// Another program may take a free port before QEMU does.
-const PORT_TRIES: u32 = 3;
 const POLL: Duration = Duration::from_millis(50);
 /// What `wrenn-machine-init` says on the console once the daemon runs.
 const READY: &str = "wrenn-machine: ready";
@@ -61,6 +60,8 @@ pub struct Running {
     pub console: PathBuf,
     #[serde(skip)]
     token: AccessToken,
+    #[serde(skip)]
+    state: StateDirectory,
 }
 
 /// What is known of a machine.
@@ -124,7 +125,7 @@ impl Machine {
         programs: &Programs,
         progress: Arc<dyn Progress>,
     ) -> Result<Running, MachineError> {
-        let lock = self.locked().await?;
+        let lock = locked(&self.state).await?;
         for path in [&programs.envd, &programs.init] {
             if !path.is_file() {
                 return Err(MachineError::NoProgram { path: path.clone() });
@@ -194,7 +195,7 @@ impl Machine {
     /// # Errors
     /// Its process cannot be ended, or its state not removed.
     pub async fn stop(&self) -> Result<(), MachineError> {
-        let lock = self.locked().await?;
+        let lock = locked(&self.state).await?;
         if let Ok(Some((_, process))) = self.state.running() {
             self.stop_process(&process).await?;
         }
@@ -210,7 +211,7 @@ impl Machine {
     /// # Errors
     /// It runs, or the disk cannot be removed.
     pub async fn discard_data(&self) -> Result<(), MachineError> {
-        let _lock = self.locked().await?;
+        let _lock = locked(&self.state).await?;
         if self.state.running()?.is_some() {
             return Err(MachineError::DiskInUse {
                 name: self.state.name().clone(),
@@ -221,37 +222,6 @@ impl Machine {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => other.at("remove", &disk),
         }
-    }
-
-    /// Makes port `guest_port` of the machine reachable, and returns its port on the host's
-    /// loopback. A port that is forwarded already keeps its place.
-    ///
-    /// # Errors
-    /// The machine does not run, or QEMU refuses.
-    pub async fn forward(&self, guest_port: u16) -> Result<u16, MachineError> {
-        let lock = self.locked().await?;
-        let not_running = || MachineError::NotRunning {
-            name: self.state.name().clone(),
-        };
-        let (mut record, _process) = self.state.running()?.ok_or_else(not_running)?;
-        if let Some(host_port) = record.forwards.get(&guest_port) {
-            return Ok(*host_port);
-        }
-        let host_port = free_port()?;
-        let mut qmp = Qmp::connect(self.state.dir(), "qmp.sock").await?;
-        let rule = format!("hostfwd_add {NETWORK} tcp:127.0.0.1:{host_port}-:{guest_port}");
-        let answer = qmp.monitor(&rule).await?;
-        if !answer.is_empty() {
-            return Err(MachineError::Forward { answer });
-        }
-        record.forwards.insert(guest_port, host_port);
-        self.state.write_record(&lock, &record)?;
-        Ok(host_port)
-    }
-
-    async fn locked(&self) -> Result<Locked, MachineError> {
-        let state = self.state.clone();
-        blocking(move || state.lock()).await
     }
 
     async fn build(
@@ -267,6 +237,7 @@ impl Machine {
 
     fn running(&self, record: &Record) -> Result<Running, MachineError> {
         Ok(Running {
+            state: self.state.clone(),
             name: self.state.name().clone(),
             pid: record.process.pid,
             accelerator: record.accelerator,
@@ -430,6 +401,16 @@ impl Machine {
 }
 
 impl Running {
+    /// Forwards a free port of the host's loopback to port `guest_port` of the machine, where
+    /// programs must listen on all addresses to be reached. It stays until the machine ends:
+    /// asking again, from whichever process, answers the same address.
+    ///
+    /// # Errors
+    /// The machine ended or was restarted meanwhile, or QEMU refuses.
+    pub async fn forward(&self, guest_port: u16) -> Result<SocketAddr, MachineError> {
+        forward::forward(&self.state, self.pid, guest_port).await
+    }
+
     /// A client for the daemon inside.
     ///
     /// # Errors
@@ -451,28 +432,4 @@ async fn until_ended(process: &LiveProcess) -> Result<(), MachineError> {
         tokio::time::sleep(POLL).await;
     }
     Ok(())
-}
-
-/// A port that is free now. Somebody may take it before QEMU does, which then says so.
-fn free_port() -> Result<u16, MachineError> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port())
-        .map_err(MachineError::NoFreePort)
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, MachineError> + Send + 'static,
-) -> Result<T, MachineError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        // The work panicked, or the runtime is going down; so does the caller.
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(error) => Err(MachineError::Process {
-                action: "work for",
-                source: std::io::Error::other(error),
-            }),
-        },
-    }
 }

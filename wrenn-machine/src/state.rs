@@ -40,7 +40,8 @@ pub(crate) struct Record {
     pub(crate) accelerator: Accelerator,
     /// The daemon's port on the host's loopback.
     pub(crate) port: u16,
-    /// Ports of the machine that were forwarded later, and their ports on the host.
+    /// Ports of the machine that were forwarded later, and their ports on the host's loopback.
+    /// They live as long as the process.
     pub(crate) forwards: BTreeMap<u16, u16>,
 }
 
@@ -66,6 +67,28 @@ pub(crate) fn home() -> Result<PathBuf, MachineError> {
         .or_else(|| from("HOME").map(|home| Path::new(&home).join(".local/state")))
         .map(|dir| dir.join("wrenn/machine"))
         .ok_or(MachineError::NoStateHome)
+}
+
+/// Takes the lock, waiting on a thread of its own for whoever has it.
+pub(crate) async fn locked(state: &StateDirectory) -> Result<Locked, MachineError> {
+    let state = state.clone();
+    blocking(move || state.lock()).await
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, MachineError> + Send + 'static,
+) -> Result<T, MachineError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // The work panicked, or the runtime is going down; so does the caller.
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(MachineError::Process {
+                action: "work for",
+                source: std::io::Error::other(error),
+            }),
+        },
+    }
 }
 
 impl StateDirectory {
