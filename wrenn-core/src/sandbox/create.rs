@@ -324,7 +324,7 @@ async fn greet(
     sandbox.timings.healthy = begun.elapsed();
 
     let init = Instant::now();
-    let request = first_words(config, &sandbox.record.setup);
+    let request = first_words(config, &sandbox.record.setup, None);
     sandbox.record.token.clone_from(&request.access_token);
     tokio::select! {
         told = sandbox.guest.init(&request) => told?,
@@ -415,15 +415,22 @@ fn describe(config: &SandboxConfig, template: &Template, slot: &NetworkSlot) -> 
 }
 
 /// What every guest is told before anybody's command runs in it, when it has booted and
-/// when it has come back.
-pub(super) fn first_words(config: &SandboxConfig, setup: &GuestSetup) -> InitRequest {
+/// when it has come back. `token` is what the sandbox has already; without, it gets a new one.
+pub(super) fn first_words(
+    config: &SandboxConfig,
+    setup: &GuestSetup,
+    token: Option<&str>,
+) -> InitRequest {
     let entropy: [u8; 64] = rand::random();
     let mut env = setup.env.clone();
     env.extend(config.env.clone());
     InitRequest {
         env_vars: Some(env),
         access_token: match config.access {
-            GuestAccess::Token => Some(AccessToken::random().reveal().to_owned()),
+            GuestAccess::Token => Some(match token {
+                Some(token) => token.to_owned(),
+                None => AccessToken::random().reveal().to_owned(),
+            }),
             GuestAccess::Open => None,
         },
         default_user: setup.default_user.clone(),
@@ -462,5 +469,25 @@ pub(super) fn check_memory(resources: Resources) -> Result<(), CreateSandboxErro
             })
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_is_kept_or_made_anew() {
+        let config = SandboxConfig::from_template("minimal");
+        let setup = GuestSetup::default();
+        let told = |token| first_words(&config, &setup, token).access_token;
+        assert_eq!(told(Some("known")).as_deref(), Some("known"));
+        let (first, second) = (told(None).unwrap(), told(None).unwrap());
+        assert!(first.len() > 40 && first != second);
+        let open = SandboxConfig {
+            access: GuestAccess::Open,
+            ..config.clone()
+        };
+        assert_eq!(first_words(&open, &setup, Some("known")).access_token, None);
     }
 }

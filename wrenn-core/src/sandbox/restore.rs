@@ -7,10 +7,13 @@
 //!        └─ cgroup                                              ┘
 //!           pager, where the memory has one
 //!           VMM loads the snapshot and the guest goes on
-//!           guest told the time, fresh entropy, its name, a fresh token ─▶ running
+//!           guest told the time, fresh entropy, its name and its token ─▶ running
 //! ```
 //!
 //! The build is only read: whatever fails, it is as before.
+//!
+//! A sandbox that comes back keeps its access token, which stands in its record: callers that
+//! hold it go on using it. One that is made of a snapshot gets a token of its own.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -306,7 +309,7 @@ async fn greet(
     }
     timings.healthy = launched.elapsed();
     let begun = Instant::now();
-    let mut request = first_words(config, &record.setup);
+    let mut request = first_words(config, &record.setup, record.token.as_deref());
     if config.access == GuestAccess::Open {
         // One that is open may come from one that was not.
         request.access_token = Some(String::new());
