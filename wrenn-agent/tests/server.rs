@@ -239,7 +239,7 @@ async fn every_rpc_about_an_unknown_sandbox_says_that_it_is_unknown() {
         get_console(GetConsoleRequest {}),
         exec(ExecRequest { command: Some(command()).into() }),
         list_processes(ListProcessesRequest {}),
-        signal_process(SignalProcessRequest { signal: 15 }),
+        signal_process(SignalProcessRequest { pid: 1, signal: 15 }),
         write_file(WriteFileRequest { path: path() }),
         read_file(ReadFileRequest { path: path() }),
         stat(StatRequest { path: path() }),

@@ -21,6 +21,10 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::guest::Guest;
 use crate::router::{Body, Router};
 
+/// What may wait in the kernel for a client, in bytes. A client that lost its connection asks
+/// for it again, so it must be much less than what is kept of a process's output.
+pub const SEND_BUFFER: usize = 128 * 1024;
+
 /// A daemon that has its port.
 #[derive(Debug)]
 pub struct Daemon {
@@ -76,6 +80,7 @@ impl Daemon {
 
 async fn serve_connection(stream: TcpStream, router: Arc<Router>, guest: &Guest) {
     stream.set_nodelay(true).ok();
+    sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER).ok();
     notice_dead_peers(&stream).ok();
     let service = service_fn(move |request: Request<Incoming>| {
         let router = Arc::clone(&router);

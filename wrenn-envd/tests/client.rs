@@ -8,7 +8,10 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use common::{TestDaemon, own_user};
 use futures::{StreamExt as _, TryStreamExt as _};
-use wrenn_core::guest::{AccessToken, Change, ChangeKind, Command, GuestClient, RpcCode};
+use wrenn_core::guest::{
+    AccessToken, Change, ChangeKind, Command, GuestClient, OutputOffsets, ProcessEvent, ProcessId,
+    RpcCode,
+};
 
 const TOKEN: &str = "secret";
 
@@ -93,13 +96,14 @@ async fn a_watch_begins_before_it_is_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_joins_a_terminal_writes_to_it() {
-    use wrenn_core::guest::{ProcessEvent, PtySize};
+    use wrenn_core::guest::PtySize;
     let daemon = TestDaemon::start_with(TOKEN).await;
     let guest = client(&daemon);
     let size = PtySize { cols: 80, rows: 24 };
     let shell = Command::new("sh").pty(size).with_stdin();
     let first = guest.start(&shell).await.unwrap();
-    let mut joined = guest.connect_terminal(first.pid()).await.unwrap();
+    let mut joined = guest.connect(first.pid()).await.unwrap();
+    assert!(joined.terminal());
     drop(first);
     let mut input = joined.input();
     input.write("exit $((40 + 2))\n".into()).await.unwrap();
@@ -113,5 +117,139 @@ async fn whoever_joins_a_terminal_writes_to_it() {
             other => panic!("{other:?} of a terminal"),
         }
     }
+    daemon.stop().await;
+}
+
+/// A line of shell that prints so many lines of 1,024 bytes, each with its number, and says in a
+/// file how far it is.
+fn numbered(lines: u64, progress: &std::path::Path) -> String {
+    let progress = progress.display();
+    format!(
+        "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); printf '%01023d\\n' $i; \
+         [ $((i % 64)) = 0 ] && echo $i >{progress}; done; echo end >&2; exit 7"
+    )
+}
+
+/// Hazards 1 and 2 over broken connections: a client that stops reading stops the command; what
+/// was on its way when its connection broke comes again, and nothing twice; the end comes once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reconnects_loses_nothing() {
+    const LINES: u64 = 12 * 1024;
+    let daemon = TestDaemon::start_with(TOKEN).await;
+    let directory = tempfile::tempdir().unwrap();
+    let progress = directory.path().join("progress");
+    let line = numbered(LINES, &progress);
+    let mut process = client(&daemon)
+        .start(&Command::shell(line).tag("numbers"))
+        .await
+        .unwrap();
+    let produced = || {
+        let text = std::fs::read_to_string(&progress).unwrap_or_default();
+        text.trim().parse::<u64>().unwrap_or(0) * 1024
+    };
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut most_in_flight = 0;
+    let mut reads = [1, 0, 40, 7].into_iter().cycle();
+    let exit = 'connections: loop {
+        // The last stretch is read to its end.
+        let events = match stdout.len() {
+            read if read > 8 << 20 => usize::MAX,
+            _ => reads.next().unwrap(),
+        };
+        for _ in 0..events {
+            let event = process.next().await.unwrap();
+            let (channel, bytes): (&mut Vec<u8>, _) = match event {
+                ProcessEvent::Stdout(bytes) => (&mut stdout, bytes),
+                ProcessEvent::Stderr(bytes) => (&mut stderr, bytes),
+                ProcessEvent::Pty(_) => panic!("it has no terminal"),
+                ProcessEvent::Exit(status) => break 'connections status,
+            };
+            assert_eq!(
+                process.offset(),
+                channel.len() as u64,
+                "nothing lost or twice"
+            );
+            channel.extend_from_slice(&bytes);
+        }
+        // Everything on the way fills up before the connection breaks.
+        let (mut last, mut still) = (produced(), 0);
+        while still < 20 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            let now = produced();
+            still = if now == last { still + 1 } else { 0 };
+            last = now;
+        }
+        most_in_flight = most_in_flight.max(last.saturating_sub(stdout.len() as u64));
+        drop(process);
+        // Another client: the connection of the first is not used again.
+        let from = OutputOffsets {
+            stdout: stdout.len() as u64,
+            stderr: stderr.len() as u64,
+            terminal: 0,
+        };
+        let tag = ProcessId::Tag("numbers".to_owned());
+        process = client(&daemon).connect_from(tag, from).await.unwrap();
+        assert_eq!(process.tag(), Some("numbers"));
+        assert!(!process.terminal());
+    };
+    assert_eq!((exit.code, exit.signal_number()), (7, None));
+    let expected: String = (1..=LINES).map(|n| format!("{n:01023}\n")).collect();
+    assert!(stdout == expected.as_bytes());
+    assert_eq!(stderr, b"end\n");
+    assert!(
+        most_in_flight > 256 << 10 && most_in_flight < 4 << 20,
+        "{most_in_flight} bytes were on their way"
+    );
+    // It ended, and can still be connected to: from its end, and from its beginning.
+    let all = OutputOffsets {
+        stdout: stdout.len() as u64,
+        stderr: stderr.len() as u64,
+        terminal: 0,
+    };
+    let mut again = client(&daemon)
+        .connect_from(process.pid(), all)
+        .await
+        .unwrap();
+    assert!(matches!(again.next().await.unwrap(), ProcessEvent::Exit(_)));
+    let mut again = client(&daemon)
+        .connect_from(process.pid(), OutputOffsets::default())
+        .await
+        .unwrap();
+    match again.next().await.unwrap() {
+        ProcessEvent::Stdout(bytes) => {
+            let gap = usize::try_from(again.offset()).unwrap();
+            assert!(gap > 0, "the ring holds less than was printed");
+            assert!(stdout[gap..].starts_with(&bytes));
+        }
+        other => panic!("{other:?} before the output"),
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_found_and_signalled_by_their_tag() {
+    use wrenn_core::guest::{PtySize, Signal};
+    let daemon = TestDaemon::start_with(TOKEN).await;
+    let guest = client(&daemon);
+    let size = PtySize { cols: 80, rows: 24 };
+    let command = Command::shell("sleep 1000").pty(size).tag("sleeper");
+    let mut process = guest.start(&command).await.unwrap();
+    let listed = guest.processes().await.unwrap();
+    assert!(listed[0].terminal && listed[0].tag.as_deref() == Some("sleeper"));
+    let tag = || ProcessId::Tag("sleeper".to_owned());
+    let joined = guest.connect(tag()).await.unwrap();
+    assert!(joined.terminal() && joined.pid() == process.pid());
+    guest.signal(tag(), Signal::SIGNAL_SIGKILL).await.unwrap();
+    loop {
+        if let ProcessEvent::Exit(status) = process.next().await.unwrap() {
+            assert_eq!(status.signal, Some(9));
+            break;
+        }
+    }
+    let missing = guest.signal(ProcessId::Tag("nobody".to_owned()), Signal::SIGNAL_SIGKILL);
+    let error = missing.await.unwrap_err();
+    assert_eq!(error.code(), Some(RpcCode::NotFound));
+    let reason = wrenn_proto::hostagent::Reason::REASON_PROCESS_NOT_FOUND;
+    assert_eq!(error.reason(), Some(reason));
     daemon.stop().await;
 }

@@ -230,7 +230,8 @@ async fn selects_by_tag_and_lists() {
     let told = follow!(
         client
             .connect(ConnectRequest {
-                process: by_tag("my tag").into()
+                process: by_tag("my tag").into(),
+                ..Default::default()
             })
             .await
             .unwrap()
@@ -238,6 +239,7 @@ async fn selects_by_tag_and_lists() {
     assert_eq!(told.unwrap().exit_code(), 0);
     let missing = ConnectRequest {
         process: by_tag("another").into(),
+        ..Default::default()
     };
     let error = match client.connect(missing).await {
         Ok(stream) => follow!(stream).unwrap_err().1,
@@ -333,7 +335,8 @@ async fn a_deadline_kills_and_is_told_as_such() {
     let connected = follow!(
         client
             .connect(ConnectRequest {
-                process: selector(pid).into()
+                process: selector(pid).into(),
+                ..Default::default()
             })
             .await
             .unwrap()
@@ -376,6 +379,7 @@ async fn a_connection_has_its_own_deadline() {
     let options = CallOptions::default().with_timeout(Duration::from_millis(300));
     let request = ConnectRequest {
         process: selector(told.pid).into(),
+        ..Default::default()
     };
     let (_, error) =
         follow!(client.connect_with_options(request, options).await.unwrap()).unwrap_err();

@@ -11,7 +11,8 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 use wrenn_core::guest::{
-    Command, ExitStatus, GuestError, GuestProcess, ProcessEvent as Event, RpcCode, Signal,
+    Command, ExitStatus, GuestError, GuestProcess, OutputOffsets, ProcessEvent as Event, RpcCode,
+    Signal,
 };
 use wrenn_proto::buffa::{Enumeration as _, MessageField};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode, InboundStream};
@@ -25,7 +26,7 @@ use super::feed::{Upward, feed};
 use super::guest::Visit;
 use super::input::MAX_WHOLE;
 use super::{KEEP_ALIVE, State as Agent, input};
-use crate::errors::{answer, invalid, stopping, too_large};
+use crate::errors::{answer, cut, invalid, stopping, too_large};
 use crate::metrics::OpenStream;
 
 /// How long killing a command that printed too much may take.
@@ -124,14 +125,12 @@ pub(super) async fn exec_stream(
     let Some(Message::Start(start)) = first.message else {
         return Err(invalid("the first message must be 'start'"));
     };
-    let asked = start.command.into_option();
-    let terminal = asked.as_ref().is_some_and(|asked| asked.terminal.is_set());
-    let command = input::command(asked)?;
+    let command = input::command(start.command.into_option())?;
     let visit = agent.visit(&start.id)?;
     agent.metrics.command_started();
     let process = visit.ask(visit.guest.start(&command)).await?;
     let messages = requests.map(|request| Upward::of_exec(request?.to_owned_message().message));
-    Ok(follow(agent, visit, process, terminal, messages.boxed()))
+    Ok(follow(agent, visit, process, messages.boxed()))
 }
 
 pub(super) async fn connect(
@@ -143,15 +142,21 @@ pub(super) async fn connect(
     let Some(Message::Connect(connect)) = first.message else {
         return Err(invalid("the first message must be 'connect'"));
     };
+    let id = input::process_id(connect.pid, connect.tag)?;
     let visit = agent.visit(&connect.id)?;
-    let process = if connect.terminal {
-        visit.ask(visit.guest.connect_terminal(connect.pid)).await?
-    } else {
-        visit.ask(visit.guest.connect(connect.pid)).await?
+    let process = match connect.from.into_option() {
+        Some(from) => {
+            let from = OutputOffsets {
+                stdout: from.stdout,
+                stderr: from.stderr,
+                terminal: from.terminal,
+            };
+            visit.ask(visit.guest.connect_from(id, from)).await?
+        }
+        None => visit.ask(visit.guest.connect(id)).await?,
     };
     let messages = requests.map(|request| Upward::of_connect(request?.to_owned_message().message));
-    let (terminal, messages) = (connect.terminal, messages.boxed());
-    Ok(follow(agent, visit, process, terminal, messages))
+    Ok(follow(agent, visit, process, messages.boxed()))
 }
 
 /// The first message of a stream, which says what it is about.
@@ -189,11 +194,21 @@ fn follow(
     agent: &Arc<Agent>,
     visit: Visit,
     process: GuestProcess,
-    terminal: bool,
     messages: BoxStream<'static, Result<Option<Upward>, ConnectError>>,
 ) -> impl Stream<Item = Result<ProcessEvent, ConnectError>> + Send + use<> {
-    let pid = process.pid();
-    let feed = feed(visit.guest.clone(), pid, terminal, messages);
+    let started = event(process_event::Event::Started(Box::new(
+        wire::process_event::Started {
+            pid: process.pid(),
+            tag: cut(process.tag().unwrap_or_default(), input::MAX_TAG).to_owned(),
+            terminal: process.terminal(),
+        },
+    )));
+    let feed = feed(
+        visit.guest.clone(),
+        process.pid(),
+        process.terminal(),
+        messages,
+    );
     let following = Following {
         feed: AbortOnDropHandle::new(agent.tasks.spawn(feed)),
         fed: false,
@@ -202,13 +217,6 @@ fn follow(
         visit,
         process,
     };
-    let started = event(process_event::Event::Started(Box::new(
-        wire::process_event::Started {
-            pid,
-            terminal,
-            ..wire::process_event::Started::default()
-        },
-    )));
     let events = futures::stream::unfold(Some(following), |following| async {
         let mut following = following?;
         let next = following.next().await;
@@ -227,7 +235,10 @@ impl Following {
             tokio::select! {
                 biased;
                 next = timeout(KEEP_ALIVE, self.process.next()) => return match next {
-                    Ok(Ok(next)) => Ok(event(translate(next))),
+                    Ok(Ok(next)) => Ok(ProcessEvent {
+                        offset: self.offset_of(&next),
+                        ..event(translate(next))
+                    }),
                     Ok(Err(error)) if error.code() == Some(RpcCode::DeadlineExceeded) => {
                         Ok(event(process_event::Event::Exit(Box::new(exit_message(
                             &ExitStatus::killed_by_timeout(),
@@ -246,6 +257,13 @@ impl Following {
                     }
                 }
             }
+        }
+    }
+
+    fn offset_of(&self, event: &Event) -> u64 {
+        match event {
+            Event::Stdout(_) | Event::Stderr(_) | Event::Pty(_) => self.process.offset(),
+            Event::Exit(_) => 0,
         }
     }
 
@@ -298,7 +316,7 @@ pub(super) async fn list(
             program: process.program,
             args: process.args,
             tag: process.tag.unwrap_or_default(),
-            ..list_processes_response::Process::default()
+            terminal: process.terminal,
         });
     Ok(ListProcessesResponse {
         processes: processes.collect(),
@@ -319,7 +337,8 @@ pub(super) async fn signal(
                 request.signal
             ))
         })?;
+    let process = input::process_id(request.pid, request.tag)?;
     let visit = agent.visit(&request.id)?;
-    visit.ask(visit.guest.signal(request.pid, signal)).await?;
+    visit.ask(visit.guest.signal(process, signal)).await?;
     Ok(SignalProcessResponse::default())
 }

@@ -49,6 +49,10 @@ const MAX_STREAMS: u32 = 4096;
 /// What may be on its way to us, for one stream and for a connection.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// What may wait here for a caller, for one stream. One that follows a command and loses the
+/// way to it asks for what was on its way again, and the guest keeps only so much: the
+/// documentation of wrenn-envd's `process` module has the sum.
+const SEND_BUFFER: usize = 64 << 10;
 /// A message holds a file of 16 MiB, in JSON a third more, and what is said about it.
 const MAX_MESSAGE: usize = 24 << 20;
 
@@ -129,6 +133,7 @@ impl Server {
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
             .max_concurrent_streams(MAX_STREAMS);
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);

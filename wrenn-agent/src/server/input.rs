@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use wrenn_core::SandboxId;
-use wrenn_core::guest::{Command, PtySize};
+use wrenn_core::guest::{Command, ProcessId, PtySize};
 use wrenn_core::vm::Resources;
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent as wire;
@@ -17,7 +17,7 @@ pub(super) const MAX_WHOLE: usize = 16 << 20;
 const MAX_PATH: usize = 4095;
 /// `LOGIN_NAME_MAX` of Linux.
 const MAX_USER: usize = 256;
-const MAX_TAG: usize = 256;
+pub(super) const MAX_TAG: usize = 256;
 /// Arguments and environment of a command, together.
 const MAX_COMMAND: usize = 1 << 20;
 /// Names and values of metadata, or of a sandbox's environment, together.
@@ -123,6 +123,16 @@ pub(super) fn environment(
     Ok(env)
 }
 
+/// Which command is meant: by its tag where one is given, else by its pid.
+pub(super) fn process_id(pid: u32, tag: String) -> Checked<ProcessId> {
+    match (pid, tag.is_empty()) {
+        (0, true) => Err(invalid("neither 'pid' nor 'tag' names a command")),
+        (pid, true) => Ok(ProcessId::Pid(pid)),
+        (0, false) => Ok(ProcessId::Tag(tag)),
+        (_, false) => Err(invalid("'pid' and 'tag' both name a command; give one")),
+    }
+}
+
 /// What is to be run.
 pub(super) fn command(asked: Option<wire::Command>) -> Checked<Command> {
     let asked = asked.unwrap_or_default();
@@ -219,6 +229,8 @@ mod tests {
             environment([("A=B".to_owned(), String::new())]).unwrap_err(),
             map("metadata", [("a".to_owned(), "x".repeat(MAX_MAP))]).unwrap_err(),
             command(None).unwrap_err(),
+            process_id(0, String::new()).unwrap_err(),
+            process_id(1, "tag".to_owned()).unwrap_err(),
             sandbox_id("../../etc").unwrap_err(),
             terminal_size(&wire::TerminalSize {
                 cols: 70_000,
@@ -242,6 +254,8 @@ mod tests {
             "'A=B' is no name of a variable",
             "metadata has 65537 bytes",
             "'command.program' is empty",
+            "neither 'pid' nor 'tag'",
+            "give one",
             "'../../etc' is no sandbox id",
             "70000 columns or rows",
             "ask for 1 to 32",

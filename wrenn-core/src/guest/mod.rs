@@ -21,19 +21,43 @@ pub use files::{Entry, EntryKind};
 pub use health::UnhealthyError;
 pub use input::ProcessInput;
 pub use process::{
-    Command, CommandOutput, ExitStatus, GuestProcess, ProcessEvent, ProcessSummary, PtySize, Signal,
+    Command, CommandOutput, ExitStatus, GuestProcess, OutputOffsets, ProcessEvent, ProcessId,
+    ProcessSummary, PtySize, Signal,
 };
 pub use watch::{Change, ChangeKind, GuestWatch};
 pub use wrenn_proto::http::{ENVD_PORT, InitRequest, Metrics};
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use base64::Engine as _;
-use wrenn_proto::connectrpc::client::{ClientConfig, HttpClient};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use wrenn_proto::connectrpc::client::{ClientBody, ClientConfig, ServiceTransport};
 use wrenn_proto::filesystem::FilesystemClient;
 use wrenn_proto::http::ACCESS_TOKEN_HEADER;
 use wrenn_proto::process::ProcessClient;
+
+/// Connections to a daemon, as the RPCs use them.
+type Transport = ServiceTransport<Client<HttpConnector, ClientBody>>;
+
+/// How long a connection may take to be there.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What of a guest's messages may wait in the kernel, in bytes. Whoever follows a command and
+/// loses the way to it asks for what was on its way again, and the guest keeps only so much:
+/// the documentation of wrenn-envd's `process` module has the sum.
+const RECEIVE_BUFFER: usize = 128 << 10;
+
+fn transport() -> Transport {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+    connector.set_recv_buffer_size(Some(RECEIVE_BUFFER));
+    ServiceTransport::new(Client::builder(TokioExecutor::new()).build(connector))
+}
 
 /// A secret that lets its bearer act as root in one guest.
 #[derive(Clone, PartialEq, Eq)]
@@ -74,9 +98,9 @@ pub struct GuestClient {
     token: Option<AccessToken>,
     /// Whom file operations act as; the template's default user where it is not set.
     user: Option<String>,
-    transport: HttpClient,
-    processes: ProcessClient<HttpClient>,
-    files: FilesystemClient<HttpClient>,
+    transport: Transport,
+    processes: ProcessClient<Transport>,
+    files: FilesystemClient<Transport>,
     http: http::PlainClient,
 }
 
@@ -111,7 +135,7 @@ impl GuestClient {
             headers.insert(ACCESS_TOKEN_HEADER, value);
             config = config.with_default_headers(headers);
         }
-        let transport = HttpClient::plaintext();
+        let transport = transport();
         Ok(Self {
             address,
             token,

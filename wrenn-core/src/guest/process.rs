@@ -11,6 +11,7 @@ use futures::stream::BoxStream;
 use wrenn_proto::buffa::MessageField;
 use wrenn_proto::connectrpc::client::CallOptions;
 use wrenn_proto::http::KEEPALIVE_PING_HEADER;
+use wrenn_proto::process as wire;
 use wrenn_proto::process::__buffa::oneof::process_event::{Event, data_event::Output};
 use wrenn_proto::process::__buffa::oneof::process_selector::Selector;
 use wrenn_proto::process::{
@@ -241,6 +242,43 @@ pub struct CommandOutput {
 /// Signals that can be sent to a command.
 pub use wrenn_proto::process::Signal;
 
+/// Which process is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProcessId {
+    /// By its id in the guest.
+    Pid(u32),
+    /// By the name it was given. Of several, one that runs.
+    Tag(String),
+}
+
+impl From<u32> for ProcessId {
+    fn from(pid: u32) -> Self {
+        Self::Pid(pid)
+    }
+}
+
+impl From<ProcessId> for ProcessSelector {
+    fn from(id: ProcessId) -> Self {
+        Self {
+            selector: Some(match id {
+                ProcessId::Pid(pid) => Selector::Pid(pid),
+                ProcessId::Tag(tag) => Selector::Tag(tag),
+            }),
+        }
+    }
+}
+
+/// How many bytes of each channel of a command's output somebody has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutputOffsets {
+    /// Of its standard output.
+    pub stdout: u64,
+    /// Of its standard error.
+    pub stderr: u64,
+    /// Of its terminal.
+    pub terminal: u64,
+}
+
 /// A process that runs in the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessSummary {
@@ -252,12 +290,17 @@ pub struct ProcessSummary {
     pub args: Vec<String>,
     /// The name it was given.
     pub tag: Option<String>,
+    /// Whether it has a terminal.
+    pub terminal: bool,
 }
 
 /// A running command. Dropping it leaves the command running.
 pub struct GuestProcess {
     pid: u32,
-    pty: bool,
+    terminal: bool,
+    tag: Option<String>,
+    /// Where the last output stands.
+    offset: u64,
     client: GuestClient,
     events: BoxStream<'static, Result<Event, GuestError>>,
     ended: bool,
@@ -325,54 +368,69 @@ impl GuestClient {
             .start_with_options(request, options)
             .await
             .map_err(GuestError::rpc(WHAT))?;
-        self.attach(WHAT, events_of!(WHAT, stream), command.pty.is_some())
-            .await
+        self.attach(WHAT, events_of!(WHAT, stream)).await
     }
 
-    /// Joins a process that runs already, or ended a moment ago.
+    /// Joins a process that runs already, or ended a moment ago. Output that nobody was sent so
+    /// far comes first.
     ///
     /// # Errors
-    /// When there is none with this id.
-    pub async fn connect(&self, pid: u32) -> Result<GuestProcess, GuestError> {
-        self.join(pid, false).await
+    /// When there is no such process.
+    pub async fn connect(&self, process: impl Into<ProcessId>) -> Result<GuestProcess, GuestError> {
+        self.join(process.into(), None).await
     }
 
-    /// Joins a process that has a terminal: its input goes there.
+    /// The same, where output comes again that somebody had before, from `from` on. What is no
+    /// longer kept is left out: [`GuestProcess::offset`] then shows a gap.
     ///
     /// # Errors
-    /// When there is none with this id.
-    pub async fn connect_terminal(&self, pid: u32) -> Result<GuestProcess, GuestError> {
-        self.join(pid, true).await
+    /// When there is no such process.
+    pub async fn connect_from(
+        &self,
+        process: impl Into<ProcessId>,
+        from: OutputOffsets,
+    ) -> Result<GuestProcess, GuestError> {
+        self.join(process.into(), Some(from)).await
     }
 
-    async fn join(&self, pid: u32, pty: bool) -> Result<GuestProcess, GuestError> {
+    async fn join(
+        &self,
+        process: ProcessId,
+        from: Option<OutputOffsets>,
+    ) -> Result<GuestProcess, GuestError> {
         const WHAT: &str = "joining a command";
         let options = keep_alive(WHAT, CallOptions::default())?;
+        let from = from.map(|from| wire::OutputOffsets {
+            stdout: from.stdout,
+            stderr: from.stderr,
+            pty: from.terminal,
+        });
         let request = ConnectRequest {
-            process: by_pid(pid).into(),
+            process: ProcessSelector::from(process).into(),
+            from: from.into(),
         };
         let stream = self
             .processes
             .connect_with_options(request, options)
             .await
             .map_err(GuestError::rpc(WHAT))?;
-        self.attach(WHAT, events_of!(WHAT, stream), pty).await
+        self.attach(WHAT, events_of!(WHAT, stream)).await
     }
 
     async fn attach(
         &self,
         what: &'static str,
         mut events: BoxStream<'static, Result<Event, GuestError>>,
-        pty: bool,
     ) -> Result<GuestProcess, GuestError> {
         loop {
             match events.next().await {
                 Some(Ok(Event::Start(start))) => {
-                    let (pid, client) = (start.pid, self.clone());
                     return Ok(GuestProcess {
-                        pid,
-                        pty,
-                        client,
+                        pid: start.pid,
+                        terminal: start.terminal,
+                        tag: start.tag,
+                        offset: 0,
+                        client: self.clone(),
                         events,
                         ended: false,
                     });
@@ -433,6 +491,7 @@ impl GuestClient {
                 program: config.cmd,
                 args: config.args,
                 tag: process.tag,
+                terminal: process.terminal,
             }
         });
         Ok(summaries.collect())
@@ -449,9 +508,13 @@ impl GuestClient {
     ///
     /// # Errors
     /// When there is no such process.
-    pub async fn signal(&self, pid: u32, signal: Signal) -> Result<(), GuestError> {
+    pub async fn signal(
+        &self,
+        process: impl Into<ProcessId>,
+        signal: Signal,
+    ) -> Result<(), GuestError> {
         let request = SendSignalRequest {
-            process: by_pid(pid).into(),
+            process: ProcessSelector::from(process.into()).into(),
             signal: signal.into(),
         };
         let sent = self.processes.send_signal(request).await;
@@ -480,10 +543,29 @@ impl GuestProcess {
         self.pid
     }
 
+    /// Whether it has a terminal.
+    #[must_use]
+    pub fn terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// The name it was given.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// Where the first byte of the output that [`next`](Self::next) gave last stands in its
+    /// channel.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// A writer for its standard input or terminal. One at a time.
     #[must_use]
     pub fn input(&self) -> ProcessInput {
-        self.client.input(self.pid, self.pty)
+        self.client.input(self.pid, self.terminal)
     }
 
     /// The next event. After [`ProcessEvent::Exit`] there is none, and asking is an error.
@@ -507,12 +589,15 @@ impl GuestProcess {
                 return Err(broken("its stream ended without an exit status"));
             };
             match event? {
-                Event::Data(data) => match data.output {
-                    Some(Output::Stdout(bytes)) => return Ok(ProcessEvent::Stdout(bytes)),
-                    Some(Output::Stderr(bytes)) => return Ok(ProcessEvent::Stderr(bytes)),
-                    Some(Output::Pty(bytes)) => return Ok(ProcessEvent::Pty(bytes)),
-                    None => {}
-                },
+                Event::Data(data) => {
+                    self.offset = data.offset;
+                    match data.output {
+                        Some(Output::Stdout(bytes)) => return Ok(ProcessEvent::Stdout(bytes)),
+                        Some(Output::Stderr(bytes)) => return Ok(ProcessEvent::Stderr(bytes)),
+                        Some(Output::Pty(bytes)) => return Ok(ProcessEvent::Pty(bytes)),
+                        None => {}
+                    }
+                }
                 Event::End(end) => {
                     self.ended = true;
                     return Ok(ProcessEvent::Exit(ExitStatus {

@@ -1,18 +1,30 @@
 //! From one process to everybody who follows it. See the module above for the picture.
+//!
+//! All output goes through the ring. A follower is a position in it, so what it took stays
+//! there until it is overwritten, and a client that lost its connection can go back.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 use super::End;
+use super::ring::{BLOCK, Ring};
 
-/// Chunks that may be on their way to one follower.
-const IN_FLIGHT: usize = 8;
+/// How far a follower may be behind before the process waits for it, in bytes: what is on its
+/// way to it inside of this program.
+pub const WINDOW: u64 = 256 * 1024;
 
-/// How much output is kept for the next follower while nobody follows.
-pub const BACKLOG_LIMIT: usize = 256 * 1024;
+/// The most that one chunk holds.
+pub const CHUNK: usize = 32 * 1024;
+
+/// The most that one ring takes, in bytes.
+pub const RING_LIMIT: usize = 4 * 1024 * 1024;
+
+/// What a ring may take however many others there are.
+const RING_FLOOR: usize = 4 * BLOCK;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
@@ -21,9 +33,15 @@ pub enum Channel {
     Pty,
 }
 
+impl Channel {
+    pub(super) const COUNT: usize = 3;
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
     pub channel: Channel,
+    /// Where its first byte stands in the channel.
+    pub offset: u64,
     pub bytes: Bytes,
 }
 
@@ -34,88 +52,208 @@ pub enum Followed {
     Ended(End),
 }
 
-#[derive(Debug, Default)]
-pub struct Hub {
-    state: Mutex<State>,
+/// How much of each channel a client has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offsets {
+    pub stdout: u64,
+    pub stderr: u64,
+    pub pty: u64,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    followers: Vec<mpsc::Sender<Chunk>>,
-    backlog: VecDeque<Chunk>,
-    backlog_bytes: usize,
-    end: Option<End>,
-}
-
-/// What a chunk counts for in the backlog: a flood of single bytes has a price too.
-fn weight(chunk: &Chunk) -> usize {
-    chunk.bytes.len() + size_of::<Chunk>()
-}
-
-impl State {
-    fn keep(&mut self, chunk: Chunk) {
-        self.backlog_bytes += weight(&chunk);
-        self.backlog.push_back(chunk);
-        while self.backlog_bytes > BACKLOG_LIMIT {
-            match self.backlog.pop_front() {
-                Some(oldest) => self.backlog_bytes -= weight(&oldest),
-                None => break,
-            }
+impl Offsets {
+    fn of(self, channel: Channel) -> u64 {
+        match channel {
+            Channel::Stdout => self.stdout,
+            Channel::Stderr => self.stderr,
+            Channel::Pty => self.pty,
         }
     }
 }
 
+/// What all rings of a daemon may take together. Beyond it, those go first that take more than
+/// their equal share.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+    hubs: Mutex<Vec<Weak<Hub>>>,
+}
+
+impl Budget {
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            used: AtomicUsize::new(0),
+            hubs: Mutex::default(),
+        })
+    }
+
+    /// A sixteenth of the guest's memory, but one whole ring at least.
+    pub fn of_this_guest() -> Arc<Self> {
+        let info = rustix::system::sysinfo();
+        let unit = u64::from(info.mem_unit.max(1));
+        let memory = usize::try_from(u64::from(info.totalram) * unit).unwrap_or(usize::MAX);
+        Self::new((memory / 16).max(RING_LIMIT))
+    }
+
+    /// What all rings take now, in bytes.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn hubs(&self) -> MutexGuard<'_, Vec<Weak<Hub>>> {
+        self.hubs
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Has rings give up what is beyond their share.
+    fn reclaim(&self) {
+        let hubs: Vec<_> = {
+            let mut hubs = self.hubs();
+            hubs.retain(|hub| hub.strong_count() > 0);
+            hubs.iter().filter_map(Weak::upgrade).collect()
+        };
+        let share = (self.limit / hubs.len().max(1)).max(RING_FLOOR);
+        for hub in hubs {
+            if self.used() <= self.limit {
+                return;
+            }
+            hub.state().shrink(share);
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Hub {
+    state: Mutex<State>,
+    budget: Arc<Budget>,
+    /// Something came, or the end.
+    news: Notify,
+    /// A follower took something, or left.
+    room: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    ring: Ring,
+    /// Where each follower stands.
+    followers: HashMap<u64, u64>,
+    next_follower: u64,
+    /// The furthest that any follower ever was.
+    sent: u64,
+    end: Option<End>,
+    /// What the budget was told that the ring takes.
+    told: usize,
+    budget: Arc<Budget>,
+}
+
+impl State {
+    /// Where the last of the followers stands.
+    fn slowest(&self) -> Option<u64> {
+        self.followers.values().min().copied()
+    }
+
+    fn has_room(&self) -> bool {
+        self.slowest()
+            .is_none_or(|slowest| self.ring.end().saturating_sub(slowest) < WINDOW)
+    }
+
+    /// Frees what is beyond `limit` and nobody waits for.
+    fn shrink(&mut self, limit: usize) {
+        let needed = self.slowest().unwrap_or(self.ring.end());
+        self.ring.shrink(limit, needed);
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        let weight = self.ring.weight();
+        self.budget.used.fetch_add(weight, Ordering::Relaxed);
+        self.budget.used.fetch_sub(self.told, Ordering::Relaxed);
+        self.told = weight;
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.told, Ordering::Relaxed);
+    }
+}
+
 impl Hub {
+    pub fn new(budget: &Arc<Budget>) -> Arc<Self> {
+        let hub = Arc::new(Self {
+            state: Mutex::new(State {
+                ring: Ring::default(),
+                followers: HashMap::new(),
+                next_follower: 0,
+                sent: 0,
+                end: None,
+                told: 0,
+                budget: Arc::clone(budget),
+            }),
+            budget: Arc::clone(budget),
+            news: Notify::new(),
+            room: Notify::new(),
+        });
+        let mut hubs = budget.hubs();
+        hubs.retain(|hub| hub.strong_count() > 0);
+        hubs.push(Arc::downgrade(&hub));
+        drop(hubs);
+        hub
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Hands a chunk to every follower and waits until each has room for it. With no
-    /// follower it is kept.
+    /// Waits until no follower is too far behind, and keeps the bytes for all of them.
     ///
     /// # Cancel safety
-    /// Not cancel safe: a chunk may have reached some followers only.
-    pub async fn publish(&self, chunk: Chunk) {
-        let followers = {
-            let mut state = self.state();
-            if state.followers.is_empty() {
-                state.keep(chunk);
-                return;
+    /// Cancel safe: either all of the bytes were kept or none.
+    pub async fn publish(&self, channel: Channel, bytes: &[u8]) {
+        loop {
+            let mut room = std::pin::pin!(self.room.notified());
+            // From here on nothing is missed.
+            room.as_mut().enable();
+            {
+                let mut state = self.state();
+                if state.has_room() {
+                    state.ring.push(channel, bytes);
+                    state.shrink(RING_LIMIT);
+                    break;
+                }
             }
-            state.followers.clone()
-        };
-        let mut delivered = false;
-        let mut gone = false;
-        for follower in &followers {
-            match follower.send(chunk.clone()).await {
-                Ok(()) => delivered = true,
-                Err(_) => gone = true,
-            }
+            room.await;
         }
-        // Our own clones must go before the hub forgets, or a channel would stay open.
-        drop(followers);
-        if gone {
-            let mut state = self.state();
-            state.followers.retain(|follower| !follower.is_closed());
-            if !delivered {
-                state.keep(chunk);
-            }
+        if self.budget.used() > self.budget.limit {
+            self.budget.reclaim();
         }
+        self.news.notify_waiters();
     }
 
-    /// Follows from now on. What nobody has followed so far comes first.
-    pub fn follow(self: &Arc<Self>) -> Follower {
+    /// Follows from what nobody was sent so far, or from where a client left off. What is not
+    /// kept any more is left out, which its offsets show.
+    pub fn follow(self: &Arc<Self>, from: Option<Offsets>) -> Follower {
         let mut state = self.state();
-        let (sender, receiver) = mpsc::channel(IN_FLIGHT);
-        if state.end.is_none() {
-            state.followers.push(sender);
-        }
-        state.backlog_bytes = 0;
+        let position = match from {
+            Some(_) => state.ring.first(),
+            None => state.sent.max(state.ring.first()),
+        };
+        let id = state.next_follower;
+        state.next_follower += 1;
+        state.followers.insert(id, position);
+        // Nobody has what has not come yet.
+        let from = from.map(|from| Offsets {
+            stdout: from.stdout.min(state.ring.written(Channel::Stdout)),
+            stderr: from.stderr.min(state.ring.written(Channel::Stderr)),
+            pty: from.pty.min(state.ring.written(Channel::Pty)),
+        });
         Follower {
-            backlog: std::mem::take(&mut state.backlog),
-            receiver,
+            id,
+            from: from.unwrap_or_default(),
             hub: Arc::clone(self),
             done: false,
         }
@@ -124,22 +262,21 @@ impl Hub {
     /// Ends every stream once it has taken what is on its way. Called once, after the
     /// last [`Hub::publish`] returned.
     pub fn finish(&self, end: End) {
-        let mut state = self.state();
-        debug_assert!(state.end.is_none(), "a process ends once");
-        state.end = Some(end);
-        state.followers.clear();
-    }
-
-    pub fn end(&self) -> Option<End> {
-        self.state().end.clone()
+        {
+            let mut state = self.state();
+            debug_assert!(state.end.is_none(), "a process ends once");
+            state.end = Some(end);
+        }
+        self.news.notify_waiters();
     }
 }
 
 /// One stream's view of a process.
 #[derive(Debug)]
 pub struct Follower {
-    backlog: VecDeque<Chunk>,
-    receiver: mpsc::Receiver<Chunk>,
+    id: u64,
+    /// What its client has already.
+    from: Offsets,
     hub: Arc<Hub>,
     done: bool,
 }
@@ -153,36 +290,53 @@ impl Follower {
         if self.done {
             return None;
         }
-        if let Some(chunk) = self.backlog.pop_front() {
-            return Some(Followed::Output(chunk));
+        loop {
+            let mut news = std::pin::pin!(self.hub.news.notified());
+            // From here on nothing is missed.
+            news.as_mut().enable();
+            if let Some(followed) = self.take() {
+                self.done = matches!(followed, Followed::Ended(_));
+                return Some(followed);
+            }
+            news.await;
         }
-        if let Some(chunk) = self.receiver.recv().await {
-            return Some(Followed::Output(chunk));
+    }
+
+    /// What is there already.
+    fn take(&self) -> Option<Followed> {
+        let mut guard = self.hub.state();
+        let state = &mut *guard;
+        let position = state.followers.get_mut(&self.id)?;
+        let before = *position;
+        let mut taken = None;
+        while let Some((start, mut chunk)) = state.ring.read(*position, CHUNK) {
+            *position = start + chunk.bytes.len() as u64;
+            let known = self.from.of(chunk.channel).saturating_sub(chunk.offset);
+            let known = usize::try_from(known)
+                .map_or(chunk.bytes.len(), |known| known.min(chunk.bytes.len()));
+            if known < chunk.bytes.len() {
+                chunk.offset += known as u64;
+                chunk.bytes = chunk.bytes.split_off(known);
+                taken = Some(Followed::Output(chunk));
+                break;
+            }
         }
-        self.done = true;
-        // The channel closes in `finish` alone, which sets the end before.
-        self.hub.end().map(Followed::Ended)
+        let moved = *position != before;
+        state.sent = state.sent.max(*position);
+        let followed = taken.or_else(|| state.end.clone().map(Followed::Ended));
+        drop(guard);
+        if moved {
+            self.hub.room.notify_waiters();
+        }
+        followed
     }
 }
 
 impl Drop for Follower {
-    /// What this follower did not come to take is for the next one, unless others
-    /// followed beside it and had it already.
+    /// A process does not wait for a follower that is gone.
     fn drop(&mut self) {
-        self.receiver.close();
-        let mut untaken = std::mem::take(&mut self.backlog);
-        while let Ok(chunk) = self.receiver.try_recv() {
-            untaken.push_back(chunk);
-        }
-        let mut state = self.hub.state();
-        state.followers.retain(|follower| !follower.is_closed());
-        if state.followers.is_empty() && !untaken.is_empty() {
-            let newer = std::mem::take(&mut state.backlog);
-            state.backlog_bytes = 0;
-            for chunk in untaken.into_iter().chain(newer) {
-                state.keep(chunk);
-            }
-        }
+        self.hub.state().followers.remove(&self.id);
+        self.hub.room.notify_waiters();
     }
 }
 

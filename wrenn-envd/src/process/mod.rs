@@ -4,39 +4,61 @@
 //!            Start                        exit, then outputs drained        30 s
 //!  (none) ──────────▶ running ─────────────────────────────▶ ended ───────────▶ (none)
 //!                       │ List, SendInput, SendSignal, …       │ Connect only
-//!                       │ Connect: start, data…, end           │ start, what nobody read, end
+//!                       │ Connect: start, data…, end           │ start, data…, end
 //! ```
 //!
 //! One task owns a process from its start to its end ([`owner`]). Its outputs flow
-//! through one [`Hub`](hub::Hub) to everybody who follows:
+//! through one [`Hub`](hub::Hub) to everybody who follows, and stay in its [`ring`] until
+//! they are overwritten:
 //!
 //! ```text
-//!   stdout ─▶ pump ─┐          ┌─▶ 8 chunks ─▶ Start stream   ─▶ client
-//!   stderr ─▶ pump ─┼─▶ hub ───┼─▶ 8 chunks ─▶ Connect stream ─▶ client
-//!   (or pty)        ┘          └─▶ backlog, while nobody follows
+//!   stdout ─▶ pump ─┐            ┌──────────── ring, 4 MiB ────────────┐
+//!   stderr ─▶ pump ─┼─▶ hub ─────┤ sent before …     ▲         ▲       │◀─ the newest byte
+//!   (or pty)        ┘            └───────────────────┼─────────┼───────┘
+//!                                  Connect stream ◀──┘         └──▶ Start stream ─▶ client
+//!                                     at most 256 KiB behind, else the pumps wait
 //! ```
 //!
 //! What holds:
-//! - **Nothing is dropped on the way to a follower.** A pump waits for room in every
-//!   follower's channel before it reads on, so that a slow reader slows the process
-//!   down: the pipe fills and its writes block. The slowest follower sets the pace.
+//! - **Nothing is dropped on the way to a follower.** A pump waits until every follower is
+//!   less than [`hub::WINDOW`] behind before it reads on, so that a slow reader slows the
+//!   process down: the pipe fills and its writes block. The slowest follower sets the pace.
 //! - **A process whose last follower left goes on.** A server must not freeze because
-//!   its terminal was closed. While nobody follows, output is kept, and the next
-//!   follower gets it first; past [`hub::BACKLOG_LIMIT`] the oldest goes.
-//! - **Every stream ends with exactly one end event**, which is not sent through the
-//!   channels: a stream makes it itself once its channel is closed, and the hub
-//!   closes all of them when it learns of the end. No follower can hold up another's.
+//!   its terminal was closed. While nobody follows, output stays in the ring, and the next
+//!   follower gets first what nobody was sent; past [`hub::RING_LIMIT`] the oldest goes.
+//! - **A client that lost its connection loses no output.** Each event says where its first
+//!   byte stands in its channel, and a client that connects again says how much of each
+//!   channel it has. What was on its way to it comes again out of the ring; where the ring
+//!   has moved on, the offset shows the gap. All rings together take a sixteenth of the
+//!   guest's memory at most ([`hub::Budget`]); they are freed with their process.
+//! - **Every stream ends with exactly one end event**, which a follower makes itself once it
+//!   has taken all output and the hub knows the end. No follower can hold up another's.
 //! - **All that was written before the exit comes before the end event**, but the end
 //!   does not wait for others who hold the pipe open: when the process has exited, a
 //!   pump reads what was in the pipe at that moment and lingers briefly
 //!   ([`LINGER`]) for a helper that is just finishing. After that, output of
 //!   left-over children is read and thrown away, so that they don't block or die.
 //! - **Signals reach the whole process group**, and KILL everything in the session.
+//!
+//! # What can be on its way
+//!
+//! What a reconnecting client lacks has left the ring's follower and has not reached the
+//! client. It must be less than the ring, so each hop is bounded:
+//!
+//! | hop | bytes |
+//! |---|---|
+//! | this daemon, between a follower and its socket: one event, and hyper's write buffer | 0.5 MiB |
+//! | the socket's send buffer ([`crate::server::SEND_BUFFER`], which Linux doubles) | 0.25 MiB |
+//! | the host's receive buffer and hyper's read buffer (`wrenn_core::guest`, doubled as well) | 0.75 MiB |
+//! | the agent's send buffer of a stream (64 KiB) and one event | 0.1 MiB |
+//! | the window that the agent's caller grants a stream, 2 MiB unless it says otherwise | 2 MiB |
+//! | together | 3.6 MiB |
 
 pub mod hub;
 pub mod launch;
 pub mod owner;
 mod pump;
+mod ring;
 pub mod service;
 mod signal;
 pub mod stdio;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::End;
-use super::hub::{Follower, Hub};
+use super::hub::{Follower, Hub, Offsets};
 use super::launch::{Input, LaunchError, Launched, Order, launch};
 use super::pump::{Pump, Rest};
 use super::signal;
@@ -101,8 +101,8 @@ impl Process {
                 });
             }
         };
-        let hub = Arc::new(Hub::default());
-        let follower = hub.follow();
+        let hub = Hub::new(guest.processes.budget());
+        let follower = hub.follow(None);
         let process = Arc::new(Self {
             pid,
             order,
@@ -121,8 +121,9 @@ impl Process {
         Ok((process, follower))
     }
 
-    pub fn follow(&self) -> Follower {
-        self.hub.follow()
+    /// Follows from what nobody was sent so far, or from where a client left off.
+    pub fn follow(&self, from: Option<Offsets>) -> Follower {
+        self.hub.follow(from)
     }
 
     pub fn is_running(&self) -> bool {

@@ -2,14 +2,12 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::hub::{Channel, Chunk, Hub};
+use super::hub::{CHUNK, Channel, Hub};
 use super::stdio::Stdio;
 
-const PIPE_CHUNK: usize = 32 * 1024;
 const TERMINAL_CHUNK: usize = 16 * 1024;
 
 /// One output and where it goes.
@@ -38,7 +36,7 @@ impl Pump {
                 read = self.read(&mut buffer) => read,
             };
             match read {
-                Some(bytes) => self.publish(hub, bytes).await,
+                Some(count) => hub.publish(self.channel, &buffer[..count]).await,
                 None => return Rest::Closed,
             }
         }
@@ -57,9 +55,9 @@ impl Pump {
                 }
             };
             match read {
-                Some(bytes) => {
-                    owed = owed.saturating_sub(bytes.len() as u64);
-                    self.publish(hub, bytes).await;
+                Some(count) => {
+                    owed = owed.saturating_sub(count as u64);
+                    hub.publish(self.channel, &buffer[..count]).await;
                     if owed == 0 && Instant::now() >= linger {
                         return Rest::Open(self);
                     }
@@ -79,28 +77,19 @@ impl Pump {
     fn buffer(&self) -> Vec<u8> {
         match self.channel {
             Channel::Pty => vec![0; TERMINAL_CHUNK],
-            Channel::Stdout | Channel::Stderr => vec![0; PIPE_CHUNK],
+            Channel::Stdout | Channel::Stderr => vec![0; CHUNK],
         }
     }
 
-    /// The copy is on purpose: a line of ten bytes must not hold on to a whole buffer
-    /// while it waits for its follower.
-    async fn read(&self, buffer: &mut [u8]) -> Option<Bytes> {
+    /// How much was read; `None` at the end.
+    async fn read(&self, buffer: &mut [u8]) -> Option<usize> {
         match self.source.read(buffer).await {
             Ok(0) => None,
-            Ok(count) => Some(Bytes::copy_from_slice(&buffer[..count])),
+            Ok(count) => Some(count),
             Err(error) => {
                 tracing::warn!(channel = ?self.channel, %error, "cannot read a process's output");
                 None
             }
         }
-    }
-
-    async fn publish(&self, hub: &Hub, bytes: Bytes) {
-        hub.publish(Chunk {
-            channel: self.channel,
-            bytes,
-        })
-        .await;
     }
 }

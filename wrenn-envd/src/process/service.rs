@@ -27,7 +27,7 @@ use wrenn_proto::process::{
 };
 use wrenn_proto::reason::with_reason;
 
-use super::hub::{Channel, Chunk, Followed, Follower};
+use super::hub::{Channel, Chunk, Followed, Follower, Offsets};
 use super::launch::{LaunchError, Order};
 use super::owner::{InputError, InputKind, Process, SignalError};
 use super::stdio::TerminalSize;
@@ -83,9 +83,14 @@ impl wire::Process for ProcessService {
             .processes
             .find(&selector)
             .ok_or_else(|| not_found(&selector))?;
+        let from = request.from.into_option().map(|from| Offsets {
+            stdout: from.stdout,
+            stderr: from.stderr,
+            pty: from.pty,
+        });
         let stream = Stage::Announce {
-            pid: process.pid,
-            follower: process.follow(),
+            start: started(&process),
+            follower: process.follow(from),
             keepalive: keepalive(&ctx),
             deadline: ctx.deadline().map(Instant::from_std),
             end_at_deadline: false,
@@ -112,7 +117,7 @@ impl wire::Process for ProcessService {
             "started"
         );
         let stream = Stage::Announce {
-            pid: process.pid,
+            start: started(&process),
             follower,
             keepalive: keepalive(&ctx),
             // The owner keeps the deadline, and this stream learns of it with the end.
@@ -221,7 +226,7 @@ async fn write(process: &Process, input: Option<ProcessInput>) -> Result<(), Con
 /// Where one stream of events stands.
 enum Stage {
     Announce {
-        pid: u32,
+        start: StartEvent,
         follower: Follower,
         keepalive: Duration,
         /// When this stream ends, whatever the process does.
@@ -243,7 +248,7 @@ fn events(stage: Stage) -> impl Stream<Item = Result<ProcessEvent, ConnectError>
     futures::stream::unfold(stage, |stage| async move {
         match stage {
             Stage::Announce {
-                pid,
+                start,
                 follower,
                 keepalive,
                 deadline,
@@ -255,7 +260,7 @@ fn events(stage: Stage) -> impl Stream<Item = Result<ProcessEvent, ConnectError>
                     deadline,
                     end_at_deadline,
                 };
-                Some((Ok(event(StartEvent { pid })), next))
+                Some((Ok(event(start)), next))
             }
             Stage::Follow {
                 mut follower,
@@ -300,8 +305,17 @@ fn event(event: impl Into<Event>) -> ProcessEvent {
     }
 }
 
+fn started(process: &Process) -> StartEvent {
+    StartEvent {
+        pid: process.pid,
+        terminal: process.order.terminal.is_some(),
+        tag: process.order.tag.clone(),
+    }
+}
+
 fn data(chunk: Chunk) -> DataEvent {
     DataEvent {
+        offset: chunk.offset,
         output: Some(match chunk.channel {
             Channel::Stdout => Output::Stdout(chunk.bytes),
             Channel::Stderr => Output::Stderr(chunk.bytes),
@@ -326,6 +340,7 @@ fn describe(process: &Process) -> ProcessInfo {
     ProcessInfo {
         pid: process.pid,
         tag: order.tag.clone(),
+        terminal: order.terminal.is_some(),
         config: ProcessConfig {
             cmd: order.command.clone(),
             args: order.arguments.clone(),

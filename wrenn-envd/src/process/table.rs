@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::hub::Budget;
 use super::owner::Process;
 
 /// How a request names a process.
@@ -12,12 +13,29 @@ pub enum Selector {
     Tag(String),
 }
 
-#[derive(Debug, Default)]
-pub struct ProcessTable(Mutex<HashMap<u32, Arc<Process>>>);
+#[derive(Debug)]
+pub struct ProcessTable {
+    processes: Mutex<HashMap<u32, Arc<Process>>>,
+    /// What the last output of all of them may take.
+    budget: Arc<Budget>,
+}
+
+impl Default for ProcessTable {
+    fn default() -> Self {
+        Self {
+            processes: Mutex::default(),
+            budget: Budget::of_this_guest(),
+        }
+    }
+}
 
 impl ProcessTable {
+    pub(super) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
     fn table(&self) -> MutexGuard<'_, HashMap<u32, Arc<Process>>> {
-        self.0
+        self.processes
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
