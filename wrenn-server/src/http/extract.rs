@@ -1,0 +1,157 @@
+//! Strict bodies and queries: what is not known is named and refused.
+
+use std::str::FromStr;
+
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use bytes::Bytes;
+use http::request::Parts;
+use serde::de::DeserializeOwned;
+use wrenn_api::error::{ErrorCode, shorten};
+
+use super::error::HttpError;
+
+/// The longest JSON body: an exec with 16 MiB of input in base64, and what is said about it.
+const MAX_JSON_BYTES: usize = 24 << 20;
+/// The longest message of the JSON parser that is passed on.
+const MAX_PARSER_CHARS: usize = 512;
+
+/// A JSON body. An empty one stands for `{}` where the type has defaults for everything.
+pub(crate) struct Body<T>(pub(crate) T, pub(crate) Bytes);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = HttpError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, HttpError> {
+        let bytes = read(request, MAX_JSON_BYTES).await?;
+        let text = if bytes.iter().all(u8::is_ascii_whitespace) {
+            b"{}".as_slice()
+        } else {
+            &bytes
+        };
+        match serde_json::from_slice(text) {
+            Ok(value) => Ok(Self(value, bytes)),
+            Err(error) => Err(HttpError::invalid(format!(
+                "the body cannot be used: {}",
+                cut(&error.to_string())
+            ))),
+        }
+    }
+}
+
+fn cut(text: &str) -> &str {
+    match text.char_indices().nth(MAX_PARSER_CHARS) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
+/// The whole body of a request, up to `limit` bytes.
+pub(crate) async fn read(request: Request, limit: usize) -> Result<Bytes, HttpError> {
+    axum::body::to_bytes(request.into_body(), limit)
+        .await
+        .map_err(|error| {
+            let too_large = std::error::Error::source(&error)
+                .is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
+            if too_large {
+                HttpError::new(
+                    ErrorCode::TooLarge,
+                    format!(
+                        "the body has more than {} MiB; use a streaming route for more",
+                        limit >> 20
+                    ),
+                )
+            } else {
+                HttpError::invalid("the body ended before it was whole")
+            }
+        })
+}
+
+/// A query whose names are taken one after another; [`finish`](Self::finish) refuses the rest.
+#[derive(Debug)]
+pub(crate) struct Query(Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Query {
+    type Rejection = HttpError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, HttpError> {
+        let query = parts.uri.query().unwrap_or_default();
+        let pairs: Vec<(String, String)> = serde_urlencoded::from_str(query)
+            .map_err(|_| HttpError::invalid("the query is not url-encoded"))?;
+        Ok(Self(pairs))
+    }
+}
+
+impl Query {
+    /// Every value of a name.
+    pub(crate) fn all(&mut self, name: &str) -> Vec<String> {
+        let mut taken = Vec::new();
+        self.0.retain_mut(|(key, value)| {
+            let is_it = key == name;
+            if is_it {
+                taken.push(std::mem::take(value));
+            }
+            !is_it
+        });
+        taken
+    }
+
+    /// The value of a name that is given at most once.
+    pub(crate) fn text(&mut self, name: &str) -> Result<Option<String>, HttpError> {
+        let mut values = self.all(name);
+        if values.len() > 1 {
+            return Err(HttpError::invalid(format!(
+                "'{name}' is given more than once"
+            )));
+        }
+        Ok(values.pop())
+    }
+
+    /// The value of a name that must be there.
+    pub(crate) fn required(&mut self, name: &str) -> Result<String, HttpError> {
+        self.text(name)?
+            .ok_or_else(|| HttpError::invalid(format!("the query lacks '{name}'")))
+    }
+
+    /// A value of another type.
+    pub(crate) fn parse<T: FromStr>(
+        &mut self,
+        name: &str,
+        expected: &str,
+    ) -> Result<Option<T>, HttpError> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        text.parse().map(Some).map_err(|_| {
+            HttpError::invalid(format!("'{name}' is '{}'; give {expected}", shorten(&text)))
+        })
+    }
+
+    pub(crate) fn flag(&mut self, name: &str) -> Result<bool, HttpError> {
+        Ok(self.parse(name, "true or false")?.unwrap_or(false))
+    }
+
+    /// The size of a page.
+    pub(crate) fn limit(&mut self) -> Result<u32, HttpError> {
+        use wrenn_api::page::MAX_LIMIT;
+        let limit = self
+            .parse("limit", "a number from 1 to 100")?
+            .unwrap_or(MAX_LIMIT);
+        if (1..=MAX_LIMIT).contains(&limit) {
+            return Ok(limit);
+        }
+        Err(HttpError::invalid(format!(
+            "'limit' is {limit}; give a number from 1 to {MAX_LIMIT}"
+        )))
+    }
+
+    /// Refuses names that nobody took.
+    pub(crate) fn finish(self) -> Result<(), HttpError> {
+        match self.0.first() {
+            Some((name, _)) => Err(HttpError::invalid(format!(
+                "the query has the unknown name '{}'",
+                shorten(name)
+            ))),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The store on SQLite, and its statements on both databases.
+
+use super::*;
