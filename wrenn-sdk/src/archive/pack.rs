@@ -81,7 +81,8 @@ pub(crate) fn pack<W: Write>(
         progress(done);
         Ok(())
     })?;
-    archive.finish().map_err(sending)?;
+    let mut writer = archive.into_inner().map_err(sending)?;
+    writer.flush().map_err(sending)?;
     Ok(skipped)
 }
 

@@ -2,7 +2,7 @@
 
 use std::future::IntoFuture;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -63,19 +63,15 @@ impl IntoFuture for UploadDir {
             let (writer, reader) = tokio::io::duplex(PIPE);
             let (failed, failure) = tokio::sync::oneshot::channel::<()>();
             let packing = tokio::task::spawn_blocking(move || {
-                let total = size_of(&self.local)?;
                 let mut writer = SyncIoBridge::new(writer);
-                let buffered = io::BufWriter::with_capacity(PIPE / 2, &mut writer);
-                let observer = self.observer;
-                observer.report(0, Some(total));
-                let packed = pack(&self.local, buffered, |done| {
-                    observer.report(done, Some(total));
-                });
+                let packed = pack_into(&mut writer, &self.local, &self.observer);
                 match packed {
                     Ok(_) => drop(failed),
                     // The body must not end as if it were whole.
                     Err(_) => drop(failed.send(())),
                 }
+                // Only now does the body reach its end.
+                drop(writer);
                 packed
             });
             let packed = ReaderStream::with_capacity(reader, PIPE / 2);
@@ -97,6 +93,13 @@ impl IntoFuture for UploadDir {
             }
         })
     }
+}
+
+fn pack_into(writer: impl io::Write, local: &Path, observer: &Observer) -> Result<Vec<Skipped>> {
+    let total = size_of(local)?;
+    observer.report(0, Some(total));
+    let writer = io::BufWriter::with_capacity(PIPE / 2, writer);
+    pack(local, writer, |done| observer.report(done, Some(total)))
 }
 
 /// Copies a directory of the sandbox into a local one when it is awaited.
