@@ -7,7 +7,7 @@
 //! | `GET /metrics` | – | [`Metrics`] |
 //! | `GET /envs` | – | JSON object of strings |
 //! | `GET /files?path&username` | – | the file |
-//! | `POST /files?path&username` | multipart or bytes | array of [`FileEntry`] |
+//! | `POST /files?path&username` | multipart or bytes, [`FILE_MODE_HEADER`] | array of [`FileEntry`] |
 //! | `POST /files/compose` | [`ComposeRequest`] | [`FileEntry`] |
 //!
 //! An error is an [`ErrorBody`] with the status code repeated in it.
@@ -24,6 +24,10 @@ pub const ACCESS_TOKEN_HEADER: &str = "x-access-token";
 
 /// How often, in seconds, a quiet stream shall send a keep-alive event.
 pub const KEEPALIVE_PING_HEADER: &str = "keepalive-ping-interval";
+
+/// Permission bits of an uploaded file, in octal digits; ours, other clients have none. Absent:
+/// those of the file that was there, or 644.
+pub const FILE_MODE_HEADER: &str = "x-file-mode";
 
 /// Upload headers that start like this become metadata of the file.
 pub const METADATA_HEADER_PREFIX: &str = "x-metadata-";

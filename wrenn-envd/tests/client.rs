@@ -57,7 +57,7 @@ async fn contents_stream_both_ways_and_an_error_changes_nothing() {
     let path = directory.path().join("file").to_str().unwrap().to_owned();
     let guest = client(&daemon);
     let chunks = futures::stream::iter(["first ", "second"]).map(|text| Ok(text.into()));
-    guest.write_stream(&path, None, chunks).await.unwrap();
+    guest.write_stream(&path, None, None, chunks).await.unwrap();
     let read: Vec<bytes::Bytes> = guest
         .read_stream(&path)
         .await
@@ -69,10 +69,84 @@ async fn contents_stream_both_ways_and_an_error_changes_nothing() {
 
     let broken = [Ok("third".into()), Err(std::io::Error::other("broken"))];
     let broken = futures::stream::iter(broken);
-    guest.write_stream(&path, None, broken).await.unwrap_err();
+    guest
+        .write_stream(&path, None, None, broken)
+        .await
+        .unwrap_err();
     assert_eq!(guest.read_file(&path).await.unwrap(), b"first second");
     let missing = guest.read_stream("/no/such").await.err().unwrap();
     assert_eq!(missing.code(), Some(RpcCode::NotFound));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_files_are_read_with_their_size() {
+    let daemon = TestDaemon::start_with(TOKEN).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file").to_str().unwrap().to_owned();
+    let empty = directory.path().join("empty").to_str().unwrap().to_owned();
+    std::fs::write(&path, "0123456789").unwrap();
+    std::fs::write(&empty, "").unwrap();
+    let guest = client(&daemon);
+    let read = async |path: &str, offset, length| {
+        let contents = guest.read_part(path, offset, length).await?;
+        let bytes: Vec<bytes::Bytes> = contents.chunks.try_collect().await?;
+        Ok::<_, wrenn_core::guest::GuestError>((contents.total_size, bytes.concat()))
+    };
+    for (offset, length, expected) in [
+        (0, None, "0123456789"),
+        (3, None, "3456789"),
+        (3, Some(4), "3456"),
+        (8, Some(100), "89"),
+        (9, Some(u64::MAX), "9"),
+        (4, Some(0), ""),
+        (10, None, ""),
+        (10, Some(5), ""),
+    ] {
+        let (total, bytes) = read(&path, offset, length).await.unwrap();
+        let what = (offset, length);
+        assert_eq!(
+            (total, bytes),
+            (Some(10), expected.as_bytes().to_vec()),
+            "{what:?}"
+        );
+    }
+    for length in [None, Some(0), Some(1)] {
+        let (total, bytes) = read(&empty, 0, length).await.unwrap();
+        assert_eq!((total, bytes), (Some(0), Vec::new()), "{length:?}");
+        let error = read(&path, 11, length).await.unwrap_err();
+        assert_eq!(error.code(), Some(RpcCode::OutOfRange), "{error}");
+    }
+    // What the kernel makes up has no length, and its parts are found all the same.
+    let (total, whole) = read("/proc/version", 0, None).await.unwrap();
+    assert_eq!(total, None);
+    let (_, part) = read("/proc/version", 6, Some(7)).await.unwrap();
+    assert_eq!(part, whole[6..13]);
+    let missing = read("/no/such", 1, None).await.unwrap_err();
+    assert_eq!(missing.code(), Some(RpcCode::NotFound));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn modes_are_set_and_times_are_told() {
+    let daemon = TestDaemon::start_with(TOKEN).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file").to_str().unwrap().to_owned();
+    let guest = client(&daemon);
+    guest.write_file(&path, "plain").await.unwrap();
+    assert_eq!(guest.stat(&path).await.unwrap().mode, 0o644);
+    guest
+        .write_file_with_mode(&path, 0o751, "script")
+        .await
+        .unwrap();
+    let chunks = futures::stream::iter([Ok("kept".into())]);
+    guest.write_stream(&path, None, None, chunks).await.unwrap();
+    let entry = guest.stat(&path).await.unwrap();
+    assert_eq!(entry.mode, 0o751);
+    let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+    assert_eq!(entry.modified, Some(modified));
+    let error = guest.write_file_with_mode(&path, 0o10_000, "").await;
+    assert_eq!(error.unwrap_err().code(), Some(RpcCode::InvalidArgument));
     daemon.stop().await;
 }
 

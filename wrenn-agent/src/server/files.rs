@@ -25,10 +25,19 @@ pub(super) async fn write(
         return Err(input::too_large("WriteFile", "StreamWriteFile"));
     }
     let size = request.data.len() as u64;
+    let mode = input::mode(request.mode)?;
     let visit = agent.visit_as(&request.id, &request.user)?;
-    visit
-        .ask(visit.guest.write_file(path, request.data))
-        .await?;
+    match mode {
+        Some(mode) => {
+            let written = visit.guest.write_file_with_mode(path, mode, request.data);
+            visit.ask(written).await?;
+        }
+        None => {
+            visit
+                .ask(visit.guest.write_file(path, request.data))
+                .await?
+        }
+    }
     Ok(WriteFileResponse { size })
 }
 
@@ -61,6 +70,7 @@ pub(super) async fn stream_write(
 ) -> Result<StreamWriteFileResponse, ConnectError> {
     let begin = first(&mut requests, agent).await?;
     let path = input::named_path("path", &begin.path)?;
+    let mode = input::mode(begin.mode)?;
     let visit = agent.visit_as(&begin.id, &begin.user)?;
     let _open = agent.metrics.stream_opened();
 
@@ -88,7 +98,7 @@ pub(super) async fn stream_write(
             })
     };
     let written = visit
-        .ask(visit.guest.write_stream(path, None, chunks))
+        .ask(visit.guest.write_stream(path, None, mode, chunks))
         .await;
     if let Some(error) = broken.get() {
         return Err(error.clone());
@@ -109,9 +119,14 @@ pub(super) async fn stream_read(
     let path = input::named_path("path", &request.path)?;
     let visit = agent.visit_as(&request.id, &request.user)?;
     let open = agent.metrics.stream_opened();
-    let chunks = visit.ask(visit.guest.read_stream(path)).await?.boxed();
-    let begin = Some((visit, open, chunks));
-    Ok(futures::stream::unfold(begin, |reading| async {
+    let reading = visit.guest.read_part(path, request.offset, request.length);
+    let contents = visit.ask(reading).await?;
+    let first = StreamReadFileResponse {
+        total_size: contents.total_size,
+        ..StreamReadFileResponse::default()
+    };
+    let begin = Some((visit, open, contents.chunks));
+    let data = futures::stream::unfold(begin, |reading| async {
         let (visit, open, mut chunks) = reading?;
         match visit.ask(chunks.try_next()).await {
             Ok(Some(data)) => Some((
@@ -124,7 +139,8 @@ pub(super) async fn stream_read(
             Ok(None) => None,
             Err(error) => Some((Err(error), None)),
         }
-    }))
+    });
+    Ok(futures::stream::iter([Ok(first)]).chain(data))
 }
 
 pub(super) async fn stat(
@@ -199,6 +215,8 @@ fn describe(entry: Entry) -> FileEntry {
         owner: entry.owner,
         group: entry.group,
         symlink_target: entry.symlink_target.unwrap_or_default(),
-        ..FileEntry::default()
+        modified_at: entry.modified.map_or_else(String::new, |time| {
+            humantime::format_rfc3339(time).to_string()
+        }),
     }
 }

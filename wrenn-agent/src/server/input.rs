@@ -61,6 +61,16 @@ pub(super) fn named_path<'a>(field: &str, text: &'a str) -> Checked<&'a str> {
     path(text)
 }
 
+/// Permission bits of a file.
+pub(super) fn mode(asked: Option<u32>) -> Checked<Option<u32>> {
+    match asked {
+        Some(mode) if mode > 0o7777 => Err(invalid(format!(
+            "{mode:o} is more than permission bits; a mode is like 644 or 4755, in octal"
+        ))),
+        mode => Ok(mode),
+    }
+}
+
 /// A user's name; none where it is empty.
 pub(super) fn user(text: &str) -> Checked<Option<&str>> {
     if text.len() > MAX_USER {
@@ -229,6 +239,7 @@ mod tests {
             environment([("A=B".to_owned(), String::new())]).unwrap_err(),
             map("metadata", [("a".to_owned(), "x".repeat(MAX_MAP))]).unwrap_err(),
             command(None).unwrap_err(),
+            mode(Some(0o100_644)).unwrap_err(),
             process_id(0, String::new()).unwrap_err(),
             process_id(1, "tag".to_owned()).unwrap_err(),
             sandbox_id("../../etc").unwrap_err(),
@@ -254,6 +265,7 @@ mod tests {
             "'A=B' is no name of a variable",
             "metadata has 65537 bytes",
             "'command.program' is empty",
+            "100644 is more than permission bits",
             "neither 'pid' nor 'tag'",
             "give one",
             "'../../etc' is no sandbox id",

@@ -1,24 +1,29 @@
 //! Files in the guest.
 
 use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
-use http::{Method, header};
+use http::{Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 use wrenn_proto::filesystem::{
     EntryInfo, FileType, ListDirRequest, MakeDirRequest, MoveRequest, RemoveRequest, StatRequest,
 };
+use wrenn_proto::http::FILE_MODE_HEADER;
 
 use super::http::{Body, collect, full};
 use super::{GuestClient, GuestError};
 
 const READ: &str = "reading a file";
 const WRITE: &str = "writing a file";
+/// The last second of the year 9999, after which no RFC 3339 time follows.
+const LAST_SECOND: u64 = 253_402_300_799;
 /// The size in which an upload is read and sent.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// The longest file that [`GuestClient::read_file`] keeps in memory.
@@ -43,6 +48,24 @@ pub struct Entry {
     pub group: String,
     /// Where it points, for a link.
     pub symlink_target: Option<String>,
+    /// When it was written last; absent for a time that the calendar does not have.
+    pub modified: Option<SystemTime>,
+}
+
+/// A file's contents, or a part of them, as they come.
+pub struct FileContents {
+    /// How long the whole file is; unknown for what the kernel makes up as it is read.
+    pub total_size: Option<u64>,
+    /// The bytes. They come no faster than they are taken.
+    pub chunks: BoxStream<'static, Result<Bytes, GuestError>>,
+}
+
+impl std::fmt::Debug for FileContents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileContents")
+            .field("total_size", &self.total_size)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What an entry is.
@@ -75,6 +98,14 @@ impl From<EntryInfo> for Entry {
             owner: info.owner,
             group: info.group,
             symlink_target: info.symlink_target,
+            modified: info.modified_time.into_option().and_then(|time| {
+                let seconds = u64::try_from(time.seconds).ok();
+                let seconds = seconds.filter(|seconds| *seconds <= LAST_SECOND)?;
+                let nanos = u32::try_from(time.nanos)
+                    .ok()
+                    .filter(|n| *n < 1_000_000_000);
+                UNIX_EPOCH.checked_add(Duration::new(seconds, nanos.unwrap_or(0)))
+            }),
         }
     }
 }
@@ -89,24 +120,93 @@ impl GuestClient {
         &self,
         path: &str,
     ) -> Result<impl Stream<Item = Result<Bytes, GuestError>> + Send + 'static, GuestError> {
-        let response = self
-            .http
-            .send(
-                READ,
-                self.token.as_ref(),
-                Method::GET,
-                &self.target(path, None),
-                &[],
-                full(Bytes::new()),
-            )
-            .await?;
-        let frames = BodyStream::new(response.into_body());
-        Ok(frames.filter_map(|frame| async {
-            match frame {
-                Ok(frame) => frame.into_data().ok().map(Ok),
-                Err(error) => Some(Err(GuestError::transport(READ, error))),
+        Ok(chunks(self.open(Method::GET, path, &[]).await?))
+    }
+
+    /// Opens the guest's file at `path` from byte `offset` on, and gives at most `length` of
+    /// its bytes as they come.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or `offset` lies behind its end
+    /// ([`RpcCode::OutOfRange`](super::RpcCode::OutOfRange)); the stream itself fails when the
+    /// connection breaks or the file becomes shorter.
+    pub async fn read_part(
+        &self,
+        path: &str,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<FileContents, GuestError> {
+        let range = match length {
+            None if offset == 0 => None,
+            None => Some(format!("bytes={offset}-")),
+            // No range says "nothing".
+            Some(0) => return self.nothing_of(path, offset).await,
+            Some(length) => {
+                let last = offset.saturating_add(length - 1);
+                Some(format!("bytes={offset}-{last}"))
             }
-        }))
+        };
+        let headers: Vec<_> = range
+            .map(|range| (header::RANGE, range))
+            .into_iter()
+            .collect();
+        let opened = self.open(Method::GET, path, &headers).await;
+        let response = match opened {
+            // Also at the very end, which is no mistake.
+            Err(GuestError::Status { status: 416, .. }) => {
+                return self.nothing_of(path, offset).await;
+            }
+            opened => opened?,
+        };
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let total_size = if partial {
+            let range = text(&response, header::CONTENT_RANGE);
+            range.and_then(|range| range.rsplit('/').next()?.parse().ok())
+        } else {
+            text(&response, header::CONTENT_LENGTH).and_then(|length| length.parse().ok())
+        };
+        let chunks = chunks(response).boxed();
+        let chunks = if partial || (offset == 0 && length.is_none()) {
+            chunks
+        } else {
+            // What has no length has no ranges either.
+            cut(chunks, offset, length).boxed()
+        };
+        Ok(FileContents { total_size, chunks })
+    }
+
+    /// The part of a file that has no bytes in it, where its offset lies within the file.
+    async fn nothing_of(&self, path: &str, offset: u64) -> Result<FileContents, GuestError> {
+        let response = self.open(Method::HEAD, path, &[]).await?;
+        let length = text(&response, header::CONTENT_LENGTH);
+        let total_size: Option<u64> = length.and_then(|length| length.parse().ok());
+        if total_size.is_some_and(|total| offset > total) {
+            return Err(GuestError::Status {
+                what: READ,
+                status: StatusCode::RANGE_NOT_SATISFIABLE.as_u16(),
+                message: format!(
+                    "offset {offset} lies behind the end of '{path}', which has {} bytes",
+                    total_size.unwrap_or_default()
+                ),
+            });
+        }
+        Ok(FileContents {
+            total_size,
+            chunks: futures::stream::empty().boxed(),
+        })
+    }
+
+    async fn open(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(header::HeaderName, String)],
+    ) -> Result<Response<Incoming>, GuestError> {
+        let (token, target) = (self.token.as_ref(), self.target(path, None));
+        let nothing = full(Bytes::new());
+        self.http
+            .send(READ, token, method, &target, headers, nothing)
+            .await
     }
 
     /// Copies the guest's file at `path` into `sink`, in constant memory. Returns how many
@@ -146,11 +246,12 @@ impl GuestClient {
         source: impl AsyncRead + Send + 'static,
     ) -> Result<(), GuestError> {
         let chunks = ReaderStream::with_capacity(source, CHUNK_BYTES);
-        self.write_stream(path, user, chunks).await
+        self.write_stream(path, user, None, chunks).await
     }
 
-    /// Writes `chunks` into the guest's file at `path`, as [`upload`](Self::upload) does.
-    /// They are taken no faster than the guest writes them.
+    /// Writes `chunks` into the guest's file at `path`, as [`upload`](Self::upload) does, with
+    /// the permission bits `mode` or else those that it had, or 0644. They are taken no faster
+    /// than the guest writes them.
     ///
     /// # Errors
     /// As [`upload`](Self::upload). A chunk that is an error leaves the old file as it was.
@@ -161,10 +262,12 @@ impl GuestClient {
         &self,
         path: &str,
         user: Option<&str>,
+        mode: Option<u32>,
         chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     ) -> Result<(), GuestError> {
         let frames = StreamBody::new(chunks.map_ok(Frame::data));
-        self.put(path, user, BodyExt::boxed_unsync(frames)).await
+        let body = BodyExt::boxed_unsync(frames);
+        self.put(path, user, mode, body).await
     }
 
     /// Reads a file that fits in memory (up to 64 MiB).
@@ -192,12 +295,35 @@ impl GuestClient {
     /// # Errors
     /// When the file cannot be written.
     pub async fn write_file(&self, path: &str, bytes: impl Into<Bytes>) -> Result<(), GuestError> {
-        self.put(path, None, full(bytes)).await
+        self.put(path, None, None, full(bytes)).await
     }
 
-    async fn put(&self, path: &str, user: Option<&str>, body: Body) -> Result<(), GuestError> {
+    /// Writes a file, with the permission bits `mode`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn write_file_with_mode(
+        &self,
+        path: &str,
+        mode: u32,
+        bytes: impl Into<Bytes>,
+    ) -> Result<(), GuestError> {
+        self.put(path, None, Some(mode), full(bytes)).await
+    }
+
+    async fn put(
+        &self,
+        path: &str,
+        user: Option<&str>,
+        mode: Option<u32>,
+        body: Body,
+    ) -> Result<(), GuestError> {
         let target = self.target(path, user);
-        let headers = [(header::CONTENT_TYPE, "application/octet-stream".to_owned())];
+        let mut headers = vec![(header::CONTENT_TYPE, "application/octet-stream".to_owned())];
+        if let Some(mode) = mode {
+            let name = header::HeaderName::from_static(FILE_MODE_HEADER);
+            headers.push((name, format!("{mode:o}")));
+        }
         let response = self
             .http
             .send(
@@ -296,6 +422,49 @@ impl GuestClient {
             .map(drop)
             .map_err(GuestError::rpc("removing a file"))
     }
+}
+
+/// The bytes of an answer as they come.
+fn chunks(
+    response: Response<Incoming>,
+) -> impl Stream<Item = Result<Bytes, GuestError>> + Send + 'static {
+    BodyStream::new(response.into_body()).filter_map(|frame| async {
+        match frame {
+            Ok(frame) => frame.into_data().ok().map(Ok),
+            Err(error) => Some(Err(GuestError::transport(READ, error))),
+        }
+    })
+}
+
+/// A part of a stream of bytes.
+fn cut(
+    chunks: impl Stream<Item = Result<Bytes, GuestError>> + Send + 'static,
+    offset: u64,
+    length: Option<u64>,
+) -> impl Stream<Item = Result<Bytes, GuestError>> + Send + 'static {
+    let part = |bytes: &Bytes, wanted: u64| {
+        usize::try_from(wanted).map_or(bytes.len(), |wanted| wanted.min(bytes.len()))
+    };
+    let begin = (Box::pin(chunks), offset, length.unwrap_or(u64::MAX));
+    futures::stream::try_unfold(begin, move |(mut chunks, mut skip, left)| async move {
+        while left > 0 {
+            let Some(mut bytes) = chunks.try_next().await? else {
+                break;
+            };
+            let skipped = bytes.split_to(part(&bytes, skip));
+            skip -= skipped.len() as u64;
+            bytes.truncate(part(&bytes, left));
+            if !bytes.is_empty() {
+                let left = left - bytes.len() as u64;
+                return Ok(Some((bytes, (chunks, skip, left))));
+            }
+        }
+        Ok(None)
+    })
+}
+
+fn text(response: &Response<Incoming>, name: header::HeaderName) -> Option<String> {
+    Some(response.headers().get(name)?.to_str().ok()?.to_owned())
 }
 
 fn no_entry(what: &'static str) -> GuestError {

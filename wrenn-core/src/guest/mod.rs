@@ -17,7 +17,7 @@ mod process;
 mod watch;
 
 pub use error::{GuestError, RpcCode};
-pub use files::{Entry, EntryKind};
+pub use files::{Entry, EntryKind, FileContents};
 pub use health::UnhealthyError;
 pub use input::ProcessInput;
 pub use process::{

@@ -48,8 +48,8 @@ pub async fn compose(guest: &Arc<Guest>, body: Incoming) -> Result<Response<Body
 
 /// The sources are removed only when the whole is in place.
 fn join(sources: &[PathBuf], destination: &Path, user: &User) -> Result<FileEntry, HttpError> {
-    let mut staged =
-        StagedFile::open(destination, user).map_err(|error| cannot_write(destination, &error))?;
+    let mut staged = StagedFile::open(destination, user, None)
+        .map_err(|error| cannot_write(destination, &error))?;
     for path in sources {
         let cannot_read = |error: &io::Error| {
             HttpError::from_io(&format!("cannot read '{}'", path.display()), error)

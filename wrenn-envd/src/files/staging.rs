@@ -60,8 +60,9 @@ pub struct StagedFile {
 
 impl StagedFile {
     /// Starts writing to a destination. Missing directories are made and belong to the
-    /// user, as the file will. A file that is there keeps its mode, a new one gets 0644.
-    pub fn open(destination: &Path, user: &User) -> io::Result<Self> {
+    /// user, as the file will. Its permission bits are `mode`, or else those of the file that is
+    /// there, or 0644.
+    pub fn open(destination: &Path, user: &User, mode: Option<u32>) -> io::Result<Self> {
         let destination = follow_links(destination)?;
         let old = match fs::metadata(&destination) {
             Ok(old) => Some(old),
@@ -100,7 +101,8 @@ impl StagedFile {
             destination,
         };
         ownership::give_file(&staged.file, user)?;
-        let mode = old.map_or(0o644, |old| old.permissions().mode() & 0o7777);
+        let mode =
+            mode.unwrap_or_else(|| old.map_or(0o644, |old| old.permissions().mode() & 0o7777));
         staged
             .file
             .set_permissions(fs::Permissions::from_mode(mode))?;
@@ -195,7 +197,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "old").unwrap();
-        let mut staged = StagedFile::open(&path, &user()).unwrap();
+        let mut staged = StagedFile::open(&path, &user(), None).unwrap();
         staged.file().write_all(b"half of the new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"old");
         drop(staged);
@@ -209,7 +211,7 @@ mod tests {
         let path = dir.path().join("script");
         fs::write(&path, "old").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o751)).unwrap();
-        let mut staged = StagedFile::open(&path, &user()).unwrap();
+        let mut staged = StagedFile::open(&path, &user(), None).unwrap();
         staged.file().write_all(b"new").unwrap();
         staged.commit().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
@@ -224,7 +226,10 @@ mod tests {
     fn new_files_get_their_directories_and_a_plain_mode() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/file");
-        StagedFile::open(&path, &user()).unwrap().commit().unwrap();
+        StagedFile::open(&path, &user(), None)
+            .unwrap()
+            .commit()
+            .unwrap();
         assert_eq!(
             path.metadata().unwrap().permissions().mode() & 0o7777,
             0o644
@@ -234,24 +239,36 @@ mod tests {
     }
 
     #[test]
+    fn a_mode_that_is_named_goes_before_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("script");
+        for mode in [0o755, 0o4711, 0o600] {
+            let staged = StagedFile::open(&path, &user(), Some(mode)).unwrap();
+            staged.commit().unwrap();
+            let found = path.metadata().unwrap().permissions().mode() & 0o7777;
+            assert_eq!(found, mode);
+        }
+    }
+
+    #[test]
     fn writes_through_links() {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("real", &link).unwrap();
-        let mut staged = StagedFile::open(&link, &user()).unwrap();
+        let mut staged = StagedFile::open(&link, &user(), None).unwrap();
         staged.file().write_all(b"x").unwrap();
         staged.commit().unwrap();
         assert!(link.is_symlink());
         assert_eq!(fs::read(dir.path().join("real")).unwrap(), b"x");
 
         std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
-        let error = StagedFile::open(&dir.path().join("loop"), &user()).unwrap_err();
+        let error = StagedFile::open(&dir.path().join("loop"), &user(), None).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
     }
 
     #[test]
     fn devices_are_written_in_place() {
-        let mut staged = StagedFile::open(Path::new("/dev/null"), &user()).unwrap();
+        let mut staged = StagedFile::open(Path::new("/dev/null"), &user(), None).unwrap();
         staged.file().write_all(b"x").unwrap();
         staged.commit().unwrap();
         assert!(

@@ -12,7 +12,7 @@ use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use wrenn_proto::http::{FileEntry, FileEntryType};
+use wrenn_proto::http::{FILE_MODE_HEADER, FileEntry, FileEntryType};
 
 use super::CHUNK;
 use super::multipart::{Event, Parser};
@@ -60,8 +60,10 @@ pub async fn upload(
             format!("content type '{media_type}' can't be uploaded"),
         ));
     };
+    let mode = mode(&parts.headers)?;
     let receiver = Receiver {
         user,
+        mode,
         path: path.map(str::to_owned),
         metadata,
         shape,
@@ -82,6 +84,21 @@ pub async fn upload(
     };
     let written = receive(Box::new(pipeline), body).await?;
     reply::json(&written)
+}
+
+/// The permission bits that a request names.
+fn mode(headers: &HeaderMap) -> Result<Option<u32>, HttpError> {
+    let Some(value) = headers.get(FILE_MODE_HEADER) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    let digits = (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if digits && mode <= 0o7777 => Ok(Some(mode)),
+        _ => Err(HttpError::bad_request(format!(
+            "'{text}' is no file mode; one is like 644 or 4755"
+        ))),
+    }
 }
 
 fn header(headers: &HeaderMap, name: http::HeaderName) -> Option<String> {
@@ -183,6 +200,8 @@ enum Shape {
 /// Writes what arrives to where it belongs.
 struct Receiver {
     user: User,
+    /// Permission bits of what is written, where the request names them.
+    mode: Option<u32>,
     /// From the query; a form with one file may have it, too.
     path: Option<String>,
     metadata: BTreeMap<String, String>,
@@ -239,8 +258,8 @@ impl Receiver {
             }
         };
         let path = paths::resolve(path, &self.user);
-        let mut file =
-            StagedFile::open(&path, &self.user).map_err(|error| cannot_write(&path, &error))?;
+        let mut file = StagedFile::open(&path, &self.user, self.mode)
+            .map_err(|error| cannot_write(&path, &error))?;
         metadata::write(file.file(), &self.metadata).map_err(|error| {
             HttpError::from_io(
                 &format!("cannot attach metadata to '{}'", path.display()),
