@@ -65,3 +65,21 @@ pub struct Host {
     )]
     pub last_seen_at: Option<OffsetDateTime>,
 }
+
+/// A sandbox that a host has and the database does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Orphan {
+    /// Its id on the host.
+    pub sandbox_id: String,
+    /// The host.
+    pub host_id: HostId,
+    /// The template that the host says it was created from.
+    pub template: String,
+    /// When it was first seen.
+    #[serde(with = "time::serde::rfc3339")]
+    pub first_seen_at: OffsetDateTime,
+    /// When it was last seen.
+    #[serde(with = "time::serde::rfc3339")]
+    pub last_seen_at: OffsetDateTime,
+}

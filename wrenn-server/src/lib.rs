@@ -10,6 +10,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`server`] | build, serve, shut down |
+//! | [`program`] | the program `wrenn-server` |
 //! | [`config`] | settings |
 //! | [`clock`] | the time, as an argument |
 //! | `http` | routes, thin: extract, call, answer |
@@ -26,6 +27,7 @@ pub mod clock;
 pub mod config;
 pub mod hosts;
 mod http;
+pub mod program;
 pub mod server;
 mod service;
 pub mod store;

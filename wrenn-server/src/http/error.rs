@@ -74,11 +74,9 @@ impl From<ServiceError> for HttpError {
             ServiceError::HostUnavailable { .. } | ServiceError::Stopping(_) => {
                 ErrorCode::HostUnavailable
             }
-            ServiceError::TimedOut => ErrorCode::TimedOut,
             ServiceError::HostFull(_) => ErrorCode::HostFull,
             ServiceError::DataLost(_) => ErrorCode::DataLost,
             ServiceError::TooLarge(_) => ErrorCode::TooLarge,
-            ServiceError::RangeNotSatisfiable(_) => ErrorCode::RangeNotSatisfiable,
             ServiceError::GuestDiskFull(_) => ErrorCode::GuestDiskFull,
             ServiceError::GuestPermissionDenied(_) => ErrorCode::GuestPermissionDenied,
             ServiceError::CommandNotStarted { exit_code, .. } => {
@@ -92,7 +90,6 @@ impl From<ServiceError> for HttpError {
                      which `wrenn up` prints at its first start",
                 );
             }
-            ServiceError::Forbidden(_) => ErrorCode::Forbidden,
             ServiceError::Store(error) => {
                 tracing::error!(error = %chain(error), "failed to use the database");
                 ErrorCode::InternalError
@@ -107,7 +104,7 @@ impl From<ServiceError> for HttpError {
 }
 
 /// An error and its sources, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -30,6 +30,7 @@ use super::router;
         (name = "snapshots", description = "Running sandboxes as templates"),
         (name = "templates", description = "What sandboxes are created from"),
         (name = "events", description = "What changes"),
+        (name = "admin", description = "For who runs the server"),
         (name = "server", description = "The server itself"),
     )
 )]

@@ -13,8 +13,8 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::{self, HttpError};
 use super::{
-    events, exec, exec_stream, files, guard, openapi, pages, sandboxes, server_info, snapshots,
-    templates, transfers,
+    events, exec, exec_stream, files, guard, openapi, orphans, pages, sandboxes, server_info,
+    snapshots, templates, transfers,
 };
 use crate::service::App;
 
@@ -61,6 +61,8 @@ pub(crate) fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(templates::list_templates))
         .routes(routes!(templates::get_template))
         .routes(routes!(events::events))
+        .routes(routes!(orphans::list_orphans))
+        .routes(routes!(orphans::destroy_orphan))
         .routes(routes!(server_info::server_info))
         .routes(routes!(server_info::log_in_locally))
 }

@@ -41,16 +41,12 @@ pub(crate) enum ServiceError {
         "; try again later"
     })]
     HostUnavailable { after_change: bool },
-    #[error("the host did not answer in time; try again")]
-    TimedOut,
     #[error("no host has room for another sandbox: {0}")]
     HostFull(String),
     #[error("{0}")]
     DataLost(String),
     #[error("{0}")]
     TooLarge(String),
-    #[error("{0}")]
-    RangeNotSatisfiable(String),
     #[error("{0}")]
     GuestDiskFull(String),
     #[error("{0}")]
@@ -62,8 +58,6 @@ pub(crate) enum ServiceError {
     AgentFailed(String),
     #[error("unauthorized")]
     Unauthorized,
-    #[error("{0}")]
-    Forbidden(String),
     #[error("{0}")]
     Stopping(&'static str),
     #[error("the database does not answer; try again")]

@@ -7,6 +7,7 @@
 //! | `lifecycle` | pause, resume, ping, destroy, changes |
 //! | `fork` | children of a sandbox |
 //! | `snapshots` | snapshots and templates |
+//! | `orphans` | sandboxes that no row describes |
 //! | `access` | API keys, sessions, tickets |
 //! | `events` | what changed, for those who listen |
 //! | `validate` | bounds of what callers send |
@@ -23,6 +24,7 @@ pub(crate) mod events;
 pub(crate) mod fork;
 pub(crate) mod lifecycle;
 pub(crate) mod operation;
+pub(crate) mod orphans;
 pub(crate) mod snapshots;
 pub(crate) mod validate;
 

@@ -23,7 +23,7 @@ mod sql;
 
 pub use access::NewKey;
 pub(crate) use access::{Credential, random_secret};
-pub(crate) use hosts::{HostRecord, Orphan};
+pub(crate) use hosts::HostRecord;
 pub(crate) use keyed::{Begun, KeyedRequest, NewRows};
 pub(crate) use sandboxes::{Intent, SandboxFilter, SandboxRecord};
 pub(crate) use snapshots::{SnapshotFilter, SnapshotRecord};
@@ -116,6 +116,12 @@ impl Store {
 /// A name for one run of a server.
 pub(crate) fn random_instance() -> String {
     random_secret(16)
+}
+
+/// A time as the API has it.
+pub(crate) fn timestamp(micros: Micros) -> time::OffsetDateTime {
+    time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000)
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
 }
 
 /// Reads a value that is stored as text.

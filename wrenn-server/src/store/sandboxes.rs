@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use time::OffsetDateTime;
 use wrenn_api::id::{HostId, SandboxId, TeamId};
 use wrenn_api::sandbox::{Network, Ports, Sandbox, Source};
 use wrenn_api::status::{OnEnd, Status};
 
 use super::database::{Arg, Row, Tx, args};
-use super::{Micros, Store, StoreError, parse, parse_json, sql, to_json, unreadable};
+use super::{Micros, Store, StoreError, parse, parse_json, sql, timestamp, to_json, unreadable};
 
 /// What a sandbox shall be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,11 +79,6 @@ pub(crate) struct SandboxFilter {
     pub(crate) ascending: bool,
     /// The last row of the page before.
     pub(crate) after: Option<(Micros, String)>,
-}
-
-fn timestamp(micros: Micros) -> OffsetDateTime {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000)
-        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 impl SandboxRecord {

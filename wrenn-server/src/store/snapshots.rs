@@ -1,11 +1,10 @@
 //! Rows of snapshots.
 
-use time::OffsetDateTime;
 use wrenn_api::id::{HostId, SandboxId, TeamId, TemplateId};
 use wrenn_api::template::{Template, TemplateKind};
 
 use super::database::{Row, Tx, args};
-use super::{Micros, Store, StoreError, parse, sql, unreadable};
+use super::{Micros, Store, StoreError, parse, sql, timestamp, unreadable};
 
 /// A row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +33,6 @@ pub(crate) struct SnapshotFilter {
 impl SnapshotRecord {
     /// The snapshot as the API shows it.
     pub(crate) fn to_api(&self) -> Template {
-        let created_at =
-            OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.created_at) * 1000);
         Template {
             id: Some(self.id.clone()),
             name: self.name.clone(),
@@ -45,7 +42,7 @@ impl SnapshotRecord {
             disk_bytes: Some(self.disk_bytes),
             source_sandbox_id: Some(self.source.clone()),
             parent: Some(self.parent.clone()),
-            created_at: created_at.ok(),
+            created_at: Some(timestamp(self.created_at)),
         }
     }
 }
