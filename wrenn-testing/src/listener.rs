@@ -176,7 +176,7 @@ impl Server {
             return reset(&stream);
         }
         // It has no linger time unless it is cut: an answer must not be lost.
-        let Ok(socket) = rustix::io::dup(&stream) else {
+        let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(&stream, 0) else {
             return;
         };
         let service = service_fn(move |request: Request<Incoming>| {

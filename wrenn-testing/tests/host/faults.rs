@@ -169,7 +169,6 @@ async fn disconnected_host_comes_back_as_it_was() {
     create(&client, 1).await;
     let root_id = host.root_id();
     host.disconnect();
-    eprintln!("disconnected");
     client
         .get_host(GetHostRequest::default())
         .await
@@ -178,7 +177,6 @@ async fn disconnected_host_comes_back_as_it_was() {
         .get_host(GetHostRequest::default())
         .await
         .unwrap_err();
-    eprintln!("failed twice");
     host.reconnect();
     let again = async {
         while client.get_host(GetHostRequest::default()).await.is_err() {
