@@ -17,6 +17,11 @@ const FOR_TESTS: &[HostPackage] = &[
         program: "ip",
         reason: "brings up the network namespace that the client's tests run in",
     },
+    HostPackage {
+        name: "postgresql",
+        program: "pg_lsclusters",
+        reason: "is one of the two databases that the control plane's statements are tested on",
+    },
 ];
 
 /// The packages for set-up and tests that are not installed.

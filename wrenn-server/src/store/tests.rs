@@ -1,3 +1,0 @@
-//! The store on SQLite, and its statements on both databases.
-
-use super::*;
