@@ -42,6 +42,7 @@ mod faults;
 mod guest;
 mod host;
 mod listener;
+mod server;
 mod service;
 
 /// The protocol of hosts, as far as faults and assertions name it.
@@ -54,3 +55,6 @@ pub use calls::Call;
 pub use faults::{Fault, Gate, Rpc};
 pub use guest::FindEnvdError;
 pub use host::{FakeHost, FakeHostBuilder, StartFakeHostError};
+pub use server::{StartTestServerError, TestServer, TestServerBuilder};
+pub use wrenn_server::Settings;
+pub use wrenn_server::clock::Clock;

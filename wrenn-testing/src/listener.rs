@@ -38,6 +38,8 @@ const MAX_STREAMS: u32 = 4096;
 /// What may be on its way to us, for one stream and for a connection.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// What may wait here for a caller, for one stream: less than a guest keeps of it.
+const SEND_BUFFER: usize = 64 << 10;
 
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, BodyError>;
@@ -190,6 +192,7 @@ impl Server {
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
             .max_concurrent_streams(MAX_STREAMS);
         tokio::select! {
             served = builder.serve_connection(TokioIo::new(stream), service) => {

@@ -15,7 +15,7 @@ use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use wrenn_proto::connectrpc::client::{CallOptions, ClientConfig, HttpClient};
+use wrenn_proto::connectrpc::client::{CallOptions, ClientBody, ClientConfig, ServiceTransport};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::filesystem::{self, EntryInfo, FilesystemClient};
 use wrenn_proto::hostagent::Reason;
@@ -37,6 +37,12 @@ use crate::errors::refuse;
 const MAX_ANSWER: usize = 1 << 20;
 const KEEPALIVE_SECONDS: &str = "30";
 
+/// What of a guest's messages may wait in the kernel, in bytes: what is on its way when a
+/// connection breaks must be in what the guest keeps.
+const RECEIVE_BUFFER: usize = 128 << 10;
+
+/// Connections of the RPCs.
+type Transport = ServiceTransport<HyperClient<HttpConnector, ClientBody>>;
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 type Answer<T> = Result<T, ConnectError>;
 /// What a process tells.
@@ -64,8 +70,8 @@ pub(crate) struct Client {
     paths: GuestFiles,
     /// Whom operations on files act as; empty for the default user.
     user: String,
-    processes: ProcessClient<HttpClient>,
-    files: FilesystemClient<HttpClient>,
+    processes: ProcessClient<Transport>,
+    files: FilesystemClient<Transport>,
     http: HyperClient<HttpConnector, Body>,
 }
 
@@ -112,9 +118,12 @@ impl Client {
             headers.insert(ACCESS_TOKEN_HEADER, value);
         }
         let config = ClientConfig::new(uri).proto().with_default_headers(headers);
-        let transport = HttpClient::plaintext();
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
+        let mut bounded = connector.clone();
+        bounded.set_recv_buffer_size(Some(RECEIVE_BUFFER));
+        let transport =
+            ServiceTransport::new(HyperClient::builder(TokioExecutor::new()).build(bounded));
         Self {
             address,
             token,

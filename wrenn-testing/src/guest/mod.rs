@@ -13,7 +13,7 @@ mod launch;
 mod program;
 mod tree;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,8 +51,6 @@ pub(crate) struct Guest {
     client: Client,
     /// Stopped while it is paused.
     stopped: Mutex<Vec<i32>>,
-    /// Bytes of standard output, standard error and terminal that each process has sent.
-    offsets: Mutex<HashMap<u32, [u64; 3]>>,
 }
 
 /// The daemon's process.
@@ -146,7 +144,6 @@ impl Guest {
             files,
             client,
             stopped: Mutex::new(Vec::new()),
-            offsets: Mutex::new(HashMap::new()),
         }))
     }
 
@@ -178,24 +175,6 @@ impl Guest {
     pub(crate) fn resume(&self) {
         let stopped = std::mem::take(&mut *self.stopped());
         tree::resume(&stopped);
-    }
-
-    /// A process of this pid begins.
-    pub(crate) fn forget_offsets(&self, pid: u32) {
-        self.offsets().remove(&pid);
-    }
-
-    /// Counts output of a process's channel, and gives where its first byte stands.
-    pub(crate) fn advance_offset(&self, pid: u32, channel: usize, length: usize) -> u64 {
-        let mut offsets = self.offsets();
-        let sent = &mut offsets.entry(pid).or_default()[channel];
-        let offset = *sent;
-        *sent += length as u64;
-        offset
-    }
-
-    fn offsets(&self) -> MutexGuard<'_, HashMap<u32, [u64; 3]>> {
-        self.offsets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stopped(&self) -> MutexGuard<'_, Vec<i32>> {

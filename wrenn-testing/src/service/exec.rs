@@ -10,11 +10,17 @@ use tokio_util::task::AbortOnDropHandle;
 use wrenn_proto::buffa::{Enumeration as _, MessageField};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode, InboundStream};
 use wrenn_proto::hostagent::__buffa::oneof::process_event;
-use wrenn_proto::hostagent::{self as wire, *};
+use wrenn_proto::hostagent::{
+    self as wire, Command, ConnectProcessRequest, ExecRequest, ExecResponse, ExecStart,
+    ExecStreamRequest, ExitStatus, ListProcessesRequest, ListProcessesResponse, ProcessConnect,
+    ProcessEvent, Reason, SignalProcessRequest, SignalProcessResponse, list_processes_response,
+};
 use wrenn_proto::process::__buffa::oneof::process_event::{Event, data_event::Output};
 use wrenn_proto::process::__buffa::oneof::process_selector::Selector;
-use wrenn_proto::process::process_event::EndEvent;
-use wrenn_proto::process::{ConnectRequest, ProcessConfig, ProcessSelector, Signal, StartRequest};
+use wrenn_proto::process::process_event::{EndEvent, StartEvent};
+use wrenn_proto::process::{
+    ConnectRequest, OutputOffsets, ProcessConfig, ProcessSelector, Signal, StartRequest,
+};
 
 use super::feed::{ClientMessage, feed};
 use super::input::{self, MAX_WHOLE};
@@ -32,7 +38,6 @@ struct Start {
     request: StartRequest,
     user: String,
     timeout: Option<Duration>,
-    terminal: bool,
 }
 
 fn read_command(visit: &Visit, command: Option<Command>) -> Answer<Start> {
@@ -68,20 +73,18 @@ fn read_command(visit: &Visit, command: Option<Command>) -> Answer<Start> {
     Ok(Start {
         user: input::user(&command.user)?.to_owned(),
         timeout: (command.timeout_sec > 0).then(|| Duration::from_secs(command.timeout_sec)),
-        terminal: pty.is_some(),
         request: StartRequest {
             process: MessageField::some(config),
             pty: pty.into(),
             tag: Some(command.tag).filter(|tag| !tag.is_empty()),
             stdin: Some(command.stdin),
-            ..StartRequest::default()
         },
     })
 }
 
 /// A command that runs, and its first event is over.
 struct Running {
-    pid: u32,
+    started: StartEvent,
     events: ProcessEvents,
 }
 
@@ -89,8 +92,10 @@ async fn begun(mut events: ProcessEvents) -> Answer<Running> {
     loop {
         match events.next().await {
             Some(Ok(Event::Start(start))) => {
-                let pid = start.pid;
-                return Ok(Running { pid, events });
+                return Ok(Running {
+                    started: *start,
+                    events,
+                });
             }
             Some(Ok(Event::Keepalive(_))) => {}
             Some(Err(error)) => return Err(error),
@@ -135,7 +140,7 @@ pub(super) async fn exec(host: &Arc<Host>, request: ExecRequest) -> Answer<ExecR
 /// Feeds a command its input, and collects what it prints.
 async fn collect(visit: &Visit, mut running: Running, stdin: Bytes) -> Answer<ExecResponse> {
     let client = visit.guest.client();
-    let pid = running.pid;
+    let pid = running.started.pid;
     let feeding = async {
         if stdin.is_empty() {
             return;
@@ -202,17 +207,10 @@ pub(super) async fn exec_stream(
 ) -> Answer<impl Stream<Item = Answer<ProcessEvent>> + Send + use<>> {
     let visit = input::visit(host, &request.id)?;
     let command = read_command(&visit, request.command.into_option())?;
-    let (terminal, tag) = (command.terminal, command.request.tag.clone());
     let running = visit.ask(start(&visit, command)).await?;
-    visit.guest.forget_offsets(running.pid);
-    let started = wire::process_event::Started {
-        pid: running.pid,
-        tag: tag.unwrap_or_default(),
-        terminal,
-    };
     let messages =
         requests.map(|request| ClientMessage::of_exec(request?.to_owned_message().message));
-    Ok(follow(host, visit, running, started, messages.boxed()))
+    Ok(follow(host, visit, running, messages.boxed()))
 }
 
 pub(super) async fn connect(
@@ -220,27 +218,24 @@ pub(super) async fn connect(
     request: ProcessConnect,
     requests: InboundStream<ConnectProcessRequest>,
 ) -> Answer<impl Stream<Item = Answer<ProcessEvent>> + Send + use<>> {
-    let visit = input::visit(host, &request.id)?;
     let selector = selector(request.pid, request.tag)?;
-    let client = visit.guest.client();
+    let visit = input::visit(host, &request.id)?;
+    let from = request.from.into_option().map(|from| OutputOffsets {
+        stdout: from.stdout,
+        stderr: from.stderr,
+        pty: from.terminal,
+    });
     let joined = async {
         let request = ConnectRequest {
             process: selector.into(),
-            ..ConnectRequest::default()
+            from: from.into(),
         };
-        begun(client.connect(request).await?).await
+        begun(visit.guest.client().connect(request).await?).await
     };
     let running = visit.ask(joined).await?;
-    let known = visit.ask(client.list_processes()).await?;
-    let known = known.into_iter().find(|process| process.pid == running.pid);
-    let started = wire::process_event::Started {
-        pid: running.pid,
-        tag: known.and_then(|process| process.tag).unwrap_or_default(),
-        terminal: request.terminal,
-    };
     let messages =
         requests.map(|request| ClientMessage::of_connect(request?.to_owned_message().message));
-    Ok(follow(host, visit, running, started, messages.boxed()))
+    Ok(follow(host, visit, running, messages.boxed()))
 }
 
 fn selector(pid: u32, tag: String) -> Answer<ProcessSelector> {
@@ -274,11 +269,15 @@ fn follow(
     host: &Arc<Host>,
     visit: Visit,
     running: Running,
-    started: wire::process_event::Started,
     messages: futures::stream::BoxStream<'static, Answer<Option<ClientMessage>>>,
 ) -> impl Stream<Item = Answer<ProcessEvent>> + Send + use<> {
     let client = visit.guest.client().clone();
-    let feed = feed(client, running.pid, started.terminal, messages);
+    let started = wire::process_event::Started {
+        pid: running.started.pid,
+        tag: running.started.tag.clone().unwrap_or_default(),
+        terminal: running.started.terminal,
+    };
+    let feed = feed(client, started.pid, started.terminal, messages);
     let following = Following {
         feed: AbortOnDropHandle::new(tokio::spawn(feed)),
         fed: false,
@@ -306,7 +305,7 @@ impl Following {
             tokio::select! {
                 biased;
                 next = timeout(interval, self.running.events.next()) => match next {
-                    Ok(Some(Ok(next))) => if let Some(event) = self.translate(next) {
+                    Ok(Some(Ok(next))) => if let Some(event) = translate(next) {
                         return Ok(event);
                     },
                     Ok(Some(Err(error))) if error.code == ErrorCode::DeadlineExceeded => {
@@ -330,27 +329,6 @@ impl Following {
         }
     }
 
-    fn translate(&self, next: Event) -> Option<ProcessEvent> {
-        let output = match next {
-            Event::Data(data) => data.output?,
-            Event::End(end) => {
-                let exit = process_event::Event::Exit(Box::new(exit_status(*end)));
-                return Some(event(exit));
-            }
-            Event::Start(_) | Event::Keepalive(_) => return None,
-        };
-        let (channel, length, output) = match output {
-            Output::Stdout(bytes) => (0, bytes.len(), process_event::Event::Stdout(bytes)),
-            Output::Stderr(bytes) => (1, bytes.len(), process_event::Event::Stderr(bytes)),
-            Output::Pty(bytes) => (2, bytes.len(), process_event::Event::Terminal(bytes)),
-        };
-        let guest = &self.visit.guest;
-        Some(ProcessEvent {
-            offset: guest.advance_offset(self.running.pid, channel, length),
-            ..event(output)
-        })
-    }
-
     /// Why the events broke off: the sandbox's end explains more than its connection's.
     fn lost(&self, error: ConnectError) -> ConnectError {
         match self.visit.sandbox.visit() {
@@ -358,6 +336,26 @@ impl Following {
             Err(gone) => gone,
         }
     }
+}
+
+fn translate(next: Event) -> Option<ProcessEvent> {
+    let data = match next {
+        Event::Data(data) => *data,
+        Event::End(end) => {
+            let exit = process_event::Event::Exit(Box::new(exit_status(*end)));
+            return Some(event(exit));
+        }
+        Event::Start(_) | Event::Keepalive(_) => return None,
+    };
+    let output = match data.output? {
+        Output::Stdout(bytes) => process_event::Event::Stdout(bytes),
+        Output::Stderr(bytes) => process_event::Event::Stderr(bytes),
+        Output::Pty(bytes) => process_event::Event::Terminal(bytes),
+    };
+    Some(ProcessEvent {
+        offset: data.offset,
+        ..event(output)
+    })
 }
 
 fn event(event: process_event::Event) -> ProcessEvent {
@@ -407,7 +405,7 @@ pub(super) async fn list(
             program: config.cmd,
             args: config.args,
             tag: process.tag.unwrap_or_default(),
-            ..list_processes_response::Process::default()
+            terminal: process.terminal,
         }
     });
     Ok(ListProcessesResponse {

@@ -258,3 +258,49 @@ async fn silent_stream_sends_keep_alives() {
         told.take(message.to_owned_message());
     }
 }
+
+#[tokio::test]
+async fn delivered_output_comes_again_from_an_offset() {
+    let host = FakeHost::start().await.unwrap();
+    let client = client(&host);
+    create(&client, 1).await;
+    let mut stream = client.exec_stream().await.unwrap();
+    let command = Command {
+        stdin: true,
+        tag: "worker".to_owned(),
+        ..shell("printf 0123456789; read line; printf end")
+    };
+    stream.send(start(1, command)).await.unwrap();
+    let mut told = Told::default();
+    while told.stdout.len() < 10 {
+        let message = stream.message().await.unwrap().unwrap();
+        told.take(message.to_owned_message());
+    }
+    drop(stream);
+    let mut stream = client.connect_process().await.unwrap();
+    let message = |message| ConnectProcessRequest {
+        message: Some(message),
+    };
+    let from = OutputOffsets {
+        stdout: 4,
+        ..Default::default()
+    };
+    let connect = connect_process_request::Message::Connect(Box::new(ProcessConnect {
+        id: id(1),
+        tag: "worker".to_owned(),
+        from: from.into(),
+        ..Default::default()
+    }));
+    stream.send(message(connect)).await.unwrap();
+    let line = connect_process_request::Message::Input("x\n".into());
+    stream.send(message(line)).await.unwrap();
+    let mut again = Told {
+        stdout: b"0123".to_vec(),
+        ..Told::default()
+    };
+    while let Some(message) = stream.message().await.unwrap() {
+        again.take(message.to_owned_message());
+    }
+    assert_eq!(again.pid(), told.pid());
+    assert_eq!(again.stdout, b"0123456789end");
+}
