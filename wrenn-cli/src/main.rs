@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "host")]
     wrenn_core::process::abort_on_panic();
     wrenn_cli::main(std::env::args_os())
 }

@@ -58,7 +58,10 @@ impl Events {
         let began = tokio::time::Instant::now();
         loop {
             if let Some(event) = self.parser.next() {
-                self.last = Some(event.seq);
+                // `resync` has no place of its own.
+                if event.seq > 0 {
+                    self.last = Some(event.seq);
+                }
                 return Ok(event);
             }
             let error = match self.read().await {

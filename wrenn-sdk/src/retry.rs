@@ -2,7 +2,7 @@
 //!
 //! | answer | repeated |
 //! |---|---|
-//! | `Should-Retry: true` | yes |
+//! | `Should-Retry: true` | yes; `agent_error` and `timed_out` only where it is safe, since what was asked for may have happened |
 //! | `Should-Retry: false` | no |
 //! | 429, 502, 503, 504 without that header | where it is safe |
 //! | connection broke | where it is safe |
@@ -88,12 +88,14 @@ impl Retries {
             }
             Failure::Answer {
                 status,
+                code,
                 should_retry,
                 retry_after,
-                ..
             } => {
                 let again =
                     should_retry.unwrap_or(self.safe && matches!(status.as_u16(), 429 | 502..=504));
+                let may_have_happened = matches!(code, ErrorCode::AgentError | ErrorCode::TimedOut);
+                let again = again && (self.safe || !may_have_happened);
                 again.then(|| retry_after.unwrap_or_else(|| self.backoff()))?
             }
         };
@@ -165,6 +167,22 @@ mod tests {
                 .next(answer(503, None, Some(3600)))
                 .is_none()
         );
+    }
+
+    #[test]
+    fn command_that_may_have_run_is_not_repeated() {
+        let failure = |code| Failure::Answer {
+            status: StatusCode::BAD_GATEWAY,
+            code,
+            should_retry: Some(true),
+            retry_after: None,
+        };
+        for code in [ErrorCode::AgentError, ErrorCode::TimedOut] {
+            assert!(Retries::new(false).next(failure(code)).is_none());
+            assert!(Retries::new(true).next(failure(code)).is_some());
+        }
+        let full = failure(ErrorCode::HostFull);
+        assert!(Retries::new(false).next(full).is_some());
     }
 
     #[test]

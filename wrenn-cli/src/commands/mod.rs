@@ -1,10 +1,15 @@
 //! One file per sub-command.
 
+#[cfg(feature = "host")]
 pub mod agent;
 pub mod completions;
+#[cfg(feature = "host")]
 pub mod doctor;
+#[cfg(feature = "host")]
 pub mod machine;
+#[cfg(feature = "host")]
 pub mod run;
+pub mod sandbox;
 pub mod snapshot;
 pub mod template;
 
@@ -15,17 +20,23 @@ use crate::GlobalArgs;
 /// The sub-commands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Run a command in a throw-away sandbox.
-    Run(run::Args),
-    /// Snapshots and the builds that they are made of.
+    /// Sandboxes of a server: create, use, pause, resume, fork, destroy.
+    Sandbox(Box<sandbox::Args>),
+    /// Snapshots, of which sandboxes can be created.
     Snapshot(snapshot::Args),
-    /// What sandboxes are made from: build, list, delete.
+    /// What sandboxes are made from.
     Template(template::Args),
+    /// Run a command in a throw-away sandbox of this host, without a server.
+    #[cfg(feature = "host")]
+    Run(run::Args),
     /// Say what this host can run, and how to mend what it can't.
+    #[cfg(feature = "host")]
     Doctor(doctor::Args),
     /// Talk to the agent of a host: for a look inside, and for debugging.
+    #[cfg(feature = "host")]
     Agent(agent::Args),
     /// The QEMU machine that stands in for a host without usable KVM or device mapper.
+    #[cfg(feature = "host")]
     Machine(machine::Args),
     /// Print the completion script of a shell.
     Completions(completions::Args),
@@ -49,13 +60,18 @@ impl std::error::Error for UsageError {}
 /// Whatever stopped it, ready to be shown to a person.
 pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(args) => run::run(&global, args).await,
+        Command::Sandbox(args) => sandbox::run(*args).await,
         Command::Snapshot(args) => snapshot::run(&global, args).await,
         Command::Template(args) => template::run(&global, args).await,
+        #[cfg(feature = "host")]
+        Command::Run(args) => run::run(&global, args).await,
+        #[cfg(feature = "host")]
         Command::Doctor(args) => doctor::run(&global, args).await,
+        #[cfg(feature = "host")]
         Command::Agent(args) => agent::run(&global.root, args).await,
-        Command::Completions(args) => Ok(completions::run(&args)),
+        #[cfg(feature = "host")]
         Command::Machine(args) => machine::run(&global, args).await,
+        Command::Completions(args) => Ok(completions::run(&args)),
     }
 }
 

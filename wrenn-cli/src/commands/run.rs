@@ -75,12 +75,7 @@ pub struct Args {
     pub command: Vec<String>,
 }
 
-pub(super) fn parse_variable(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("a variable is written NAME=VALUE".to_owned()),
-    }
-}
+pub(super) use crate::variable::parse as parse_variable;
 
 impl Args {
     /// These options as words for the same command elsewhere, without those that say

@@ -3,11 +3,14 @@
 //!
 //! ```text
 //!  stdin ──▶ RemoteInput ──▶ command           (waits while the command does not read)
-//!  stdout, stderr ◀── ProcessEvent ── command  (the command waits while we cannot write)
+//!  stdout, stderr ◀── Event ── command         (the command waits while we cannot write)
 //!  SIGINT, SIGTERM, SIGHUP, SIGQUIT ─────▶ its process group
 //!  SIGWINCH ─────▶ size of its terminal
 //! ```
+//!
+//! A second SIGINT or SIGTERM ends this program at once, whatever the command does.
 
+#[cfg(feature = "host")]
 mod guest;
 mod raw;
 mod remote;
@@ -20,12 +23,17 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tracing::debug;
-use wrenn_core::guest::{Command, ExitStatus, GuestClient, ProcessEvent, Signal};
+#[cfg(feature = "host")]
+use wrenn_core::guest::{Command, GuestClient};
+use wrenn_sdk::Signal;
 
+#[cfg(feature = "host")]
 use guest::GuestCommand;
 use raw::RawMode;
 pub use raw::{is_terminal, terminal_size};
-pub use remote::{Remote, RemoteInput};
+pub use remote::{Event, Exit, Remote, RemoteInput};
+
+use crate::escape;
 
 /// Exit code of a command that its time-out ended, as `timeout` of coreutils has it.
 const TIMED_OUT: u8 = 124;
@@ -48,21 +56,13 @@ pub struct Attach {
 ///
 /// # Errors
 /// When it cannot be started, or the connection to it breaks.
+#[cfg(feature = "host")]
 pub async fn run(
     client: &GuestClient,
     command: Command,
     attach: Attach,
 ) -> anyhow::Result<ExitCode> {
-    let mut command = command;
-    if attach.stdin || attach.tty {
-        command = command.with_stdin();
-    }
-    if attach.tty {
-        command = command.pty(terminal_size());
-    }
-    if let Some(timeout) = attach.timeout {
-        command = command.timeout(timeout);
-    }
+    let command = guest::attached(command, attach);
     // Listening starts before the command does, so that no early signal is missed.
     let signals = Signals::listen()?;
     let process = client.start(&command).await?;
@@ -106,26 +106,35 @@ async fn converse(
     attach: Attach,
 ) -> anyhow::Result<ExitCode> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+    let mut asked_to_end = false;
     loop {
         let event = tokio::select! {
             event = remote.next() => event?,
             received = signals.next() => {
-                deliver(remote, received, attach.tty).await;
+                if asks_to_end(received) {
+                    if asked_to_end {
+                        return Ok(left(received));
+                    }
+                    asked_to_end = true;
+                }
+                // A signal that cannot be delivered must not stand in the way of the next.
+                tokio::select! {
+                    () = deliver(remote, received, attach.tty) => {}
+                    again = signals.next_to_end(), if asked_to_end => return Ok(left(again)),
+                }
                 continue;
             }
         };
         let written = match event {
-            ProcessEvent::Stdout(bytes) | ProcessEvent::Pty(bytes) => {
-                show(&mut stdout, &bytes).await
-            }
-            ProcessEvent::Stderr(bytes) => show(&mut stderr, &bytes).await,
-            ProcessEvent::Exit(status) => return Ok(exit_code(&status, attach)),
+            Event::Stdout(bytes) => show(&mut stdout, &bytes).await,
+            Event::Stderr(bytes) => show(&mut stderr, &bytes).await,
+            Event::Exit(exit) => return Ok(exit_code(&exit, attach)),
         };
         match written {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 // Whoever read has left, as `head` does: the command has no more to say.
-                if let Err(error) = remote.signal(Signal::SIGNAL_SIGKILL).await {
+                if let Err(error) = remote.signal(Signal::KILL).await {
                     debug!(%error, "the command ended by itself");
                 }
                 return Ok(ExitCode::from(BROKEN_PIPE));
@@ -137,18 +146,29 @@ async fn converse(
     }
 }
 
-fn exit_code(status: &ExitStatus, attach: Attach) -> ExitCode {
-    // The daemon tells a command that its time-out killed by the error it ends with.
-    if attach.timeout.is_some()
-        && status
-            .error
-            .as_deref()
-            .is_some_and(|error| error.contains("deadline"))
-    {
+const fn asks_to_end(received: Received) -> bool {
+    matches!(received, Received::Forward(Signal::INT | Signal::TERM))
+}
+
+/// The exit code of a program that a signal ended.
+fn left(received: Received) -> ExitCode {
+    let number = match received {
+        Received::Forward(signal) => u8::try_from(signal.number()).unwrap_or_default(),
+        Received::Resized => 0,
+    };
+    eprintln!("wrenn: left the command, which may go on");
+    ExitCode::from(128 + number)
+}
+
+fn exit_code(exit: &Exit, attach: Attach) -> ExitCode {
+    if attach.timeout.is_some() && exit.timed_out {
         eprintln!("wrenn: {}", timed_out(attach));
         return ExitCode::from(TIMED_OUT);
     }
-    ExitCode::from(status.shell_code())
+    if let Some(message) = &exit.message {
+        eprintln!("wrenn: {}", escape::line(message));
+    }
+    ExitCode::from(exit.code)
 }
 
 fn timed_out(attach: Attach) -> String {
@@ -217,11 +237,21 @@ impl Signals {
 
     async fn next(&mut self) -> Received {
         tokio::select! {
-            _ = self.interrupt.recv() => Received::Forward(Signal::SIGNAL_SIGINT),
-            _ = self.terminate.recv() => Received::Forward(Signal::SIGNAL_SIGTERM),
-            _ = self.hangup.recv() => Received::Forward(Signal::SIGNAL_SIGHUP),
-            _ = self.quit.recv() => Received::Forward(Signal::SIGNAL_SIGQUIT),
+            _ = self.interrupt.recv() => Received::Forward(Signal::INT),
+            _ = self.terminate.recv() => Received::Forward(Signal::TERM),
+            _ = self.hangup.recv() => Received::Forward(Signal::HUP),
+            _ = self.quit.recv() => Received::Forward(Signal::QUIT),
             _ = self.resized.recv() => Received::Resized,
+        }
+    }
+
+    /// The next signal that asks this program to end.
+    async fn next_to_end(&mut self) -> Received {
+        loop {
+            let received = self.next().await;
+            if asks_to_end(received) {
+                return received;
+            }
         }
     }
 }

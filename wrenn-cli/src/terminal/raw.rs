@@ -3,10 +3,10 @@
 use std::io::{self, IsTerminal};
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use wrenn_core::guest::PtySize;
+use wrenn_sdk::TerminalSize;
 
 /// Where no terminal says how large it is.
-const DEFAULT_SIZE: PtySize = PtySize { cols: 80, rows: 24 };
+const DEFAULT_SIZE: TerminalSize = TerminalSize { cols: 80, rows: 24 };
 
 /// Whether standard input is a terminal.
 #[must_use]
@@ -16,10 +16,10 @@ pub fn is_terminal() -> bool {
 
 /// The size of our terminal, or 80 by 24.
 #[must_use]
-pub fn terminal_size() -> PtySize {
+pub fn terminal_size() -> TerminalSize {
     let size = tcgetwinsize(io::stdin()).or_else(|_| tcgetwinsize(io::stdout()));
     match size {
-        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => PtySize {
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => TerminalSize {
             cols: size.ws_col,
             rows: size.ws_row,
         },

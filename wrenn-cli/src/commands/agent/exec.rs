@@ -8,12 +8,12 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
-use wrenn_core::guest::{ExitStatus, ProcessEvent, PtySize, Signal};
-use wrenn_proto::buffa::Enumeration as _;
+use wrenn_core::guest::{ExitStatus, ProcessEvent};
 use wrenn_proto::hostagent::__buffa::oneof::process_event::Event;
 use wrenn_proto::hostagent::{
     CloseInput, Command, ExecStart, ExecStreamRequest, SignalProcessRequest, TerminalSize,
 };
+use wrenn_sdk::{Signal, TerminalSize as Size};
 
 use super::client::AgentClient;
 use crate::commands::run::parse_variable;
@@ -140,7 +140,7 @@ fn begin(args: Args) -> ExecStreamRequest {
     }
 }
 
-fn size_message(size: PtySize) -> TerminalSize {
+fn size_message(size: Size) -> TerminalSize {
     TerminalSize {
         cols: size.cols.into(),
         rows: size.rows.into(),
@@ -154,21 +154,20 @@ impl Remote for AgentCommand<'_> {
         AgentInput(self.up.clone())
     }
 
-    async fn next(&mut self) -> anyhow::Result<ProcessEvent> {
+    async fn next(&mut self) -> anyhow::Result<terminal::Event> {
         loop {
             return Ok(match self.down.next().await {
                 Some(event) => match event? {
-                    Event::Stdout(bytes) => ProcessEvent::Stdout(bytes),
-                    Event::Stderr(bytes) => ProcessEvent::Stderr(bytes),
-                    Event::Terminal(bytes) => ProcessEvent::Pty(bytes),
-                    Event::Exit(exit) => ProcessEvent::Exit(ExitStatus {
+                    Event::Stdout(bytes) | Event::Terminal(bytes) => terminal::Event::Stdout(bytes),
+                    Event::Stderr(bytes) => terminal::Event::Stderr(bytes),
+                    Event::Exit(exit) => terminal::Event::from(ProcessEvent::Exit(ExitStatus {
                         code: exit.code,
                         exited: exit.exited,
                         status: exit.status,
                         error: (!exit.error.is_empty()).then_some(exit.error),
                         signal: u8::try_from(exit.signal).ok().filter(|signal| *signal > 0),
                         timed_out: exit.timed_out,
-                    }),
+                    })),
                     Event::Started(_) | Event::KeepAlive(_) => continue,
                 },
                 None => return Err(anyhow!("the agent does not say how the command ended")),
@@ -180,14 +179,14 @@ impl Remote for AgentCommand<'_> {
         let request = SignalProcessRequest {
             id: self.id.clone(),
             pid: self.pid,
-            signal: u32::try_from(signal.to_i32())?,
+            signal: signal.number(),
             ..SignalProcessRequest::default()
         };
         let answer = self.agent.rpc.signal_process(request).await;
         self.agent.check(answer).map(drop)
     }
 
-    async fn resize(&self, size: PtySize) -> anyhow::Result<()> {
+    async fn resize(&self, size: Size) -> anyhow::Result<()> {
         // Not waited for: while input is stuck, output must not be. The next size gets
         // through.
         Ok(self.up.try_send(ExecStreamRequest {

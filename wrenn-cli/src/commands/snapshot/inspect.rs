@@ -1,4 +1,4 @@
-//! `wrenn snapshot`: snapshots and the builds that they are made of.
+//! `wrenn snapshot inspect`: the builds that snapshots are made of.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,26 +10,14 @@ use wrenn_core::snapshot::{BuildId, Inspection, VerifyBuildError};
 use crate::GlobalArgs;
 use crate::size::show;
 
-/// Options of `wrenn snapshot`.
+/// Options of `wrenn snapshot inspect`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wrenn snapshot inspect bd0123456789abcdefghij
   wrenn snapshot inspect /var/lib/wrenn/snapshots/builds/bd0123456789abcdefghij --verify
   wrenn snapshot inspect bd0123456789abcdefghij --json | jq '.chain[].allocated_bytes'")]
-pub struct Args {
-    #[command(subcommand)]
-    action: Action,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Action {
-    /// Say what a build is made of.
-    Inspect(InspectArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct InspectArgs {
+pub(super) struct Args {
     /// A build's directory, or the id of one in the root directory.
     #[arg(value_name = "PATH|ID")]
     build: PathBuf,
@@ -45,17 +33,13 @@ struct InspectArgs {
 ///
 /// # Errors
 /// When the build cannot be read, or does not verify.
-pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
-    match args.action {
-        Action::Inspect(args) => {
-            let root = RootDirectory::new(&global.root);
-            tokio::task::spawn_blocking(move || inspect(&root, &args)).await?
-        }
-    }
+pub(super) async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
+    let root = RootDirectory::new(&global.root);
+    tokio::task::spawn_blocking(move || inspect(&root, &args)).await?
 }
 
 #[allow(clippy::print_stdout, reason = "the data that was asked for")]
-fn inspect(root: &RootDirectory, args: &InspectArgs) -> anyhow::Result<ExitCode> {
+fn inspect(root: &RootDirectory, args: &Args) -> anyhow::Result<ExitCode> {
     let directory = directory_of(root, &args.build);
     let inspection = Inspection::of(&directory)
         .with_context(|| format!("cannot inspect {}", args.build.display()))?;
@@ -172,5 +156,5 @@ fn share(part: u64, whole: u64) -> String {
 }
 
 #[cfg(test)]
-#[path = "snapshot_tests.rs"]
+#[path = "inspect_tests.rs"]
 mod tests;

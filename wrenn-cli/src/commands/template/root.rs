@@ -1,4 +1,4 @@
-//! `wrenn template`: what sandboxes are made from, in a root directory of this host.
+//! `wrenn template` in a root directory of this host.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,53 +12,10 @@ use wrenn_core::sandbox::SandboxImages;
 use wrenn_core::template::{self, DeleteTemplateError, ListedTemplate};
 use wrenn_images::import::{self, ImportError, ImportOptions, Imported};
 
-use super::UsageError;
-use super::run::parse_variable;
 use crate::GlobalArgs;
+use crate::commands::UsageError;
+use crate::commands::run::parse_variable;
 use crate::progress::ImportBar;
-
-/// Options of `wrenn template`.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
-Examples:
-  docker save python:3.13 | gzip > python.tar.gz
-  wrenn template build python --from python.tar.gz
-  wrenn run --template python -- python3 --version
-  wrenn template list --json
-  wrenn template delete python")]
-pub struct Args {
-    #[command(subcommand)]
-    action: Action,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Action {
-    /// Make a template from a root file system or a container image.
-    Build(Build),
-    /// List the templates.
-    #[command(after_help = "\
-Examples:
-  wrenn template list
-  wrenn template list --json | jq -r '.[].name'")]
-    List {
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Delete a template that nothing uses any more.
-    #[command(after_help = "\
-Examples:
-  wrenn template delete python
-
-A template that sandboxes were made from stays, and they are named.")]
-    Delete {
-        /// The template.
-        name: String,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
-}
 
 /// Options of `wrenn template build`.
 #[derive(Debug, clap::Args)]
@@ -76,7 +33,7 @@ Examples:
 
 A name that is there already gets the new contents; sandboxes that were made before keep the
 old ones.")]
-struct Build {
+pub(super) struct Build {
     /// The name that the template gets.
     name: String,
     /// What it is made from.
@@ -106,23 +63,48 @@ struct Build {
     json: bool,
 }
 
-/// Runs the sub-command.
-///
-/// # Errors
-/// When the template cannot be made, listed or deleted.
-pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
-    let root = RootDirectory::new(&global.root);
-    // All of it works on files and blocks its thread.
-    tokio::task::spawn_blocking(move || match args.action {
-        Action::Build(args) => build(&root, args),
-        Action::List { json } => list(&root, json),
-        Action::Delete { name, json } => delete(&root, &name, json),
-    })
-    .await
-    .context("a worker thread died")?
+/// Options of `wrenn template delete`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wrenn template delete python
+
+A template that sandboxes were made from stays, and they are named.")]
+pub(super) struct Delete {
+    /// The template.
+    name: String,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
-fn build(root: &RootDirectory, args: Build) -> anyhow::Result<ExitCode> {
+/// Makes a template.
+pub(super) async fn build(global: &GlobalArgs, args: Build) -> anyhow::Result<ExitCode> {
+    blocking(global, move |root| build_in(root, args)).await
+}
+
+/// Lists the templates of the root directory.
+pub(super) async fn list(global: &GlobalArgs, json: bool) -> anyhow::Result<ExitCode> {
+    blocking(global, move |root| list_in(root, json)).await
+}
+
+/// Deletes a template of the root directory.
+pub(super) async fn delete(global: &GlobalArgs, args: Delete) -> anyhow::Result<ExitCode> {
+    blocking(global, move |root| delete_in(root, &args.name, args.json)).await
+}
+
+/// All of it works on files and blocks its thread.
+async fn blocking(
+    global: &GlobalArgs,
+    work: impl FnOnce(&RootDirectory) -> anyhow::Result<ExitCode> + Send + 'static,
+) -> anyhow::Result<ExitCode> {
+    let root = RootDirectory::new(&global.root);
+    tokio::task::spawn_blocking(move || work(&root))
+        .await
+        .context("a worker thread died")?
+}
+
+fn build_in(root: &RootDirectory, args: Build) -> anyhow::Result<ExitCode> {
     let name = args.name.clone();
     let json = args.json;
     let options = options(args)?;
@@ -194,7 +176,7 @@ fn print_built(imported: &Imported, json: bool) -> anyhow::Result<()> {
 }
 
 #[allow(clippy::print_stdout, reason = "the data that was asked for")]
-fn list(root: &RootDirectory, json: bool) -> anyhow::Result<ExitCode> {
+fn list_in(root: &RootDirectory, json: bool) -> anyhow::Result<ExitCode> {
     let templates = template::list(root)?;
     let users = SandboxImages::of(root);
     if json {
@@ -242,7 +224,7 @@ fn in_json(template: &ListedTemplate, users: &SandboxImages) -> anyhow::Result<s
 }
 
 #[allow(clippy::print_stdout, reason = "the data that was asked for")]
-fn delete(root: &RootDirectory, name: &str, json: bool) -> anyhow::Result<ExitCode> {
+fn delete_in(root: &RootDirectory, name: &str, json: bool) -> anyhow::Result<ExitCode> {
     template::delete(root, name, &SandboxImages::of(root)).map_err(|error| match error {
         DeleteTemplateError::Name(_) => anyhow::Error::new(UsageError(error.to_string())),
         error => error.into(),

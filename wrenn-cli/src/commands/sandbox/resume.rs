@@ -1,0 +1,37 @@
+//! `wrenn sandbox resume`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use wrenn_sdk::Client;
+
+use super::several::each;
+
+/// Options of `wrenn sandbox resume`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wrenn sandbox resume web
+  wrenn sandbox resume web --timeout 10m")]
+pub(super) struct Args {
+    /// How long it may be idle from now on before it is paused: 30s, 5m; 0s for any length.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// The sandboxes.
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<String>,
+}
+
+pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    each(client, &args.sandboxes, args.json, async |sandbox| {
+        match args.timeout {
+            Some(timeout) => sandbox.resume_with_timeout(timeout).await?,
+            None => sandbox.resume().await?,
+        }
+        Ok(sandbox.info().clone())
+    })
+    .await
+}
