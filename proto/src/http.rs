@@ -9,6 +9,8 @@
 //! | `GET /files?path&username` | – | the file |
 //! | `POST /files?path&username` | multipart or bytes, [`FILE_MODE_HEADER`] | array of [`FileEntry`] |
 //! | `POST /files/compose` | [`ComposeRequest`] | [`FileEntry`] |
+//! | `GET /archive?path&username` | – | the directory as a tar archive |
+//! | `POST /archive?path&username` | a tar archive | [`Unpacked`] |
 //!
 //! An error is an [`ErrorBody`] with the status code repeated in it.
 
@@ -97,6 +99,13 @@ pub struct ComposeRequest {
     pub destination: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
+}
+
+/// Answer of `POST /archive`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpacked {
+    /// Entries that were unpacked.
+    pub entries: u64,
 }
 
 /// Answer of `GET /metrics`. Sizes are in bytes unless their name says otherwise.

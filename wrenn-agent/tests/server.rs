@@ -271,6 +271,26 @@ async fn every_rpc_about_an_unknown_sandbox_says_that_it_is_unknown() {
         ),
         Err(error) => refused::<()>(Err(error), ErrorCode::NotFound, "there is no sandbox"),
     }
+    let request = WriteArchiveRequest {
+        id: ID.to_owned(),
+        path: path(),
+        ..WriteArchiveRequest::default()
+    };
+    let unpacked = client.write_archive(futures::stream::iter([request])).await;
+    refused(unpacked, ErrorCode::NotFound, "there is no sandbox");
+    let request = ReadArchiveRequest {
+        id: ID.to_owned(),
+        path: path(),
+        ..ReadArchiveRequest::default()
+    };
+    match client.read_archive(request).await {
+        Ok(mut stream) => refused(
+            stream.message().await,
+            ErrorCode::NotFound,
+            "there is no sandbox",
+        ),
+        Err(error) => refused::<()>(Err(error), ErrorCode::NotFound, "there is no sandbox"),
+    }
     let mut stream = client.exec_stream().await.unwrap();
     let start = ExecStart {
         id: ID.to_owned(),

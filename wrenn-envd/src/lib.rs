@@ -15,13 +15,14 @@
 //!
 //! - [`server`] takes connections, [`router`] sends each request past [`auth`] to its
 //!   place: Connect RPC to [`process::service`] and [`filesystem::service`], plain HTTP
-//!   to [`files`], [`setup`], [`disks`], [`programs`] and [`metrics`];
+//!   to [`files`], [`archive`], [`setup`], [`disks`], [`programs`] and [`metrics`];
 //! - [`guest`] is what requests share, [`users`] and [`paths`] say who and where;
 //! - [`sys`] holds the unsafe code.
 //!
 //! The guest is its user's: whoever holds the access token may do everything in it. What
 //! is protected is the way in, and that no request takes the daemon down with it.
 
+pub mod archive;
 pub mod auth;
 pub mod config;
 pub mod disks;

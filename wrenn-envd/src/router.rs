@@ -10,6 +10,7 @@ use wrenn_proto::connectrpc::{ConnectRpcService, Limits, Router as RpcRouter};
 use wrenn_proto::filesystem::FILESYSTEM_SERVICE_NAME;
 use wrenn_proto::process::PROCESS_SERVICE_NAME;
 
+use crate::archive;
 use crate::auth::{Refusal, authorize};
 use crate::disks;
 use crate::files;
@@ -75,10 +76,12 @@ impl Router {
             (&Method::GET | &Method::HEAD, "/files") => files::download(guest, &parts).await,
             (&Method::POST, "/files") => files::upload(guest, &parts, body).await,
             (&Method::POST, "/files/compose") => files::compose(guest, body).await,
+            (&Method::GET, "/archive") => archive::read(guest, &parts).await,
+            (&Method::POST, "/archive") => archive::write(guest, &parts, body).await,
             (
                 _,
                 "/health" | "/init" | "/sync" | "/freeze" | "/thaw" | "/metrics" | "/envs"
-                | "/files" | "/files/compose",
+                | "/files" | "/files/compose" | "/archive",
             ) => Err(HttpError::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method not allowed",

@@ -327,3 +327,172 @@ async fn commands_are_found_and_signalled_by_their_tag() {
     assert_eq!(error.reason(), Some(reason));
     daemon.stop().await;
 }
+
+async fn packed(guest: &GuestClient, path: &str) -> Result<Vec<u8>, wrenn_core::guest::GuestError> {
+    let chunks: Vec<bytes::Bytes> = guest.read_archive(path).await?.try_collect().await?;
+    Ok(chunks.concat())
+}
+
+async fn unpacked(
+    guest: &GuestClient,
+    path: &str,
+    archive: Vec<u8>,
+) -> Result<u64, wrenn_core::guest::GuestError> {
+    let pieces: Vec<_> = archive
+        .chunks(100_000)
+        .map(|piece| Ok(bytes::Bytes::copy_from_slice(piece)))
+        .collect();
+    guest
+        .write_archive(path, futures::stream::iter(pieces))
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_go_out_and_in_as_archives() {
+    use std::os::unix::fs::MetadataExt as _;
+    let daemon = TestDaemon::start_with(TOKEN).await;
+    let directory = tempfile::tempdir().unwrap();
+    let open = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(directory.path(), open).unwrap();
+    let from = directory.path().join("from");
+    let to = directory.path().join("not/yet/there");
+    std::fs::create_dir_all(from.join("deep").join("x".repeat(150))).unwrap();
+    let long = from
+        .join("deep")
+        .join("x".repeat(150))
+        .join("y".repeat(150));
+    std::fs::write(&long, "long").unwrap();
+    std::fs::write(from.join("script"), "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(from.join("script"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    let script = std::fs::File::open(from.join("script")).unwrap();
+    script.set_modified(time).unwrap();
+    std::fs::write(from.join("large"), vec![7; 3_000_000]).unwrap();
+    std::fs::hard_link(from.join("script"), from.join("again")).unwrap();
+    std::os::unix::fs::symlink("deep", from.join("link")).unwrap();
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        from.join("pipe"),
+        rustix::fs::Mode::from_raw_mode(0o600),
+    )
+    .unwrap();
+
+    let user = another();
+    let guest = client(&daemon).as_user(&user).unwrap();
+    let archive = packed(&guest, from.to_str().unwrap()).await.unwrap();
+    let entries = unpacked(&guest, to.to_str().unwrap(), archive).await;
+    assert_eq!(entries.unwrap(), 7);
+    assert_eq!(std::fs::read(to.join("large")).unwrap(), vec![7; 3_000_000]);
+    let long = to.join("deep").join("x".repeat(150)).join("y".repeat(150));
+    assert_eq!(std::fs::read_to_string(long).unwrap(), "long");
+    let script = std::fs::metadata(to.join("script")).unwrap();
+    assert_eq!(script.permissions().mode() & 0o7777, 0o755);
+    assert_eq!((script.mtime(), script.nlink()), (1_000_000_000, 1));
+    assert_eq!(
+        std::fs::read_link(to.join("link")).unwrap().to_str(),
+        Some("deep")
+    );
+    assert!(!to.join("pipe").exists());
+    for path in ["", "deep", "script"] {
+        let path = to.join(path).to_str().unwrap().to_owned();
+        assert_eq!(guest.stat(&path).await.unwrap().owner, user, "{path}");
+    }
+
+    // A single file is an archive with one entry.
+    let one = packed(&guest, from.join("script").to_str().unwrap()).await;
+    let elsewhere = directory.path().join("one");
+    let entries = unpacked(&guest, elsewhere.to_str().unwrap(), one.unwrap()).await;
+    assert_eq!(entries.unwrap(), 1);
+    assert_eq!(
+        std::fs::read(elsewhere.join("script")).unwrap(),
+        b"#!/bin/sh\n"
+    );
+
+    let missing = packed(&guest, "/no/such").await.unwrap_err();
+    assert_eq!(missing.code(), Some(RpcCode::NotFound));
+    let device = packed(&guest, "/dev/null").await.unwrap_err();
+    assert_eq!(device.code(), Some(RpcCode::InvalidArgument));
+    let file = from.join("script").to_str().unwrap().to_owned();
+    let into_file = unpacked(&guest, &file, vec![0; 1024]).await.unwrap_err();
+    assert_eq!(
+        into_file.code(),
+        Some(RpcCode::InvalidArgument),
+        "{into_file}"
+    );
+    daemon.stop().await;
+}
+
+/// Hazard 61: what leads out of the directory is refused, and named.
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_archives_stay_in_their_directory() {
+    let daemon = TestDaemon::start_with(TOKEN).await;
+    let directory = tempfile::tempdir().unwrap();
+    let to = directory.path().join("to");
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(4);
+    header.set_mode(0o644);
+    header.set_entry_type(tar::EntryType::Regular);
+    header.as_old_mut().name[..7].copy_from_slice(b"../evil");
+    header.set_cksum();
+    builder.append(&header, &b"evil"[..]).unwrap();
+    let mut archive = builder.into_inner().unwrap();
+    // Much more than what is on the way when the entry is refused.
+    archive.extend(vec![0; 20_000_000]);
+    let error = unpacked(&client(&daemon), to.to_str().unwrap(), archive).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.code(), Some(RpcCode::InvalidArgument), "{error}");
+    assert!(error.to_string().contains("'../evil'"), "{error}");
+    assert!(!directory.path().join("evil").exists());
+
+    // One that breaks off leaves nothing half.
+    let broken = [
+        Ok(vec![b'x'; 100].into()),
+        Err(std::io::Error::other("broken")),
+    ];
+    let guest = client(&daemon);
+    let broken = guest.write_archive(to.to_str().unwrap(), futures::stream::iter(broken));
+    broken.await.unwrap_err();
+    assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0);
+    daemon.stop().await;
+}
+
+/// A file that changes while it is read leaves an archive that can be read, and one that
+/// became shorter an error.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_change_do_not_corrupt_an_archive() {
+    for (grows, expected) in [(true, Ok(())), (false, Err(()))] {
+        let daemon = TestDaemon::start_with(TOKEN).await;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        // More than all buffers on the way hold.
+        let size = 32 << 20;
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(size).unwrap();
+        let guest = client(&daemon);
+        let from = directory.path().to_str().unwrap();
+        let mut chunks = Box::pin(guest.read_archive(from).await.unwrap());
+        let mut archive = chunks.try_next().await.unwrap().unwrap().to_vec();
+        file.set_len(if grows { 2 * size } else { 1 << 20 })
+            .unwrap();
+        let outcome = loop {
+            match chunks.try_next().await {
+                Ok(Some(chunk)) => archive.extend_from_slice(&chunk),
+                Ok(None) => break Ok(()),
+                Err(_) => break Err(()),
+            }
+        };
+        assert_eq!(outcome, expected, "grows: {grows}");
+        let mut entries = tar::Archive::new(&archive[..]);
+        let mut entries = entries.entries().unwrap();
+        let mut entry = entries.next().unwrap().unwrap();
+        assert_eq!(entry.size(), size);
+        if grows {
+            let read = std::io::copy(&mut entry, &mut std::io::sink()).unwrap();
+            assert_eq!(read, size);
+            drop(entry);
+            assert!(entries.next().is_none());
+        }
+        daemon.stop().await;
+    }
+}

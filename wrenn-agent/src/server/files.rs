@@ -74,28 +74,14 @@ pub(super) async fn stream_write(
     let visit = agent.visit_as(&begin.id, &begin.user)?;
     let _open = agent.metrics.stream_opened();
 
-    // The guest only learns that the rest does not come; the caller is told why.
-    let broken = Arc::new(OnceLock::new());
     let size = Arc::new(AtomicU64::new(0));
-    let rest = {
-        let broken = Arc::clone(&broken);
-        requests.map(move |request| match request {
-            Ok(request) => Ok(request.to_owned_message().data),
-            Err(error) => {
-                // There is only one: the stream ends with it.
-                drop(broken.set(error));
-                Err(io::Error::other("the caller's stream broke"))
-            }
-        })
-    };
+    let rest = requests.map(|request| Ok(request?.to_owned_message().data));
+    let (chunks, broken) = contents(begin.data, rest);
     let chunks = {
         let size = Arc::clone(&size);
-        futures::stream::iter([Ok(begin.data)])
-            .chain(rest)
-            .try_filter(|chunk: &Bytes| futures::future::ready(!chunk.is_empty()))
-            .inspect_ok(move |chunk| {
-                size.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            })
+        chunks.inspect_ok(move |chunk| {
+            size.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        })
     };
     let written = visit
         .ask(visit.guest.write_stream(path, None, mode, chunks))
@@ -107,6 +93,30 @@ pub(super) async fn stream_write(
     Ok(StreamWriteFileResponse {
         size: size.load(Ordering::Relaxed),
     })
+}
+
+/// What a caller sends, its first message and the others, and why it broke off if it did: the
+/// guest only learns that the rest does not come.
+pub(super) fn contents(
+    first: Bytes,
+    rest: impl Stream<Item = Result<Bytes, ConnectError>> + Send + 'static,
+) -> (
+    impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    Arc<OnceLock<ConnectError>>,
+) {
+    let broken = Arc::new(OnceLock::new());
+    let rest = {
+        let broken = Arc::clone(&broken);
+        rest.map_err(move |error| {
+            // There is only one: the stream ends with it.
+            drop(broken.set(error));
+            io::Error::other("the caller's stream broke")
+        })
+    };
+    let chunks = futures::stream::iter([Ok(first)])
+        .chain(rest)
+        .try_filter(|chunk: &Bytes| futures::future::ready(!chunk.is_empty()));
+    (chunks, broken)
 }
 
 pub(super) async fn stream_read(

@@ -1,5 +1,6 @@
 //! The RPCs, one file for each group, and how they travel.
 
+mod archive;
 mod egress;
 mod exec;
 mod feed;
@@ -169,18 +170,18 @@ impl HostAgent for Service {
     async fn read_archive(
         &self,
         _ctx: RequestContext,
-        _request: ServiceRequest<'_, ReadArchiveRequest>,
+        request: ServiceRequest<'_, ReadArchiveRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<ReadArchiveResponse> + Send + use<>>> {
-        Err::<Response<ServiceStream<ReadArchiveResponse>>, _>(ConnectError::unimplemented(
-            "not yet",
-        ))
+        let request = request.to_owned_message();
+        stream(archive::read(&self.0, request).await)
     }
 
     async fn write_archive<'a>(
         &'a self,
         _ctx: RequestContext,
-        _requests: InboundStream<WriteArchiveRequest>,
+        requests: InboundStream<WriteArchiveRequest>,
     ) -> ServiceResult<impl Encodable<WriteArchiveResponse> + Send + use<'a>> {
-        Err::<Response<WriteArchiveResponse>, _>(ConnectError::unimplemented("not yet"))
+        let unpacked = archive::write(&self.0, requests).await;
+        Response::ok(unpacked.map_err(with_default_reason)?)
     }
 }

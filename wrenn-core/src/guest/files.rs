@@ -22,6 +22,7 @@ use super::{GuestClient, GuestError};
 
 const READ: &str = "reading a file";
 const WRITE: &str = "writing a file";
+const FILES: &str = "/files";
 /// The last second of the year 9999, after which no RFC 3339 time follows.
 const LAST_SECOND: u64 = 253_402_300_799;
 /// The size in which an upload is read and sent.
@@ -120,7 +121,7 @@ impl GuestClient {
         &self,
         path: &str,
     ) -> Result<impl Stream<Item = Result<Bytes, GuestError>> + Send + 'static, GuestError> {
-        Ok(chunks(self.open(Method::GET, path, &[]).await?))
+        Ok(chunks(READ, self.open(Method::GET, path, &[]).await?))
     }
 
     /// Opens the guest's file at `path` from byte `offset` on, and gives at most `length` of
@@ -165,7 +166,7 @@ impl GuestClient {
         } else {
             text(&response, header::CONTENT_LENGTH).and_then(|length| length.parse().ok())
         };
-        let chunks = chunks(response).boxed();
+        let chunks = chunks(READ, response).boxed();
         let chunks = if partial || (offset == 0 && length.is_none()) {
             chunks
         } else {
@@ -340,7 +341,7 @@ impl GuestClient {
 
     /// The path of a request about a file, for `user` or whom this client acts as.
     fn target(&self, path: &str, user: Option<&str>) -> String {
-        files(path, user.or(self.user.as_deref()))
+        target(FILES, path, user.or(self.user.as_deref()))
     }
 
     /// Looks at one path.
@@ -425,13 +426,14 @@ impl GuestClient {
 }
 
 /// The bytes of an answer as they come.
-fn chunks(
+pub(super) fn chunks(
+    what: &'static str,
     response: Response<Incoming>,
 ) -> impl Stream<Item = Result<Bytes, GuestError>> + Send + 'static {
-    BodyStream::new(response.into_body()).filter_map(|frame| async {
+    BodyStream::new(response.into_body()).filter_map(move |frame| async move {
         match frame {
             Ok(frame) => frame.into_data().ok().map(Ok),
-            Err(error) => Some(Err(GuestError::transport(READ, error))),
+            Err(error) => Some(Err(GuestError::transport(what, error))),
         }
     })
 }
@@ -474,8 +476,9 @@ fn no_entry(what: &'static str) -> GuestError {
     }
 }
 
-fn files(path: &str, user: Option<&str>) -> String {
-    let mut target = format!("/files?path={}", escape(path));
+/// The path of a request to `route` about a file of the guest.
+pub(super) fn target(route: &str, path: &str, user: Option<&str>) -> String {
+    let mut target = format!("{route}?path={}", escape(path));
     if let Some(user) = user {
         target.push_str("&username=");
         target.push_str(&escape(user).to_string());
@@ -502,7 +505,7 @@ mod tests {
     #[test]
     fn paths_survive_the_query() {
         assert_eq!(
-            files("/home/user/a b&c=%?#ü", Some("me&you")),
+            target(FILES, "/home/user/a b&c=%?#ü", Some("me&you")),
             "/files?path=/home/user/a%20b%26c%3D%25%3F%23%C3%BC&username=me%26you"
         );
     }

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! GuestClient ──Connect RPC (binary)──▶ process.Process, filesystem.Filesystem ┐
-//!             ──plain HTTP────────────▶ /health /init /files                   ├ envd, port 49983
+//!             ──plain HTTP────────────▶ /health /init /files /archive          ├ envd, port 49983
 //! ```
 //!
 //! The guest is hostile: what it answers is bounded in size and time, and nothing it says
 //! is trusted further than the sandbox it comes from.
 
+mod archive;
 mod error;
 mod files;
 mod health;

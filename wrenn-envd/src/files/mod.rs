@@ -32,7 +32,7 @@ use crate::users::User;
 const CHUNK: usize = 256 * 1024;
 
 /// Who a transfer acts for: the query's `username`, else whom the header names.
-fn user(parts: &Parts, query: &Query, settings: &Settings) -> Result<User, IdentifyError> {
+pub fn user(parts: &Parts, query: &Query, settings: &Settings) -> Result<User, IdentifyError> {
     match query.get("username").filter(|name| !name.is_empty()) {
         Some(name) => Ok(User::lookup(name)?),
         None => auth::identify(&parts.headers, settings),

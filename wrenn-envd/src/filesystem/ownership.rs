@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::users::User;
 
 /// Whether ownership can be given away at all.
-fn may_give() -> bool {
+pub fn may_give() -> bool {
     rustix::process::geteuid().is_root()
 }
 
