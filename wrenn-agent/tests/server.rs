@@ -271,6 +271,18 @@ async fn every_rpc_about_an_unknown_sandbox_says_that_it_is_unknown() {
         ),
         Err(error) => refused::<()>(Err(error), ErrorCode::NotFound, "there is no sandbox"),
     }
+    let request = FollowConsoleRequest {
+        id: ID.to_owned(),
+        ..FollowConsoleRequest::default()
+    };
+    match client.follow_console(request).await {
+        Ok(mut stream) => refused(
+            stream.message().await,
+            ErrorCode::NotFound,
+            "there is no sandbox",
+        ),
+        Err(error) => refused::<()>(Err(error), ErrorCode::NotFound, "there is no sandbox"),
+    }
     let request = WriteArchiveRequest {
         id: ID.to_owned(),
         path: path(),

@@ -1,6 +1,7 @@
 //! The RPCs, one file for each group, and how they travel.
 
 mod archive;
+mod console;
 mod egress;
 mod exec;
 mod feed;
@@ -99,7 +100,7 @@ impl HostAgent for Service {
         destroy_sandbox: DestroySandboxRequest => DestroySandboxResponse, sandboxes::destroy;
         set_egress: SetEgressRequest => SetEgressResponse, sandboxes::set_egress;
         get_metrics: GetMetricsRequest => GetMetricsResponse, sandboxes::metrics;
-        get_console: GetConsoleRequest => GetConsoleResponse, sandboxes::console;
+        get_console: GetConsoleRequest => GetConsoleResponse, console::get;
 
         exec: ExecRequest => ExecResponse, exec::exec;
         list_processes: ListProcessesRequest => ListProcessesResponse, exec::list;
@@ -160,11 +161,10 @@ impl HostAgent for Service {
     async fn follow_console(
         &self,
         _ctx: RequestContext,
-        _request: ServiceRequest<'_, FollowConsoleRequest>,
+        request: ServiceRequest<'_, FollowConsoleRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<FollowConsoleResponse> + Send + use<>>> {
-        Err::<Response<ServiceStream<FollowConsoleResponse>>, _>(ConnectError::unimplemented(
-            "not yet",
-        ))
+        let request = request.to_owned_message();
+        stream(console::follow(&self.0, request).await)
     }
 
     async fn read_archive(

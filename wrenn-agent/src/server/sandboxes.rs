@@ -1,8 +1,5 @@
 //! Sandboxes: made, found, used and given back.
 
-use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,13 +13,10 @@ use wrenn_proto::hostagent::*;
 use super::egress;
 use super::host::blocking;
 use super::{State as Agent, input};
-use crate::errors::{answer, internal, silent, wire_state};
+use crate::errors::{answer, silent, wire_state};
 use crate::metrics::phases;
 use crate::usage;
 
-/// How much of a console is given unless asked otherwise, and at most.
-const CONSOLE_BYTES: u32 = 64 << 10;
-const MAX_CONSOLE_BYTES: u32 = 1 << 20;
 /// How long a guest may take to say what it uses.
 const METRICS_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -220,36 +214,6 @@ pub(super) async fn metrics(
     Ok(metrics)
 }
 
-pub(super) async fn console(
-    agent: &Arc<Agent>,
-    request: GetConsoleRequest,
-) -> Result<GetConsoleResponse, ConnectError> {
-    let sandbox = agent.sandbox(&request.id)?;
-    let length = match request.max_bytes {
-        0 => CONSOLE_BYTES,
-        asked => asked.min(MAX_CONSOLE_BYTES),
-    };
-    let log = engine::console_log(agent.fleet.root(), sandbox.id());
-    let read = blocking(move || tail(&log, length.into())).await?;
-    let data = read.map_err(|error| internal("read a console's log", &error))?;
-    Ok(GetConsoleResponse { data: data.into() })
-}
-
-/// The last bytes of a file; none where there is no file yet.
-fn tail(path: &Path, length: u64) -> io::Result<Vec<u8>> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let end = file.metadata()?.len();
-    file.seek(SeekFrom::Start(end.saturating_sub(length)))?;
-    let mut bytes = Vec::new();
-    // It may grow meanwhile.
-    file.take(length).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
 pub(super) fn describe(sandbox: &SandboxHandle, token: Token) -> Sandbox {
     let (asked, status) = (sandbox.asked(), sandbox.status());
     let guest = status.guest.as_ref();
@@ -283,20 +247,5 @@ pub(super) fn size(resources: vm::Resources) -> Resources {
     Resources {
         vcpus: resources.vcpus().into(),
         memory_mib: resources.memory_mib(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_console_is_what_is_given() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("console.log");
-        assert_eq!(tail(&path, 4).unwrap(), b"");
-        std::fs::write(&path, "0123456789").unwrap();
-        assert_eq!(tail(&path, 4).unwrap(), b"6789");
-        assert_eq!(tail(&path, 400).unwrap(), b"0123456789");
     }
 }

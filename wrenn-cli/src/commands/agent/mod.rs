@@ -1,6 +1,7 @@
 //! `wrenn agent`: what a person asks the agent of a host directly.
 
 mod client;
+mod console;
 mod copy;
 mod create;
 mod exec;
@@ -159,12 +160,7 @@ enum Command {
     /// Show what a sandbox uses.
     Metrics { id: String },
     /// Print the end of a sandbox's console.
-    Console {
-        id: String,
-        /// How much of it.
-        #[arg(long, value_name = "N", default_value_t = 64 << 10)]
-        bytes: u32,
-    },
+    Console(console::Args),
     /// Show what the host has, and has promised.
     Info,
 }
@@ -211,7 +207,7 @@ pub async fn run(root: &Path, args: Args) -> anyhow::Result<ExitCode> {
         Command::Get { id } => show::get(&agent, id, json).await?,
         Command::Ps { id } => show::processes(&agent, id, json).await?,
         Command::Metrics { id } => show::metrics(&agent, id, json).await?,
-        Command::Console { id, bytes } => show::console(&agent, id, bytes).await?,
+        Command::Console(args) => console::run(&agent, args).await?,
         Command::Info => show::info(&agent, json).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,10 +1,8 @@
 //! What `wrenn agent` prints.
 
-use std::io::Write as _;
-
 use serde_json::to_string_pretty;
 use wrenn_proto::hostagent::{
-    GetConsoleRequest, GetHostRequest, GetMetricsRequest, GetSandboxRequest, ListProcessesRequest,
+    GetHostRequest, GetMetricsRequest, GetSandboxRequest, ListProcessesRequest,
     ListSandboxesRequest, ListSnapshotsRequest, Sandbox, State,
 };
 
@@ -161,18 +159,6 @@ pub(super) async fn metrics(agent: &AgentClient, id: String, as_json: bool) -> a
             of(found.guest_disk_used_bytes, found.guest_disk_total_bytes),
         ],
     ]);
-    Ok(())
-}
-
-pub(super) async fn console(agent: &AgentClient, id: String, bytes: u32) -> anyhow::Result<()> {
-    let request = GetConsoleRequest {
-        id,
-        max_bytes: bytes,
-        ..GetConsoleRequest::default()
-    };
-    let answer = agent.rpc.get_console(request).await;
-    let data = agent.check(answer)?.into_owned().data;
-    std::io::stdout().write_all(&data)?;
     Ok(())
 }
 
