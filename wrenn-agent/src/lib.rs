@@ -39,6 +39,9 @@ use config::{Action, Config};
 ///
 /// To be called before any thread is started, since it may set environment variables.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    if let Err(error) = wrenn_nss::use_files_and_dns() {
+        return fail(&error);
+    }
     let config = match Config::load(arguments) {
         Ok(Action::Run(config)) => *config,
         Ok(Action::Show(config)) => {

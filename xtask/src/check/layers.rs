@@ -18,8 +18,9 @@ use crate::workspace::{DependencyKind, Package, Workspace};
 /// What each crate of ours may name in its manifest, apart from its tests.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("wrenn-proto", &[]),
+    ("wrenn-nss", &[]),
     ("wrenn-api", &[]),
-    ("wrenn-server", &["wrenn-api", "wrenn-proto"]),
+    ("wrenn-server", &["wrenn-api", "wrenn-nss", "wrenn-proto"]),
     ("wrenn-sdk", &["wrenn-api"]),
     (
         "wrenn-testing",
@@ -31,7 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("wrenn-images", &[]),
     ("wrenn-core", &["wrenn-proto"]),
     ("wrenn-machine", &["wrenn-core", "wrenn-images"]),
-    ("wrenn-agent", &["wrenn-core", "wrenn-proto"]),
+    ("wrenn-agent", &["wrenn-core", "wrenn-nss", "wrenn-proto"]),
     (
         "wrenn-cli",
         &[
@@ -39,6 +40,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "wrenn-core",
             "wrenn-images",
             "wrenn-machine",
+            "wrenn-nss",
             "wrenn-proto",
             "wrenn-sdk",
             "wrenn-server",
