@@ -327,6 +327,13 @@ struct Session {
     json: bool,
 }
 
+/// What became of the first frames.
+enum Begun {
+    Command(Command, SandboxId, HostClient),
+    /// It was not found, or is no program: as a shell says it.
+    NotStarted(Exit),
+}
+
 type Sink = SplitSink<WebSocket, Message>;
 
 impl Session {
@@ -337,7 +344,10 @@ impl Session {
             () = self.app.shutdown.cancelled() => Err(stopping()),
         };
         let outcome = match begun {
-            Ok((command, id, host)) => self.follow(command, id, host, &mut sink, stream).await,
+            Ok(Begun::Command(command, id, host)) => {
+                self.follow(command, id, host, &mut sink, stream).await
+            }
+            Ok(Begun::NotStarted(exit)) => Ok(Some(exit)),
             Err(error) => Err(error),
         };
         let (message, close) = match outcome {
@@ -364,10 +374,7 @@ impl Session {
     }
 
     /// Reads the first frames, and starts or joins the command.
-    async fn begin(
-        &self,
-        stream: &mut SplitStream<WebSocket>,
-    ) -> Result<(Command, SandboxId, HostClient), HttpError> {
+    async fn begin(&self, stream: &mut SplitStream<WebSocket>) -> Result<Begun, HttpError> {
         let first = tokio::time::timeout(FIRST_FRAME_TIMEOUT, async {
             let mut message = next_message(stream).await?;
             let mut team = self.team.clone();
@@ -385,7 +392,17 @@ impl Session {
         let command = match (message, &self.process) {
             (ClientMessage::Start(start), None) => {
                 let command = exec::command(start)?;
-                Command::start(&sandbox.id, &host, command).await?
+                match Command::start(&sandbox.id, &host, command).await {
+                    Ok(command) => command,
+                    Err(ServiceError::CommandNotStarted { exit_code, message }) => {
+                        return Ok(Begun::NotStarted(Exit {
+                            code: exit_code,
+                            message: Some(message),
+                            ..Exit::default()
+                        }));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
             (ClientMessage::Connect(connect), None) => {
                 if connect.pid.is_none() && connect.tag.is_none() {
@@ -409,7 +426,7 @@ impl Session {
             }
             (_, Some(_)) => return Err(HttpError::invalid("the first message must be 'connect'")),
         };
-        Ok((command, sandbox.id, host))
+        Ok(Begun::Command(command, sandbox.id, host))
     }
 
     /// Follows a command to its end. `None`: the client left first.

@@ -28,6 +28,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         } else {
             &bytes
         };
+        // Structs would be read from arrays as well.
+        if text.trim_ascii_start().first() != Some(&b'{') {
+            return Err(HttpError::invalid(
+                "the body cannot be used: it is no JSON object",
+            ));
+        }
         match serde_json::from_slice(text) {
             Ok(value) => Ok(Self(value, bytes)),
             Err(error) => Err(HttpError::invalid(format!(

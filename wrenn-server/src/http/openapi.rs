@@ -3,8 +3,8 @@
 use std::sync::LazyLock;
 
 use utoipa::OpenApi as _;
-use utoipa::openapi::OpenApi;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{OpenApi, RefOr};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::router;
@@ -40,6 +40,24 @@ static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(|| {
     let (_, mut document) = OpenApiRouter::with_openapi(Frame::openapi())
         .merge(router::described())
         .split_for_parts();
+    for item in document.paths.paths.values_mut() {
+        let operations = [
+            &mut item.get,
+            &mut item.put,
+            &mut item.post,
+            &mut item.delete,
+            &mut item.patch,
+        ];
+        for operation in operations.into_iter().flatten() {
+            for (status, response) in &mut operation.responses.responses {
+                if let RefOr::T(response) = response
+                    && response.description.is_empty()
+                {
+                    response.description = describe(status);
+                }
+            }
+        }
+    }
     let components = document.components.get_or_insert_default();
     let key = ApiKey::Header(ApiKeyValue::new("X-API-Key"));
     components.add_security_scheme("api_key", SecurityScheme::ApiKey(key));
@@ -47,6 +65,16 @@ static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(|| {
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
     document
 });
+
+/// What a status says; OpenAPI wants a description of each.
+fn describe(status: &str) -> String {
+    status
+        .parse::<u16>()
+        .ok()
+        .and_then(|status| http::StatusCode::from_u16(status).ok()?.canonical_reason())
+        .unwrap_or("Any error")
+        .to_owned()
+}
 
 /// The description.
 #[must_use]

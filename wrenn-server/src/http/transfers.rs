@@ -335,14 +335,14 @@ async fn download(
     let first = match chunks.message().await {
         Ok(first) => first.map(|message| message.to_owned_message()),
         Err(error) if error.code == wrenn_proto::connectrpc::ErrorCode::OutOfRange => {
-            return Err(HttpError::new(
-                ErrorCode::RangeNotSatisfiable,
-                "no byte of the file is in the range",
-            ));
+            return Err(no_such_range());
         }
         Err(error) => return Err(failed(error)),
     };
     let total = first.as_ref().and_then(|first| first.total_size);
+    if wanted != Wanted::Whole && total.is_some_and(|total| offset >= total) {
+        return Err(no_such_range());
+    }
     let begin = first.map(|first| first.data).unwrap_or_default();
     let rest = futures::stream::try_unfold(chunks, |mut chunks| async {
         match chunks.message().await {
@@ -373,6 +373,13 @@ async fn download(
             .insert(CONTENT_LENGTH, HeaderValue::from(count));
     }
     Ok(response)
+}
+
+fn no_such_range() -> HttpError {
+    HttpError::new(
+        ErrorCode::RangeNotSatisfiable,
+        "no byte of the file is in the range",
+    )
 }
 
 /// A body of a guest: always something to save, never something that a browser runs.

@@ -20,7 +20,7 @@ use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::filesystem::{self, EntryInfo, FilesystemClient};
 use wrenn_proto::hostagent::Reason;
 use wrenn_proto::http::{
-    ACCESS_TOKEN_HEADER, ErrorBody, InitRequest, KEEPALIVE_PING_HEADER, Metrics,
+    ACCESS_TOKEN_HEADER, ErrorBody, FILE_MODE_HEADER, InitRequest, KEEPALIVE_PING_HEADER, Metrics,
 };
 use wrenn_proto::process::__buffa::oneof::process_event::Event;
 use wrenn_proto::process::__buffa::oneof::process_selector::Selector;
@@ -398,11 +398,8 @@ impl Client {
         mode: Option<u32>,
         chunks: impl futures::Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     ) -> Answer<()> {
-        let mut target = self.target("/files", path);
-        if let Some(mode) = mode {
-            target.push_str(&format!("&mode={mode:o}"));
-        }
-        let response = self.upload(&target, chunks).await?;
+        let target = self.target("/files", path);
+        let response = self.upload(&target, mode, chunks).await?;
         collect(response).await.map(drop)
     }
 
@@ -424,7 +421,9 @@ impl Client {
         path: &str,
         chunks: impl futures::Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     ) -> Answer<u64> {
-        let response = self.upload(&self.target("/archive", path), chunks).await?;
+        let response = self
+            .upload(&self.target("/archive", path), None, chunks)
+            .await?;
         let body = collect(response).await?;
         let answer: serde_json::Value =
             serde_json::from_slice(&body).map_err(|error| unavailable(&error))?;
@@ -434,10 +433,15 @@ impl Client {
     async fn upload(
         &self,
         target: &str,
+        mode: Option<u32>,
         chunks: impl futures::Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     ) -> Answer<Response<Incoming>> {
         let body = StreamBody::new(chunks.map_ok(Frame::data));
-        let headers = [(header::CONTENT_TYPE, "application/octet-stream")];
+        let mode = mode.map(|mode| format!("{mode:o}"));
+        let mut headers = vec![(header::CONTENT_TYPE, "application/octet-stream")];
+        if let Some(mode) = &mode {
+            headers.push((header::HeaderName::from_static(FILE_MODE_HEADER), mode));
+        }
         self.send(Method::POST, target, &headers, body.boxed_unsync())
             .await
     }

@@ -1,0 +1,10 @@
+//! The API over plain HTTP, against a fake host: as a client sees it that is not our own.
+
+mod access;
+mod bad_input;
+mod client;
+mod events;
+mod files;
+mod pages;
+mod sandboxes;
+mod stream;
