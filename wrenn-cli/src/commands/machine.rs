@@ -18,9 +18,9 @@ use crate::progress::Steps;
 use crate::terminal::{self, Attach};
 
 /// Where our programs lie in the machine.
-const PROGRAMS_INSIDE: &str = "/usr/local/bin";
+pub(super) const PROGRAMS_INSIDE: &str = "/usr/local/bin";
 /// Where a VMM lies that was named with --vmm: not on PATH, where everybody would find it.
-const VMMS_INSIDE: &str = "/usr/local/lib/wrenn";
+pub(super) const VMMS_INSIDE: &str = "/usr/local/lib/wrenn";
 
 /// Options of `wrenn machine`.
 #[derive(Debug, clap::Args)]
@@ -171,7 +171,7 @@ fn client(machine: &Machine) -> anyhow::Result<MachineClient> {
     }
 }
 
-async fn start(machine: &Machine, config: &MachineConfig) -> anyhow::Result<Running> {
+pub(super) async fn start(machine: &Machine, config: &MachineConfig) -> anyhow::Result<Running> {
     let steps = Arc::new(Steps::new());
     machine
         .start(config, &programs()?, steps)

@@ -6,12 +6,16 @@ pub mod completions;
 #[cfg(feature = "host")]
 pub mod doctor;
 #[cfg(feature = "host")]
+pub mod down;
+#[cfg(feature = "host")]
 pub mod machine;
 #[cfg(feature = "host")]
 pub mod run;
 pub mod sandbox;
 pub mod snapshot;
 pub mod template;
+#[cfg(feature = "host")]
+pub mod up;
 
 use std::process::ExitCode;
 
@@ -20,6 +24,12 @@ use crate::GlobalArgs;
 /// The sub-commands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// Start a control plane, and an agent beside it.
+    #[cfg(feature = "host")]
+    Up(Box<up::Args>),
+    /// End what `wrenn up` started, never the sandboxes.
+    #[cfg(feature = "host")]
+    Down(down::Args),
     /// Sandboxes of a server: create, use, pause, resume, fork, destroy.
     Sandbox(Box<sandbox::Args>),
     /// Snapshots, of which sandboxes can be created.
@@ -60,6 +70,10 @@ impl std::error::Error for UsageError {}
 /// Whatever stopped it, ready to be shown to a person.
 pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        #[cfg(feature = "host")]
+        Command::Up(args) => up::run(&global, *args).await,
+        #[cfg(feature = "host")]
+        Command::Down(args) => down::run(&global, args).await,
         Command::Sandbox(args) => sandbox::run(*args).await,
         Command::Snapshot(args) => snapshot::run(&global, args).await,
         Command::Template(args) => template::run(&global, args).await,
