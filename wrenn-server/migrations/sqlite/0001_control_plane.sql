@@ -64,6 +64,8 @@ CREATE TABLE sandboxes (
     changed_at     BIGINT NOT NULL,
     -- Consecutive times that its host did not find it.
     not_found      BIGINT NOT NULL,
+    -- The root directory of its host in which it was last seen, or shall be made.
+    root_id        TEXT,
     phases         TEXT   NOT NULL,
     created_at     BIGINT NOT NULL,
     started_at     BIGINT,

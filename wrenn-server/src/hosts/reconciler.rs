@@ -220,10 +220,6 @@ impl Reconciler {
         asked_at: Micros,
     ) -> Result<(), ServiceError> {
         let app = &self.app;
-        let identity = match &host.root_id {
-            Some(root_id) if *root_id != listed.root_id => HostIdentity::Other,
-            _ => HostIdentity::Same,
-        };
         let observed: HashMap<&str, Observation> = listed
             .sandboxes
             .iter()
@@ -235,7 +231,7 @@ impl Reconciler {
                 continue;
             }
             let seen = observed.get(sandbox.id.as_str());
-            let settled = self.settle_one(&sandbox, seen, identity).await;
+            let settled = self.settle_one(host, &sandbox, seen, &listed.root_id).await;
             if let Err(error) = settled {
                 warn!(sandbox_id = %sandbox.id, %error, "failed to settle a sandbox");
             }
@@ -245,10 +241,17 @@ impl Reconciler {
 
     async fn settle_one(
         &self,
+        host: &HostRecord,
         sandbox: &SandboxRecord,
         seen: Option<&Observation>,
-        identity: HostIdentity,
+        root_id: &str,
     ) -> Result<(), ServiceError> {
+        // A row of before its first list was made for the root directory that was known then.
+        let made_in = sandbox.root_id.as_ref().or(host.root_id.as_ref());
+        let identity = match made_in {
+            Some(known) if known != root_id => HostIdentity::Other,
+            _ => HostIdentity::Same,
+        };
         let observed = match seen {
             Some(observation) => Observed::Listed(observation.status),
             None => Observed::NotListed,
@@ -268,7 +271,12 @@ impl Reconciler {
             asked = found;
             step = settle(sandbox.intent, sandbox.status, observed, identity);
         }
-        self.carry_out(sandbox, step, seen.or(asked.as_ref())).await
+        let found = seen.or(asked.as_ref());
+        if found.is_some() && (sandbox.not_found > 0 || sandbox.root_id.as_deref() != Some(root_id))
+        {
+            self.app.store.set_found(&sandbox.id, root_id).await?;
+        }
+        self.carry_out(sandbox, step, found).await
     }
 
     async fn carry_out(

@@ -42,6 +42,8 @@ pub(crate) enum Answer<T> {
 /// What a template is on its host, and what it fixes.
 struct ResolvedTemplate {
     host: HostId,
+    /// The root directory that the host had last.
+    root_id: Option<String>,
     name: String,
     vcpus: u32,
     memory_mb: u32,
@@ -76,6 +78,7 @@ pub(crate) async fn create(
         status_reason: None,
         changed_at: now,
         not_found: 0,
+        root_id: template.root_id.clone(),
         phases_ms: BTreeMap::new(),
         created_at: now,
         started_at: None,
@@ -154,7 +157,10 @@ async fn resolve(
                 body.template, snapshot.vcpus, snapshot.memory_mb, asked.0, asked.1
             )));
         }
+        let hosts = app.store.hosts().await?;
+        let host = hosts.into_iter().find(|host| host.id == snapshot.host);
         return Ok(ResolvedTemplate {
+            root_id: host.and_then(|host| host.root_id),
             host: snapshot.host,
             name: snapshot.id.to_string(),
             vcpus: snapshot.vcpus,
@@ -175,6 +181,7 @@ async fn resolve(
         })
         .ok_or(ServiceError::NoHosts)?;
     Ok(ResolvedTemplate {
+        root_id: host.root_id,
         host: host.id,
         name: body.template.clone(),
         vcpus: body.vcpus.unwrap_or(DEFAULT_VCPUS),

@@ -61,6 +61,8 @@ pub(crate) struct SandboxRecord {
     /// The row's version: grows with each change of intent or status.
     pub(crate) changed_at: Micros,
     pub(crate) not_found: u32,
+    /// The root directory of its host in which it was last seen, or shall be made.
+    pub(crate) root_id: Option<String>,
     pub(crate) phases_ms: BTreeMap<String, f64>,
     pub(crate) created_at: Micros,
     pub(crate) started_at: Option<Micros>,
@@ -129,6 +131,7 @@ impl SandboxRecord {
             self.status_reason.clone(),
             self.changed_at,
             self.not_found,
+            self.root_id.clone(),
             to_json(&self.phases_ms),
             self.created_at,
             self.started_at,
@@ -162,6 +165,7 @@ fn record(row: &Row) -> Result<SandboxRecord, StoreError> {
         status_reason: row.text_or_null("status_reason")?,
         changed_at: row.int("changed_at")?,
         not_found: small(row, &id, "not_found")?,
+        root_id: row.text_or_null("root_id")?,
         phases_ms: parse_json(&id, "phases", &row.text("phases")?)?,
         created_at: row.int("created_at")?,
         started_at: row.int_or_null("started_at")?,
@@ -336,6 +340,14 @@ impl Store {
     pub(crate) async fn count_not_found(&self, id: &SandboxId) -> Result<(), StoreError> {
         self.database
             .write(sql::SANDBOX_NOT_FOUND, args![id.as_str()])
+            .await
+            .map(drop)
+    }
+
+    /// Records that the host of a sandbox has it, and in which root directory.
+    pub(crate) async fn set_found(&self, id: &SandboxId, root_id: &str) -> Result<(), StoreError> {
+        self.database
+            .write(sql::SANDBOX_FOUND, args![id.as_str(), root_id])
             .await
             .map(drop)
     }

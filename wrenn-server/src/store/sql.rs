@@ -16,8 +16,8 @@ macro_rules! statements {
 macro_rules! sandbox_columns {
     () => {
         "id, team_id, host_id, name, template, vcpus, memory_mb, timeout_sec, metadata, network, \
-         source, generation, intent, status, status_reason, changed_at, not_found, phases, \
-         created_at, started_at, last_active_at, paused_at, stopped_at"
+         source, generation, intent, status, status_reason, changed_at, not_found, root_id, \
+         phases, created_at, started_at, last_active_at, paused_at, stopped_at"
     };
 }
 
@@ -60,7 +60,7 @@ statements! {
 
     SANDBOX_INSERT = concat!("INSERT INTO sandboxes (", sandbox_columns!(), ") VALUES \
         ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, \
-        $21, $22, $23)");
+        $21, $22, $23, $24)");
     SANDBOX_BY_ID = concat!("SELECT ", sandbox_columns!(), " FROM sandboxes \
         WHERE team_id = $1 AND id = $2");
     SANDBOX_BY_NAME = concat!("SELECT ", sandbox_columns!(), " FROM sandboxes \
@@ -91,6 +91,7 @@ statements! {
         WHERE id = $1 AND status = $2 AND intent <> 'stopped' AND changed_at = $12";
     SANDBOX_NOT_FOUND = "UPDATE sandboxes SET not_found = not_found + 1 \
         WHERE id = $1 AND status <> 'stopped'";
+    SANDBOX_FOUND = "UPDATE sandboxes SET not_found = 0, root_id = $2 WHERE id = $1";
     SANDBOX_STOPPED = "UPDATE sandboxes SET status = 'stopped', intent = 'stopped', \
         status_reason = $2, changed_at = $3, stopped_at = $3 WHERE id = $1 AND status <> 'stopped'";
     SANDBOX_MISSING = "UPDATE sandboxes SET status = 'missing', status_reason = $2, changed_at = $3 \

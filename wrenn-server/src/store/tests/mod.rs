@@ -55,6 +55,7 @@ impl Fixture {
             status_reason: None,
             changed_at: created_at,
             not_found: 0,
+            root_id: None,
             phases_ms: BTreeMap::new(),
             created_at,
             started_at: None,
