@@ -27,8 +27,9 @@ pub(crate) async fn fork(
 ) -> Result<Answer<Forked>, ServiceError> {
     check(&body)?;
     let parent = app.sandbox(team, reference).await?;
-    if !matches!(parent.status, Status::Running | Status::Paused) {
-        return Err(ServiceError::wrong_status(&parent.id, parent.status));
+    let status = parent.usable_status();
+    if !matches!(status, Status::Running | Status::Paused) {
+        return Err(ServiceError::wrong_status(&parent.id, status));
     }
     let children: Vec<SandboxRecord> = (0..body.count)
         .zip(

@@ -35,7 +35,7 @@ pub(crate) async fn pause(
 ) -> Result<Sandbox, ServiceError> {
     validate::not_offered("memory=false", !body.memory)?;
     let sandbox = app.sandbox(team, reference).await?;
-    let pausing = match sandbox.status {
+    let pausing = match sandbox.usable_status() {
         Status::Paused => return Ok(sandbox.to_api()),
         Status::Running | Status::Pausing => sandbox,
         status => return Err(ServiceError::wrong_status(&sandbox.id, status)),
@@ -81,7 +81,7 @@ pub(crate) async fn resume(
         validate::timeout_sec(timeout_sec)?;
     }
     let sandbox = app.sandbox(team, reference).await?;
-    let paused = match sandbox.status {
+    let paused = match sandbox.usable_status() {
         Status::Running => return Ok(sandbox.to_api()),
         Status::Paused | Status::Resuming => sandbox,
         status => return Err(ServiceError::wrong_status(&sandbox.id, status)),
@@ -270,8 +270,8 @@ pub(crate) async fn update(
     }
     let sandbox = app.sandbox(team, reference).await?;
     let on_host = body.network.is_some() || body.timeout_sec.is_some();
-    match sandbox.status {
-        Status::Stopped => return Err(ServiceError::wrong_status(&sandbox.id, sandbox.status)),
+    match sandbox.usable_status() {
+        Status::Stopped => return Err(ServiceError::wrong_status(&sandbox.id, Status::Stopped)),
         // What its host must learn, it can learn only while the sandbox runs.
         Status::Running => {}
         status if on_host => return Err(ServiceError::wrong_status(&sandbox.id, status)),

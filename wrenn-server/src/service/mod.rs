@@ -102,7 +102,7 @@ impl App {
         reference: &str,
     ) -> Result<(SandboxRecord, HostClient), ServiceError> {
         let sandbox = self.sandbox(team, reference).await?;
-        match sandbox.status {
+        match sandbox.usable_status() {
             Status::Running => {}
             Status::Missing => {
                 return Err(ServiceError::HostUnavailable {

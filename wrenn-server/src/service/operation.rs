@@ -63,7 +63,7 @@ impl App {
             // Somebody else was faster.
             None => {
                 let now = self.store.sandbox_by_id(sandbox.id.as_str()).await?;
-                let status = now.map_or(Status::Stopped, |now| now.status);
+                let status = now.map_or(Status::Stopped, |now| now.usable_status());
                 Err(ServiceError::wrong_status(&sandbox.id, status))
             }
         }

@@ -38,8 +38,9 @@ pub(crate) async fn create(
         }
     }
     let sandbox = app.sandbox(team, &body.sandbox_id).await?;
-    if !matches!(sandbox.status, Status::Running | Status::Paused) {
-        return Err(ServiceError::wrong_status(&sandbox.id, sandbox.status));
+    let status = sandbox.usable_status();
+    if !matches!(status, Status::Running | Status::Paused) {
+        return Err(ServiceError::wrong_status(&sandbox.id, status));
     }
     let snapshot = SnapshotRecord {
         id: TemplateId::random(),

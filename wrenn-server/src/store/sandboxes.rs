@@ -112,6 +112,15 @@ impl SandboxRecord {
         }
     }
 
+    /// The status for operations: a sandbox that shall be destroyed, as soon as its host is
+    /// back, is stopped already for everything else.
+    pub(crate) fn usable_status(&self) -> Status {
+        match self.intent {
+            Intent::Stopped => Status::Stopped,
+            Intent::Running | Intent::Paused => self.status,
+        }
+    }
+
     fn arguments(&self) -> Vec<Arg> {
         args![
             self.id.as_str(),
