@@ -302,6 +302,21 @@ impl FakeHost {
         }
     }
 
+    /// The host says that the sandbox is in this state, for this reason, whatever is true.
+    pub fn pretend(&self, id: &str, state: State, reason: impl Into<String>) {
+        if let Some(sandbox) = self.find(id) {
+            let pretended = (state, reason.into());
+            sandbox.change(|status| status.pretended = Some(pretended));
+        }
+    }
+
+    /// The host tells the truth about the sandbox again.
+    pub fn stop_pretending(&self, id: &str) {
+        if let Some(sandbox) = self.find(id) {
+            sandbox.change(|status| status.pretended = None);
+        }
+    }
+
     /// The sandbox is gone, and no caller asked for it.
     pub async fn vanish(&self, id: &str) {
         // Nothing of it can be left that matters to the test.

@@ -40,6 +40,8 @@ impl Properties {
 pub(crate) struct Status {
     pub(crate) state: State,
     pub(crate) reason: String,
+    /// What callers are told instead.
+    pub(crate) pretended: Option<(State, String)>,
     pub(crate) auto_paused: bool,
     pub(crate) timeout: Duration,
     pub(crate) egress: Option<Egress>,
@@ -84,6 +86,7 @@ impl Sandbox {
         let status = Status {
             state: State::STATE_PENDING,
             reason: String::new(),
+            pretended: None,
             auto_paused: false,
             timeout: properties.timeout,
             egress: properties.egress.clone(),
@@ -189,12 +192,13 @@ impl Sandbox {
             .guest()
             .filter(|_| status.state == State::STATE_RUNNING);
         let client = guest.as_deref().map(Guest::client);
+        let (state, reason) = status.pretended.unwrap_or((status.state, status.reason));
         SandboxMessage {
             id: self.id.clone(),
             template: self.properties.template.clone(),
             resources: MessageField::some(self.properties.resources()),
-            state: status.state.into(),
-            reason: status.reason,
+            state: state.into(),
+            reason,
             created_at: humantime::format_rfc3339_millis(self.created_at).to_string(),
             timeout_sec: status.timeout.as_secs(),
             idle_ms: u64::try_from(self.activity.idle().as_millis()).unwrap_or(u64::MAX),

@@ -55,6 +55,13 @@ async fn scripted_failure_has_no_effect() {
         Reason::REASON_SANDBOX_NOT_FOUND,
     );
     get(&client, 1).await.unwrap();
+    host.pretend(&id(1), State::STATE_ERROR, "broken");
+    let told = get(&client, 1).await.unwrap();
+    assert_eq!(told.state.as_known(), Some(State::STATE_ERROR));
+    assert_eq!(told.reason, "broken");
+    host.stop_pretending(&id(1));
+    let told = get(&client, 1).await.unwrap();
+    assert_eq!(told.state.as_known(), Some(State::STATE_RUNNING));
     host.fault(Rpc::ListSandboxes).omit([id(1)]);
     assert!(list(&client).await.sandboxes.is_empty());
     assert_eq!(list(&client).await.sandboxes.len(), 1);
