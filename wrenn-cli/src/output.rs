@@ -99,9 +99,9 @@ mod tests {
         ];
         assert_eq!(
             table(["ID", "NAME", "MEMORY"], &[2], rows),
-            "ID    NAME        MEMORY\n\
+            "ID    NAME       MEMORY\n\
              sb1   \\u{1b}[2J       5\n\
-             sb22  ok            1000\n"
+             sb22  ok           1000\n"
         );
         assert_eq!(
             pairs([("id", "sb1".to_owned()), ("template", "base".to_owned())]),

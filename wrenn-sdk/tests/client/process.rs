@@ -101,7 +101,7 @@ fn from(message: &ClientMessage) -> Offsets {
 /// The byte at each place of the output.
 fn pattern(from: u64, length: usize) -> Bytes {
     (from..from + length as u64)
-        .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+        .map(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0])
         .collect()
 }
 

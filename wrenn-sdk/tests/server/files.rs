@@ -1,0 +1,132 @@
+//! Files and directories.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::Duration;
+
+use wrenn_api::error::ErrorCode;
+use wrenn_api::file::{ChangeKind, FileKind};
+use wrenn_testing::TestServer;
+
+#[tokio::test]
+async fn files_are_written_listed_moved_and_removed() {
+    let server = TestServer::start().await.unwrap();
+    let sandbox = server
+        .sdk()
+        .unwrap()
+        .sandboxes()
+        .create("base")
+        .await
+        .unwrap();
+    let files = sandbox.files();
+    files
+        .write("deep/er/run", "#!/bin/sh\necho ran\n")
+        .mode(0o755)
+        .await
+        .unwrap();
+    let entry = files.stat("deep/er/run").await.unwrap();
+    assert_eq!(
+        (entry.kind, entry.mode & 0o7777, entry.size),
+        (FileKind::File, 0o755, 19)
+    );
+    let ran = sandbox.shell("./deep/er/run").await.unwrap();
+    assert_eq!(ran.stdout_text(), "ran\n");
+    files.make_dir("deep/empty").await.unwrap();
+    let names = |entries: Vec<wrenn_api::file::FileEntry>| {
+        let mut names: Vec<_> = entries.into_iter().map(|entry| entry.name).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(files.list("deep").await.unwrap()), ["empty", "er"]);
+    assert_eq!(
+        names(files.list("deep").depth(2).await.unwrap()),
+        ["empty", "er", "run"]
+    );
+    files.rename("deep/er/run", "deep/run").await.unwrap();
+    assert!(!files.exists("deep/er/run").await.unwrap());
+    assert!(files.exists("deep/run").await.unwrap());
+    files.remove("deep").await.unwrap();
+    let gone = files.read("deep/run").await.unwrap_err();
+    assert_eq!(gone.code(), Some(ErrorCode::NotFound));
+}
+
+#[tokio::test]
+async fn large_files_and_directories_go_both_ways() {
+    let server = TestServer::start().await.unwrap();
+    let sandbox = server
+        .sdk()
+        .unwrap()
+        .sandboxes()
+        .create("base")
+        .await
+        .unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let local = |name: &str| directory.path().join(name);
+    let contents: Vec<u8> = (0..20_000_000_u32).map(|at| at.to_le_bytes()[1]).collect();
+    fs::write(local("large"), &contents).unwrap();
+    fs::set_permissions(local("large"), fs::Permissions::from_mode(0o640)).unwrap();
+    let files = sandbox.files();
+    let uploaded = files.upload(local("large"), "large").await.unwrap();
+    assert_eq!(uploaded.bytes, contents.len() as u64);
+    assert_eq!(files.stat("large").await.unwrap().mode & 0o7777, 0o640);
+    let too_large = files.read("large").await.unwrap_err();
+    assert_eq!(too_large.code(), Some(ErrorCode::TooLarge));
+    files.download("large", local("back")).await.unwrap();
+    assert!(fs::read(local("back")).unwrap() == contents);
+    let mode = fs::metadata(local("back")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+
+    fs::create_dir_all(local("tree/a/empty")).unwrap();
+    fs::write(local("tree/a/script"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(local("tree/a/script"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(local("tree").join("ü".repeat(100)), &contents).unwrap();
+    symlink("a/script", local("tree/link")).unwrap();
+    files.upload_dir(local("tree"), "tree").await.unwrap();
+    let found = sandbox
+        .shell("cd tree && test -x a/script && readlink link")
+        .await
+        .unwrap();
+    assert_eq!(found.stdout_text(), "a/script\n");
+    sandbox
+        .shell("ln -s /etc tree/out; mkfifo tree/pipe")
+        .await
+        .unwrap();
+    let copied = files.download_dir("tree", local("tree2")).await.unwrap();
+    let mut skipped: Vec<_> = copied
+        .skipped
+        .iter()
+        .map(|entry| entry.name.as_str())
+        .collect();
+    skipped.retain(|name| *name != "pipe");
+    assert_eq!(skipped, ["out"]);
+    assert!(fs::read(local("tree2").join("ü".repeat(100))).unwrap() == contents);
+    assert_eq!(
+        fs::read_link(local("tree2/link")).unwrap().to_str(),
+        Some("a/script")
+    );
+    assert!(local("tree2/a/empty").is_dir());
+}
+
+#[tokio::test]
+async fn watch_tells_changes() {
+    let server = TestServer::start().await.unwrap();
+    let sandbox = server
+        .sdk()
+        .unwrap()
+        .sandboxes()
+        .create("base")
+        .await
+        .unwrap();
+    sandbox.files().make_dir("watched/below").await.unwrap();
+    let mut watcher = sandbox.files().watch_recursive("watched").await.unwrap();
+    sandbox.shell("touch watched/below/new").await.unwrap();
+    let change = tokio::time::timeout(Duration::from_secs(10), watcher.next());
+    let change = change.await.unwrap().unwrap();
+    assert_eq!(
+        (change.name.as_str(), change.kind),
+        ("below/new", ChangeKind::Created)
+    );
+    watcher.close().await;
+    let missing = sandbox.files().watch("nowhere").await.unwrap_err();
+    assert!(missing.is_not_found(), "{missing:?}");
+}
