@@ -449,10 +449,10 @@ fn cut(
     };
     let begin = (Box::pin(chunks), offset, length.unwrap_or(u64::MAX));
     futures::stream::try_unfold(begin, move |(mut chunks, mut skip, left)| async move {
-        while left > 0 {
-            let Some(mut bytes) = chunks.try_next().await? else {
-                break;
-            };
+        if left == 0 {
+            return Ok(None);
+        }
+        while let Some(mut bytes) = chunks.try_next().await? {
             let skipped = bytes.split_to(part(&bytes, skip));
             skip -= skipped.len() as u64;
             bytes.truncate(part(&bytes, left));

@@ -92,7 +92,7 @@ impl Budget {
     pub fn of_this_guest() -> Arc<Self> {
         let info = rustix::system::sysinfo();
         let unit = u64::from(info.mem_unit.max(1));
-        let memory = usize::try_from(u64::from(info.totalram) * unit).unwrap_or(usize::MAX);
+        let memory = usize::try_from(info.totalram * unit).unwrap_or(usize::MAX);
         Self::new((memory / 16).max(RING_LIMIT))
     }
 

@@ -229,8 +229,8 @@ mod tests {
             let mut written = [0u64; 3];
             for (channel, length, kept) in writes {
                 let channel = [Channel::Stdout, Channel::Stderr, Channel::Pty][channel];
-                let bytes: Vec<u8> = (0..length)
-                    .map(|n| u8::try_from((written[channel as usize] as usize + n) % 251).unwrap())
+                let bytes: Vec<u8> = (0..length as u64)
+                    .map(|n| u8::try_from((written[channel as usize] + n) % 251).unwrap())
                     .collect();
                 for byte in &bytes {
                     all.push((channel, written[channel as usize], *byte));
@@ -241,8 +241,9 @@ mod tests {
                 ring.shrink(kept * 20_000, end);
                 prop_assert!(ring.weight() <= kept * 20_000 || ring.first() == end);
             }
-            prop_assert_eq!(ring.end() as usize, all.len());
-            let mut expected = all[ring.first() as usize..].iter();
+            prop_assert_eq!(ring.end(), all.len() as u64);
+            let first = usize::try_from(ring.first()).unwrap();
+            let mut expected = all[first..].iter();
             for chunk in everything(&ring, limit) {
                 prop_assert!(!chunk.bytes.is_empty() && chunk.bytes.len() <= limit);
                 for (n, byte) in chunk.bytes.iter().enumerate() {
