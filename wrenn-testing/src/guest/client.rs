@@ -21,6 +21,7 @@ use wrenn_proto::filesystem::{self, EntryInfo, FilesystemClient};
 use wrenn_proto::hostagent::Reason;
 use wrenn_proto::http::{
     ACCESS_TOKEN_HEADER, ErrorBody, FILE_MODE_HEADER, InitRequest, KEEPALIVE_PING_HEADER, Metrics,
+    Unpacked,
 };
 use wrenn_proto::process::__buffa::oneof::process_event::Event;
 use wrenn_proto::process::__buffa::oneof::process_selector::Selector;
@@ -425,9 +426,9 @@ impl Client {
             .upload(&self.target("/archive", path), None, chunks)
             .await?;
         let body = collect(response).await?;
-        let answer: serde_json::Value =
+        let unpacked: Unpacked =
             serde_json::from_slice(&body).map_err(|error| unavailable(&error))?;
-        Ok(answer["entries"].as_u64().unwrap_or_default())
+        Ok(unpacked.entries)
     }
 
     async fn upload(

@@ -17,6 +17,8 @@ use crate::host::{Host, Properties, Token, check_id};
 
 const CONSOLE_BYTES: u32 = 64 << 10;
 const MAX_CONSOLE_BYTES: u32 = 1 << 20;
+/// How much of a console comes in one message.
+const CONSOLE_CHUNK: usize = 64 << 10;
 
 type Answer<T> = Result<T, ConnectError>;
 
@@ -250,7 +252,11 @@ pub(super) fn follow_console(
     let begin = (host, sandbox, log, sent);
     let stream = futures::stream::unfold(begin, |(host, sandbox, mut log, mut sent)| async move {
         loop {
-            let data = Bytes::copy_from_slice(&log.borrow_and_update()[sent..]);
+            let data = {
+                let log = log.borrow_and_update();
+                let rest = &log[sent..];
+                Bytes::copy_from_slice(&rest[..rest.len().min(CONSOLE_CHUNK)])
+            };
             if !data.is_empty() {
                 sent += data.len();
                 let message = FollowConsoleResponse { data };

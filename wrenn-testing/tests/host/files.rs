@@ -130,6 +130,71 @@ async fn stream_read(
 }
 
 #[tokio::test]
+async fn mode_of_a_write_is_kept() {
+    let host = FakeHost::start().await.unwrap();
+    let client = client(&host);
+    create(&client, 1).await;
+    let request = WriteFileRequest {
+        id: id(1),
+        path: "script".to_owned(),
+        data: Bytes::from_static(b"#!/bin/sh\necho ran\n"),
+        mode: Some(0o750),
+        ..Default::default()
+    };
+    client.write_file(request.clone()).await.unwrap();
+    assert_eq!(
+        output(&client, 1, "stat -c %a script; ./script").await,
+        "750\nran"
+    );
+    let wrong = WriteFileRequest {
+        mode: Some(0o100_644),
+        ..request
+    };
+    let error = client.write_file(wrong).await.unwrap_err();
+    assert_error(&error, ErrorCode::InvalidArgument, Reason::REASON_INVALID);
+}
+
+#[tokio::test]
+async fn directory_travels_as_an_archive() {
+    let host = FakeHost::start().await.unwrap();
+    let client = client(&host);
+    create(&client, 1).await;
+    create(&client, 2).await;
+    output(
+        &client,
+        1,
+        "mkdir -p d/e; printf a > d/e/a; ln -s e/a d/link; chmod 751 d/e/a",
+    )
+    .await;
+    let read = |path: &str| ReadArchiveRequest {
+        id: id(1),
+        path: path.to_owned(),
+        ..Default::default()
+    };
+    let mut stream = client.read_archive(read("d")).await.unwrap();
+    let mut messages = vec![WriteArchiveRequest {
+        id: id(2),
+        path: "copy".to_owned(),
+        ..Default::default()
+    }];
+    while let Some(message) = stream.message().await.unwrap() {
+        messages.push(WriteArchiveRequest {
+            data: message.to_owned_message().data,
+            ..Default::default()
+        });
+    }
+    let written = client.write_archive(futures::stream::iter(messages)).await;
+    assert!(written.unwrap().into_owned().entries >= 3);
+    let seen = output(&client, 2, "cat copy/link; stat -c ' %a' copy/e/a").await;
+    assert_eq!(seen, "a 751");
+    let error = match client.read_archive(read("nothing")).await {
+        Ok(mut stream) => stream.message().await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert_error(&error, ErrorCode::NotFound, Reason::REASON_PATH_NOT_FOUND);
+}
+
+#[tokio::test]
 async fn watch_tells_changes() {
     let host = FakeHost::start().await.unwrap();
     let client = client(&host);
