@@ -76,7 +76,7 @@ fn a_vmm_that_dies_is_told_to_everybody_who_waits() {
         );
         let request = GetConsoleRequest {
             id: id.clone(),
-            max_bytes: 0,
+            ..GetConsoleRequest::default()
         };
         agent.client().get_console(request).await.unwrap();
         destroy(&agent, &id).await;
@@ -178,7 +178,7 @@ fn survives(signal: Signal) {
         let connect = ProcessConnect {
             id: id.clone(),
             pid,
-            terminal: false,
+            ..ProcessConnect::default()
         };
         let message = Some(connect.into());
         up.send(ConnectProcessRequest { message }).await.unwrap();
@@ -188,6 +188,7 @@ fn survives(signal: Signal) {
             id: id.clone(),
             pid,
             signal: 15,
+            ..SignalProcessRequest::default()
         };
         agent.client().signal_process(request).await.unwrap();
         read_until(&mut down, "caught").await;

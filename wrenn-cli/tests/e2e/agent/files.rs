@@ -382,3 +382,68 @@ fn a_watch_tells_what_happens() {
         }
     });
 }
+
+#[test]
+fn directories_travel_as_archives_and_parts_of_files_alone() {
+    enter(|agent| async move {
+        let id = agent.create().await.id;
+        let client = agent.client();
+        let tree = "mkdir -p /tmp/a/b && head -c 3000000 /dev/urandom >/tmp/a/b/data && \
+                    echo hi >/tmp/a/run && chmod 751 /tmp/a/run && ln -s b/data /tmp/a/link";
+        agent.shell(&id, tree).await;
+        let request = ReadArchiveRequest {
+            id: id.clone(),
+            path: "/tmp/a".to_owned(),
+            user: "root".to_owned(),
+        };
+        let mut down = client.read_archive(request).await.unwrap();
+        let mut archive = Vec::new();
+        while let Some(message) = down.message().await.unwrap() {
+            archive.extend_from_slice(&message.to_owned_message().data);
+        }
+        let first = WriteArchiveRequest {
+            id: id.clone(),
+            path: "/tmp/new/copy".to_owned(),
+            user: "root".to_owned(),
+            ..WriteArchiveRequest::default()
+        };
+        let pieces: Vec<_> = archive.chunks(CHUNK).map(Bytes::copy_from_slice).collect();
+        let rest = pieces.into_iter().map(|data| WriteArchiveRequest {
+            data,
+            ..WriteArchiveRequest::default()
+        });
+        let messages = stream::iter(std::iter::once(first).chain(rest));
+        let written = client.write_archive(messages).await.unwrap().into_owned();
+        assert_eq!(written.entries, 4);
+        let compare = "cmp /tmp/a/b/data /tmp/new/copy/b/data && readlink /tmp/new/copy/link && \
+                       stat -c %a /tmp/new/copy/run";
+        assert_eq!(agent.shell(&id, compare).await, "b/data\n751");
+
+        let request = StreamReadFileRequest {
+            id: id.clone(),
+            path: "/tmp/a/b/data".to_owned(),
+            offset: 2_999_990,
+            length: Some(5),
+            ..StreamReadFileRequest::default()
+        };
+        let mut down = client.stream_read_file(request.clone()).await.unwrap();
+        let first = down.message().await.unwrap().unwrap().to_owned_message();
+        assert_eq!((first.data.len(), first.total_size), (0, Some(3_000_000)));
+        let mut data = Vec::new();
+        while let Some(message) = down.message().await.unwrap() {
+            data.extend_from_slice(&message.to_owned_message().data);
+        }
+        let line = "tail -c 10 /tmp/a/b/data | head -c 5 | sha256sum";
+        let sum = agent.shell(&id, line).await;
+        assert_eq!(sum.split(' ').next(), Some(sha256(&data).as_str()));
+        let behind = StreamReadFileRequest {
+            offset: 3_000_001,
+            ..request
+        };
+        let error = match client.stream_read_file(behind).await {
+            Ok(mut stream) => stream.message().await.err(),
+            Err(error) => Some(error),
+        };
+        assert_eq!(error.unwrap().code, ErrorCode::OutOfRange);
+    });
+}

@@ -140,6 +140,7 @@ fn commands_have_input_output_and_one_end() {
         let killed = agent.exec(&id, "kill -9 $$").await.unwrap();
         let exit = killed.exit.as_option().unwrap();
         assert_eq!((exit.code, exit.exited), (137, false));
+        assert_eq!((exit.signal, exit.timed_out), (9, false));
         refused(
             agent
                 .exec(
@@ -241,12 +242,12 @@ fn a_terminal_follows_its_size_and_outlives_its_caller() {
         let shell = listed.iter().find(|process| process.pid == pid);
         assert_eq!(shell.expect("it still runs").tag, "shell");
 
-        // Another joins it, and its input goes to the terminal as before.
+        // Another joins it by its tag, and its input goes to the terminal as before.
         let (mut up, receive) = client.connect_process().await.unwrap().into_split();
         let connect = ProcessConnect {
             id: id.clone(),
-            pid,
-            terminal: true,
+            tag: "shell".to_owned(),
+            ..ProcessConnect::default()
         };
         let message = Some(connect.into());
         up.send(ConnectProcessRequest { message }).await.unwrap();
@@ -259,8 +260,9 @@ fn a_terminal_follows_its_size_and_outlives_its_caller() {
 
         let signal = SignalProcessRequest {
             id: id.clone(),
-            pid,
+            tag: "shell".to_owned(),
             signal: 9,
+            ..SignalProcessRequest::default()
         };
         client.signal_process(signal.clone()).await.unwrap();
         let (_, _, exit) = read_all(&mut down).await;
@@ -275,11 +277,139 @@ fn a_terminal_follows_its_size_and_outlives_its_caller() {
         let connect = ProcessConnect {
             id,
             pid: 999_999,
-            terminal: false,
+            ..ProcessConnect::default()
         };
         let message = Some(connect.into());
         up.send(ConnectProcessRequest { message }).await.unwrap();
         refused(receive.message().await, ErrorCode::NotFound, "not found");
+    });
+}
+
+/// What a caller has of a command's output.
+#[derive(Default)]
+struct Received {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    exit: Option<ExitStatus>,
+}
+
+impl Received {
+    fn take(&mut self, message: ProcessEvent) {
+        let channel = match &message.event {
+            Some(Event::Stdout(_)) => &mut self.stdout,
+            Some(Event::Stderr(_)) => &mut self.stderr,
+            Some(Event::Exit(exit)) => {
+                self.exit = Some((**exit).clone());
+                return;
+            }
+            _ => return,
+        };
+        assert_eq!(message.offset, channel.len() as u64, "lost or twice");
+        if let Some(Event::Stdout(bytes) | Event::Stderr(bytes)) = &message.event {
+            channel.extend_from_slice(bytes);
+        }
+    }
+
+    fn offsets(&self) -> OutputOffsets {
+        OutputOffsets {
+            stdout: self.stdout.len() as u64,
+            stderr: self.stderr.len() as u64,
+            terminal: 0,
+        }
+    }
+}
+
+#[test]
+fn output_survives_broken_connections() {
+    enter(|agent| async move {
+        let id = agent.create().await.id;
+        let line = "dd if=/dev/urandom of=/tmp/x bs=1M count=6 2>/dev/null; \
+                    sha256sum /tmp/x >&2; cat /tmp/x; exit 3";
+        let command = Command {
+            tag: "flood".to_owned(),
+            ..sh(line)
+        };
+        drop(Followed::start(&agent, &id, command).await);
+        let mut received = Received::default();
+        let mut connections = 0;
+        while received.exit.is_none() {
+            connections += 1;
+            // A client of its own, whose connection goes with it.
+            let client = agent.client();
+            let (mut up, mut down) = client.connect_process().await.unwrap().into_split();
+            let connect = ProcessConnect {
+                id: id.clone(),
+                tag: "flood".to_owned(),
+                from: Some(received.offsets()).into(),
+                ..ProcessConnect::default()
+            };
+            let message = Some(connect.into());
+            up.send(ConnectProcessRequest { message }).await.unwrap();
+            // Each breaks off after some messages, with others on their way.
+            let until = received.stdout.len() + (1 << 20);
+            while received.exit.is_none() && received.stdout.len() < until {
+                let message = down.message().await.unwrap().expect("it goes on");
+                received.take(message.to_owned_message());
+            }
+        }
+        assert!(connections > 4, "{connections}");
+        assert_eq!(received.exit.unwrap().code, 3);
+        assert_eq!(received.stdout.len(), 6 << 20);
+        let sum = String::from_utf8(received.stderr).unwrap();
+        assert_eq!(
+            sum.split(' ').next(),
+            Some(super::files::sha256(&received.stdout).as_str())
+        );
+    });
+}
+
+#[test]
+fn errors_of_guests_tell_their_reason() {
+    use wrenn_proto::reason;
+    enter(|agent| async move {
+        let id = agent.create().await.id;
+        let client = agent.client();
+        let reason = |error: wrenn_proto::connectrpc::ConnectError| {
+            reason::of(&error).unwrap().reason.as_known().unwrap()
+        };
+        for (program, expected) in [
+            ("no-such-program", Reason::REASON_COMMAND_NOT_FOUND),
+            ("/etc/passwd", Reason::REASON_COMMAND_NOT_EXECUTABLE),
+        ] {
+            let command = Command {
+                program: program.to_owned(),
+                ..Command::default()
+            };
+            let request = ExecRequest {
+                id: id.clone(),
+                command: Some(command).into(),
+                ..ExecRequest::default()
+            };
+            let error = client.exec(request).await.err().unwrap();
+            assert_eq!(reason(error), expected, "{program}");
+        }
+        let missing = StatRequest {
+            id: id.clone(),
+            path: "/no/such".to_owned(),
+            ..StatRequest::default()
+        };
+        let error = client.stat(missing).await.err().unwrap();
+        assert_eq!(reason(error), Reason::REASON_PATH_NOT_FOUND);
+        let missing = ReadFileRequest {
+            id: id.clone(),
+            path: "/no/such".to_owned(),
+            ..ReadFileRequest::default()
+        };
+        let error = client.read_file(missing).await.err().unwrap();
+        assert_eq!(reason(error), Reason::REASON_PATH_NOT_FOUND);
+        let missing = SignalProcessRequest {
+            id,
+            tag: "nobody".to_owned(),
+            signal: 9,
+            ..SignalProcessRequest::default()
+        };
+        let error = client.signal_process(missing).await.err().unwrap();
+        assert_eq!(reason(error), Reason::REASON_PROCESS_NOT_FOUND);
     });
 }
 
