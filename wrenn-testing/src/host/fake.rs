@@ -158,6 +158,13 @@ impl FakeHost {
         self.host.state().root_id.clone()
     }
 
+    /// Whether each guest has a mount namespace: a `/tmp`, a `/home` and a user `user` of its
+    /// own. It takes root.
+    #[must_use]
+    pub fn has_mount_namespaces(&self) -> bool {
+        self.host.isolation == Isolation::Mounts
+    }
+
     // Faults
 
     /// Scripts what happens to a call.
