@@ -16,7 +16,7 @@ pub struct Settings {
     pub host_stale_after: Duration,
     /// How old a snapshot without a name must be before it counts as interrupted.
     pub interrupted_after: Duration,
-    /// How long a client may take over the headers of a request, or the first frame of a
+    /// How long a client has for the headers of a request, or the first frame of a
     /// WebSocket.
     pub headers_timeout: Duration,
     /// How long requests that are under way may take when the server stops.

@@ -14,6 +14,31 @@ pub(crate) struct Workspace {
     pub(crate) packages: Vec<Package>,
     pub(crate) workspace_root: PathBuf,
     workspace_members: Vec<String>,
+    resolve: Option<Resolve>,
+}
+
+/// What cargo compiles because of what, optional dependencies that are off left out.
+#[derive(Debug, Deserialize)]
+struct Resolve {
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Node {
+    id: String,
+    deps: Vec<Edge>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Edge {
+    pkg: String,
+    dep_kinds: Vec<EdgeKind>,
+}
+
+#[derive(Debug, Deserialize)]
+struct EdgeKind {
+    #[serde(default, deserialize_with = "kind_or_normal")]
+    kind: DependencyKind,
 }
 
 /// One package, ours or another's.
@@ -80,6 +105,28 @@ impl Workspace {
             .args(arguments);
         let json = process::output(&mut cargo)?;
         serde_json::from_str(&json).context("cargo metadata has a form that is not known here")
+    }
+
+    /// The names of packages with those of their normal dependencies that are compiled.
+    pub(crate) fn compiled(&self) -> BTreeMap<&str, Vec<&str>> {
+        let names: BTreeMap<&str, &str> = self
+            .packages
+            .iter()
+            .map(|package| (package.id.as_str(), package.name.as_str()))
+            .collect();
+        let name = |id: &str| names.get(id).copied();
+        let mut compiled: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for node in self.resolve.iter().flat_map(|resolve| &resolve.nodes) {
+            let normal = node.deps.iter().filter(|edge| {
+                let mut kinds = edge.dep_kinds.iter();
+                kinds.any(|kind| kind.kind == DependencyKind::Normal)
+            });
+            if let Some(own) = name(&node.id) {
+                let own = compiled.entry(own).or_default();
+                own.extend(normal.filter_map(|edge| name(&edge.pkg)));
+            }
+        }
+        compiled
     }
 
     /// Our own packages, by name.

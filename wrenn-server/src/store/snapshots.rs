@@ -125,8 +125,8 @@ impl Store {
         rows.iter().map(record).collect()
     }
 
-    /// Publishes a snapshot under its name. With `overwrite`, one that had the name before is
-    /// given back, marked for deletion, in the same transaction.
+    /// Publishes a snapshot under its name. With `overwrite`, returns the one that had the name
+    /// before, marked for deletion in the same transaction.
     pub(crate) async fn publish_snapshot(
         &self,
         snapshot: &SnapshotRecord,

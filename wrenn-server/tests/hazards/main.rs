@@ -6,4 +6,6 @@ mod api;
 mod destroy;
 mod hang_up;
 mod idempotency;
+mod kill;
 mod listing;
+mod operation;

@@ -8,7 +8,7 @@
 //!     └────────────────────────────────┘
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
@@ -85,12 +85,20 @@ const NOT_IN_ENGINES: &[&str] = &[
     "tokio-postgres",
 ];
 
+/// Other TLS providers than ring: two in one program fail at the first handshake.
+const NOT_ANYWHERE: &[&str] = &["aws-lc-rs", "aws-lc-sys", "native-tls", "openssl-sys"];
+
+/// Servers and databases: who embeds the SDK builds neither.
+const NOT_IN_CLIENTS: &[&str] = &["axum", "libsqlite3-sys", "sqlx"];
+
 pub(super) fn check() -> Result<()> {
     let workspace = Workspace::load()?;
     let members: Vec<&Package> = workspace.members().into_values().collect();
     let mut complaints = between_ours(&members);
     let all = Workspace::load_with_dependencies()?;
-    complaints.extend(in_engines(&all.packages));
+    let compiled = all.compiled();
+    complaints.extend(banned_below("wrenn-core", NOT_IN_ENGINES, &compiled));
+    complaints.extend(banned_everywhere(&members, &compiled));
     no_complaints(&complaints)
 }
 
@@ -127,40 +135,58 @@ fn row(table: &[(&str, &'static [&'static str])], name: &str) -> Option<&'static
         .map(|(_, allowed)| *allowed)
 }
 
-/// Follows the dependencies of wrenn-core, tests left out, and names the way to each
+/// Follows the dependencies of a crate of ours, tests left out, and names the way to each
 /// package that must not be among them.
-fn in_engines(packages: &[Package]) -> Vec<String> {
-    let by_name: HashMap<&str, &Package> = packages
-        .iter()
-        .map(|package| (package.name.as_str(), package))
-        .collect();
-    let mut ways: HashMap<&str, String> = HashMap::new();
-    let mut open = vec![("wrenn-core", "wrenn-core".to_owned())];
+fn banned_below(
+    crate_name: &str,
+    banned: &[&str],
+    compiled: &BTreeMap<&str, Vec<&str>>,
+) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let mut open = vec![(crate_name, crate_name.to_owned())];
     let mut complaints = Vec::new();
     while let Some((name, way)) = open.pop() {
-        if ways.insert(name, way.clone()).is_some() {
+        if !seen.insert(name) {
             continue;
         }
-        if NOT_IN_ENGINES.contains(&name) {
-            complaints.push(format!("{name} does not belong in the engines: {way}"));
+        if banned.contains(&name) {
+            complaints.push(format!("{name} does not belong into {crate_name}: {way}"));
         }
-        let dependencies = by_name
-            .get(name)
-            .map(|package| package.dependencies.as_slice());
-        for dependency in dependencies.unwrap_or_default() {
-            // An optional dependency that nobody switched on is not among the packages.
-            let next = dependency.name.as_str();
-            if dependency.kind == DependencyKind::Normal && by_name.contains_key(next) {
-                open.push((next, format!("{way} → {next}")));
-            }
+        for next in compiled.get(name).into_iter().flatten() {
+            open.push((next, format!("{way} → {next}")));
         }
     }
+    complaints
+}
+
+/// The same for every program, and for the SDK, which is in other people's programs.
+fn banned_everywhere(members: &[&Package], compiled: &BTreeMap<&str, Vec<&str>>) -> Vec<String> {
+    let mut complaints: Vec<String> = members
+        .iter()
+        .flat_map(|member| banned_below(&member.name, NOT_ANYWHERE, compiled))
+        .collect();
+    complaints.extend(banned_below("wrenn-sdk", NOT_IN_CLIENTS, compiled));
+    complaints.extend(banned_below("wrenn-server", &["wrenn-core"], compiled));
     complaints
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn banned_package_is_named_with_the_way_to_it() {
+        let compiled = BTreeMap::from([
+            ("wrenn-core", vec!["a"]),
+            ("a", vec!["axum", "wrenn-core"]),
+            ("b", vec!["sqlx"]),
+        ]);
+        assert_eq!(
+            banned_below("wrenn-core", NOT_IN_ENGINES, &compiled),
+            ["axum does not belong into wrenn-core: wrenn-core → a → axum"]
+        );
+        assert!(banned_below("b", &["axum"], &compiled).is_empty());
+    }
 
     fn package(name: &str, dependencies: &[(&str, &str)]) -> Package {
         let dependencies: Vec<_> = dependencies

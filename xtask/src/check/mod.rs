@@ -7,6 +7,7 @@ mod licences;
 mod sources;
 mod spdx;
 mod unused;
+mod words;
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ pub(crate) enum Kind {
     Licences,
     /// No unfinished work, no path of one person's computer; long files are listed.
     Sources,
+    /// Names of the newer crates are the field's standard terms.
+    Words,
 }
 
 impl Kind {
@@ -47,6 +50,7 @@ impl Kind {
             Self::Unused => "Unused dependencies",
             Self::Licences => "Licences",
             Self::Sources => "Sources",
+            Self::Words => "Words",
         }
     }
 
@@ -70,6 +74,7 @@ impl Kind {
             Self::Unused => unused::check(),
             Self::Licences => licences::check(),
             Self::Sources => sources::check(),
+            Self::Words => words::check(),
         }
     }
 }
