@@ -239,19 +239,4 @@ mod tests {
             "{complaints:?}"
         );
     }
-
-    #[test]
-    fn a_server_in_the_engines_is_found_through_others() {
-        let packages = [
-            package("wrenn-core", &[("middle", "normal"), ("tester", "dev")]),
-            package("middle", &[("axum", "normal"), ("wrenn-core", "normal")]),
-            package("tester", &[("sqlx", "normal")]),
-            package("axum", &[]),
-            package("sqlx", &[]),
-        ];
-        assert_eq!(
-            in_engines(&packages),
-            ["axum does not belong in the engines: wrenn-core → middle → axum"]
-        );
-    }
 }
