@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::AccessToken;
+use crate::connections::Connections;
 use crate::filesystem::watchers::Watchers;
 use crate::metrics::CpuSampler;
 use crate::process::table::ProcessTable;
@@ -34,6 +35,7 @@ pub struct Guest {
     state_file: Option<PathBuf>,
     pub processes: ProcessTable,
     pub watchers: Watchers,
+    pub connections: Connections,
     pub cpu: CpuSampler,
     /// How long a process's end waits for those it left behind, usually
     /// [`LINGER`](crate::process::LINGER).
@@ -50,6 +52,7 @@ impl Guest {
             state_file,
             processes: ProcessTable::default(),
             watchers: Watchers::default(),
+            connections: Connections::default(),
             cpu: CpuSampler::default(),
             linger,
             tasks: TaskTracker::new(),

@@ -25,6 +25,7 @@
 pub mod archive;
 pub mod auth;
 pub mod config;
+pub mod connections;
 pub mod disks;
 pub mod files;
 pub mod filesystem;

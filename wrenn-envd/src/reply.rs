@@ -120,6 +120,24 @@ pub fn json_with_status(status: StatusCode, value: &impl Serialize) -> Response<
     response
 }
 
+/// How much of a body is taken that is not wanted any more.
+const MAX_DRAINED: usize = 1 << 30;
+
+/// Takes the rest of a body, so that its sender gets to the answer: one that still sends when
+/// the connection closes may never read why.
+pub async fn drain(body: &mut Incoming) {
+    let mut left = MAX_DRAINED;
+    while left > 0 {
+        match body.frame().await {
+            Some(Ok(frame)) => {
+                let size = frame.data_ref().map_or(0, Bytes::len);
+                left = left.saturating_sub(size);
+            }
+            Some(Err(_)) | None => return,
+        }
+    }
+}
+
 /// Reads a JSON body as a whole. An empty one is `None`.
 pub async fn read_json<T: DeserializeOwned>(body: Incoming) -> Result<Option<T>, HttpError> {
     let bytes = Limited::new(body, MAX_JSON)

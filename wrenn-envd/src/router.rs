@@ -67,7 +67,7 @@ impl Router {
         let guest = &self.guest;
         let answer = match (&parts.method, parts.uri.path()) {
             (&Method::GET | &Method::HEAD, "/health") => Ok(reply::empty(StatusCode::NO_CONTENT)),
-            (&Method::POST, "/init") => setup::init(guest, body).await,
+            (&Method::POST, "/init") => setup::init(guest, &parts, body).await,
             (&Method::POST, "/sync") => disks::sync().await,
             (&Method::POST, "/freeze") => programs::freeze().await,
             (&Method::POST, "/thaw") => Ok(programs::thaw_request()),

@@ -82,7 +82,10 @@ async fn serve_connection(stream: TcpStream, router: Arc<Router>, guest: &Guest)
     stream.set_nodelay(true).ok();
     sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER).ok();
     notice_dead_peers(&stream).ok();
-    let service = service_fn(move |request: Request<Incoming>| {
+    let accepted = guest.connections.accept();
+    let id = accepted.id();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(id);
         let router = Arc::clone(&router);
         async move { Ok::<Response<Body>, Infallible>(router.route(request).await) }
     });
@@ -102,6 +105,7 @@ async fn serve_connection(stream: TcpStream, router: Arc<Router>, guest: &Guest)
                 tracing::debug!(%error, "a connection ended early");
             }
         }
+        () = accepted.closed() => tracing::debug!("a connection of before the resume is closed"),
         () = guest.shutdown.cancelled() => {}
     }
 }

@@ -5,6 +5,9 @@
 //! other guest from the same snapshot. The host sends time and entropy before user
 //! code gets a chance to use either.
 //!
+//! Entropy is sent after a boot or a resume alone, so it also says that connections of before
+//! have no other end any more: they are closed ([`crate::connections`]).
+//!
 //! Settings change only when everything that could fail has been checked; a clock or a
 //! random generator that can't be set (the daemon is not root) is logged and left.
 
@@ -13,6 +16,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::request::Parts;
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
@@ -20,6 +24,7 @@ use wrenn_proto::buffa_types::google::protobuf::Timestamp;
 use wrenn_proto::http::InitRequest;
 
 use crate::auth::AccessToken;
+use crate::connections::ConnectionId;
 use crate::guest::Guest;
 use crate::hostname;
 use crate::identity;
@@ -30,9 +35,19 @@ use crate::users::User;
 /// A clock that is closer than this is left alone: the request's own way takes time too.
 const TOLERATED_SKEW_NANOS: i128 = 20_000_000;
 
-pub async fn init(guest: &Arc<Guest>, body: Incoming) -> Result<Response<Body>, HttpError> {
+pub async fn init(
+    guest: &Arc<Guest>,
+    parts: &Parts,
+    body: Incoming,
+) -> Result<Response<Body>, HttpError> {
     let request: InitRequest = reply::read_json(body).await?.unwrap_or_default();
+    let begun = request.entropy.is_some();
     apply(guest, request)?;
+    if begun {
+        let spared = parts.extensions.get::<ConnectionId>().copied();
+        let closed = guest.connections.close_others(spared);
+        tracing::debug!(closed, "the guest has booted or was resumed");
+    }
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 

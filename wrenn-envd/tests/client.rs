@@ -300,6 +300,60 @@ async fn a_client_that_reconnects_loses_nothing() {
     daemon.stop().await;
 }
 
+/// After a resume, nobody is at the other end of the connections of before, and no packet says
+/// so: a command must not wait for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_before_a_resume_hold_nobody_up() {
+    use wrenn_core::guest::InitRequest;
+    const LINES: u64 = 8 * 1024;
+    let daemon = TestDaemon::start_with(TOKEN).await;
+    let directory = tempfile::tempdir().unwrap();
+    let line = numbered(LINES, &directory.path().join("progress"));
+    // It never reads, and stays open.
+    let mut stuck = client(&daemon)
+        .start(&Command::shell(line).tag("numbers"))
+        .await
+        .unwrap();
+    let time_alone = InitRequest {
+        timestamp: None,
+        ..InitRequest::default()
+    };
+    let mut host = client(&daemon);
+    host.init(&time_alone).await.unwrap();
+    assert!(matches!(stuck.next().await, Ok(ProcessEvent::Stdout(_))));
+    let resumed = InitRequest {
+        entropy: Some("AAAA".to_owned()),
+        ..InitRequest::default()
+    };
+    host.init(&resumed).await.unwrap();
+    let tag = ProcessId::Tag("numbers".to_owned());
+    let from = OutputOffsets::default();
+    let mut process = client(&daemon).connect_from(tag, from).await.unwrap();
+    let (mut count, mut first) = (0, None);
+    loop {
+        match process.next().await.unwrap() {
+            ProcessEvent::Stdout(bytes) => {
+                first.get_or_insert(process.offset());
+                count += bytes.len() as u64;
+            }
+            ProcessEvent::Exit(_) => break,
+            _ => {}
+        }
+    }
+    assert_eq!(count + first.unwrap(), LINES * 1024);
+    // What was on its way may still be read; then it is over.
+    let outcome = loop {
+        match stuck.next().await {
+            Ok(ProcessEvent::Exit(_)) => panic!("it is closed before the end"),
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(outcome.code() != Some(RpcCode::NotFound), "{outcome}");
+    host.stat("/").await.unwrap();
+    daemon.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_are_found_and_signalled_by_their_tag() {
     use wrenn_core::guest::{PtySize, Signal};

@@ -108,8 +108,13 @@ pub async fn write(
             "the archive broke off: {error}"
         )));
     }
-    let entries = unpacking.await.map_err(|_| gave_up())??;
-    reply::json(&Unpacked { entries })
+    match unpacking.await.map_err(|_| gave_up())? {
+        Ok(entries) => reply::json(&Unpacked { entries }),
+        Err(error) => {
+            reply::drain(&mut body).await;
+            Err(error)
+        }
+    }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -30,7 +30,7 @@ const FORM_FIELD: &str = "file";
 pub async fn upload(
     guest: &Arc<Guest>,
     parts: &Parts,
-    body: Incoming,
+    mut body: Incoming,
 ) -> Result<Response<Body>, HttpError> {
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let user = super::user(parts, &query, &guest.settings())?;
@@ -82,8 +82,13 @@ pub async fn upload(
             ));
         }
     };
-    let written = receive(Box::new(pipeline), body).await?;
-    reply::json(&written)
+    match receive(Box::new(pipeline), &mut body).await {
+        Ok(written) => reply::json(&written),
+        Err(error) => {
+            reply::drain(&mut body).await;
+            Err(error)
+        }
+    }
 }
 
 /// The permission bits that a request names.
@@ -109,7 +114,7 @@ fn header(headers: &HeaderMap, name: http::HeaderName) -> Option<String> {
 /// blocking thread has its price.
 async fn receive(
     mut pipeline: Box<Pipeline>,
-    mut body: Incoming,
+    body: &mut Incoming,
 ) -> Result<Vec<FileEntry>, HttpError> {
     let mut gathered: Vec<Bytes> = Vec::new();
     let mut size = 0;
