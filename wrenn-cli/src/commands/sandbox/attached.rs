@@ -14,6 +14,12 @@ impl AttachedProcess {
     }
 }
 
+/// Whether the message says why a command was not found, or is no program. A shell that ends
+/// with these codes has said so itself.
+fn tells_more(code: i32, message: &str) -> bool {
+    matches!(code, 126 | 127) && !message.starts_with("exit status")
+}
+
 /// Its input; none where the command was started without.
 pub(super) struct AttachedInput(Option<Stdin>);
 
@@ -34,7 +40,7 @@ impl Remote for AttachedProcess {
                 Some(ProcessEvent::Exit(status)) => Event::Exit(Exit {
                     code: u8::try_from(status.code & 0xff).unwrap_or(1),
                     timed_out: status.timed_out,
-                    message: status.message,
+                    message: status.message.filter(|said| tells_more(status.code, said)),
                 }),
                 Some(_) => continue,
                 None => anyhow::bail!("the command has ended before"),

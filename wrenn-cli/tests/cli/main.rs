@@ -1,0 +1,12 @@
+//! The `wrenn` program against a server in this process, whose host is a fake one with real
+//! guest daemons.
+
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod copy;
+mod errors;
+mod exec;
+mod sandboxes;
+mod terminal;
+mod transcripts;
+mod wrenn;
