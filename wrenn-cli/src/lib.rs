@@ -68,6 +68,10 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     logging::start(cli.global.verbose);
+    if let Err(error) = wrenn_nss::use_files_and_dns() {
+        eprintln!("wrenn: failed to choose how host names are resolved: {error}");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -1,5 +1,7 @@
 //! Logging to standard error; quiet unless asked.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 /// Starts logging: warnings by default, `-v` for progress, `-vv` for everything.
@@ -14,6 +16,8 @@ pub(crate) fn start(verbose: u8) {
     // A second call, as tests make it, leaves the first subscriber in place.
     let _already = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Colour codes belong on a terminal, not into pipes and files.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .try_init();
 }

@@ -127,6 +127,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .with_writer(io::stderr)
         .try_init()
         .ok();
+    if let Err(error) = wrenn_nss::use_files_and_dns() {
+        eprintln!("wrenn-server: failed to choose how host names are resolved: {error}");
+        return ExitCode::FAILURE;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();

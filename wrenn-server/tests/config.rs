@@ -18,5 +18,8 @@ fn reference_table_matches_options() {
         std::fs::write(&page, format!("{before}{BEGIN}{wanted}{END}{after}")).unwrap();
         return;
     }
-    assert!(table == wanted, "docs/server.md is not up to date; WRENN_BLESS=1 writes it");
+    assert!(
+        table == wanted,
+        "docs/server.md is not up to date; WRENN_BLESS=1 writes it"
+    );
 }

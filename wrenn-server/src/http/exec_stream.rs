@@ -562,7 +562,8 @@ fn exit_message(exit: &wire::ExitStatus) -> Exit {
         code: exit.code,
         signal: (exit.signal > 0).then_some(exit.signal),
         timed_out: exit.timed_out,
-        message: (!exit.error.is_empty()).then(|| exit.error.clone()),
+        // The guest repeats the exit code in words; only a time-out says more.
+        message: (exit.timed_out && !exit.error.is_empty()).then(|| exit.error.clone()),
     }
 }
 

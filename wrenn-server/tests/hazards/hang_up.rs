@@ -21,7 +21,7 @@ async fn hang_up(server: &TestServer, operation: Operation, point: Point) {
     tokio::time::sleep(Duration::from_millis(2)).await;
     drop(gate);
     agree(server, operation, point, SETTLE_DEADLINE).await;
-    // A call that the host saw was done, whoever waited for it.
+    // A call that the host saw was done, also without its client.
     if let (Some(id), true) = (&id, !matches!(point, Point::After(_))) {
         let status = status(server, id).await;
         assert_eq!(

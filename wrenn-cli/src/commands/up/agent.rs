@@ -68,7 +68,7 @@ impl Agent {
             let agent = HereAgent::new(global, args, directory)?;
             return agent.start().await;
         }
-        MachineAgent::start(args, directory).await
+        MachineAgent::start(args).await
     }
 
     pub(super) fn endpoint(&self) -> &HostEndpoint {
@@ -390,7 +390,7 @@ struct MachineAgent {
 }
 
 impl MachineAgent {
-    async fn start(args: &Args, directory: &DataDirectory) -> anyhow::Result<Agent> {
+    async fn start(args: &Args) -> anyhow::Result<Agent> {
         let machine = Machine::of_user(&MachineName::default())?;
         let config = MachineConfig {
             network: args.machine_network,
@@ -403,12 +403,8 @@ impl MachineAgent {
         let step = "starting the agent in the machine";
         steps.report(Event::Started { step });
         let started = async {
-            let token = directory.machine_token()?;
+            let token = token_in_machine(&client).await?;
             let (program, changed) = bring(&client, args).await?;
-            client
-                .write_file(TOKEN_IN_MACHINE, token.clone(), 0o600)
-                .await
-                .context("cannot write the agent's token in the machine")?;
             if changed {
                 client.stop_detached(NAME_IN_MACHINE, STOP_TIMEOUT).await?;
             }
@@ -472,6 +468,23 @@ impl MachineAgent {
             .context("cannot end the agent in the machine")?;
         Ok(())
     }
+}
+
+/// The token of the agent in the machine, which is made once and kept there: an agent that
+/// runs already has it.
+async fn token_in_machine(client: &MachineClient) -> anyhow::Result<String> {
+    if let Ok(token) = client.guest().read_file(TOKEN_IN_MACHINE).await {
+        let token = String::from_utf8_lossy(&token).trim().to_owned();
+        if !token.is_empty() {
+            return Ok(token);
+        }
+    }
+    let token = super::state::random_token()?;
+    client
+        .write_file(TOKEN_IN_MACHINE, token.clone(), 0o600)
+        .await
+        .context("cannot write the agent's token in the machine")?;
+    Ok(token)
 }
 
 async fn log_in_machine(client: &MachineClient) -> String {

@@ -75,10 +75,18 @@ fn is_loopback(url: &str) -> bool {
         .any(|loopback| host.starts_with(loopback))
 }
 
-/// Tells the user where the key is.
-pub(super) fn report(key: &Key) {
+/// Tells the user where the key is. In the background it would end up in a log: there the
+/// file is named alone.
+pub(super) fn report(key: &Key, background: bool) {
     match key {
         Key::Kept => {}
+        Key::Saved { file, .. } if background => {
+            eprintln!("wrenn: a new API key is in {}", file.display());
+        }
+        Key::Shown { why, .. } if background => eprintln!(
+            "wrenn: a new API key is not shown here, and not saved, since {why}; \
+             run wrenn up without --detach once to get one"
+        ),
         Key::Saved { secret, file } => eprintln!(
             "  API key     {secret}\n              (shown once; wrenn finds it in {})",
             file.display()

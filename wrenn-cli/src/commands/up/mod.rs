@@ -176,7 +176,7 @@ async fn serve(
     };
     directory.write_running(&running)?;
     report(&running, args.json)?;
-    credentials::report(&key);
+    credentials::report(&key, args.daemon);
     if !args.daemon {
         eprintln!("Ctrl-C stops server and agent; sandboxes go on.");
     }

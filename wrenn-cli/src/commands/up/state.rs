@@ -7,7 +7,6 @@
 //! | `up.json` | what runs, for `wrenn down` and a second `wrenn up` |
 //! | `up.log` | what the background process prints |
 //! | `agent.log` | what an agent on this host prints |
-//! | `machine-token` | the token of an agent in the machine |
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -110,25 +109,6 @@ impl DataDirectory {
         fs::remove_file(self.0.join("up.json")).ok();
     }
 
-    /// A token that is made once and kept, for its owner alone.
-    pub(crate) fn machine_token(&self) -> anyhow::Result<String> {
-        let path = self.0.join("machine-token");
-        match fs::read_to_string(&path) {
-            Ok(token) if !token.trim().is_empty() => return Ok(token.trim().to_owned()),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot read {}", path.display()));
-            }
-            _ => {}
-        }
-        let mut random = [0; 32];
-        File::open("/dev/urandom")
-            .and_then(|mut file| file.read_exact(&mut random))
-            .context("cannot read /dev/urandom")?;
-        let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.replace("machine-token", token.as_bytes())?;
-        Ok(token)
-    }
-
     /// Atomically replaces a file that only its owner reads.
     fn replace(&self, name: &str, contents: &[u8]) -> anyhow::Result<()> {
         let (path, aside) = (self.0.join(name), self.0.join(format!("{name}.new")));
@@ -145,6 +125,15 @@ impl DataDirectory {
         };
         write().with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// 32 random bytes in hexadecimal.
+pub(crate) fn random_token() -> anyhow::Result<String> {
+    let mut random = [0; 32];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut random))
+        .context("cannot read /dev/urandom")?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn of_user() -> anyhow::Result<PathBuf> {
