@@ -1,4 +1,4 @@
-//! Who may call: the one place that decides about every request.
+//! Access to the agent: the one place that decides about every request.
 //!
 //! ```text
 //!  request ─▶ Host ──────────▶ Origin ─────────▶ token ─────────────▶ RPC, /metrics
@@ -56,7 +56,7 @@ impl fmt::Debug for AgentToken {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedHost(String);
 
-/// What cannot be such a name.
+/// A text that cannot be such a name.
 #[derive(Debug, thiserror::Error)]
 #[error("'{0}' is no name or address of a host; write it without scheme and port")]
 pub struct InvalidHost(String);
@@ -98,7 +98,7 @@ pub(crate) enum Denied {
     WrongToken,
 }
 
-/// What requests are held against.
+/// The rules that requests are held against.
 #[derive(Debug)]
 pub(crate) struct Guard {
     token: AgentToken,

@@ -170,7 +170,7 @@ impl Agent {
         self.metrics_address
     }
 
-    /// What callers present.
+    /// The secret that callers present.
     #[must_use]
     pub fn token(&self) -> &AgentToken {
         &self.token

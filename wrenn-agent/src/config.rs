@@ -168,7 +168,7 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// The file of the token that callers present.
     pub token_file: PathBuf,
-    /// What `Host` may be beside addresses of this host and localhost.
+    /// Names that `Host` may have beside addresses of this host and localhost.
     pub allowed_hosts: Vec<AllowedHost>,
     /// What it gives to sandboxes.
     pub limits: Limits,

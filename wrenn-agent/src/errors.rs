@@ -1,6 +1,6 @@
 //! The one place where an engine's error becomes an answer: a code, a reason for programs, and
-//! a sentence that its reader can act on. What only helps people who run the host stays in the
-//! log.
+//! a sentence that its reader can act on. Details for
+//! operators stay in the log.
 //!
 //! Every error that leaves the agent has a reason: what is refused before an engine is asked
 //! gets it from [`invalid`] and its like, what the RPC library makes of a broken message from
@@ -31,7 +31,7 @@ const MAX_GUEST_WORDS: usize = 1024;
 /// What is said of an error that is this host's own.
 const OURS: &str = "the host failed; its log says why";
 
-/// What a caller is told of an error.
+/// An error as its caller gets it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     code: ErrorCode,
@@ -114,7 +114,7 @@ impl Answer {
 
 /// An error of an engine, as a caller sees it.
 pub(crate) trait Answers: std::error::Error + 'static {
-    /// What to say of it.
+    /// The answer to its caller.
     fn answer(&self) -> Answer;
 }
 

@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::guest::Guest;
 use crate::router::{Body, Router};
 
-/// What may wait in the kernel for a client, in bytes. A client that lost its connection asks
+/// Bytes that may wait in the kernel for a client. A client that lost its connection asks
 /// for it again, so it must be much less than what is kept of a process's output.
 pub const SEND_BUFFER: usize = 128 * 1024;
 

@@ -117,7 +117,7 @@ async fn parts_of_files_are_read_with_their_size() {
         let error = read(&path, 11, length).await.unwrap_err();
         assert_eq!(error.code(), Some(RpcCode::OutOfRange), "{error}");
     }
-    // What the kernel makes up has no length, and its parts are found all the same.
+    // A file that the kernel makes up has no length, and its parts are found all the same.
     let (total, whole) = read("/proc/version", 0, None).await.unwrap();
     assert_eq!(total, None);
     let (_, part) = read("/proc/version", 6, Some(7)).await.unwrap();
@@ -341,7 +341,7 @@ async fn connections_of_before_a_resume_hold_nobody_up() {
         }
     }
     assert_eq!(count + first.unwrap(), LINES * 1024);
-    // What was on its way may still be read; then it is over.
+    // Bytes that were on their way may still be read; then the stream ends.
     let outcome = loop {
         match stuck.next().await {
             Ok(ProcessEvent::Exit(_)) => panic!("it is closed before the end"),

@@ -115,7 +115,7 @@ struct Following {
 }
 
 impl Following {
-    /// What was added, nothing for a keep-alive; `None` once the sandbox has ended.
+    /// New bytes, none for a keep-alive; `None` once the sandbox has ended.
     async fn next(&mut self) -> Result<Option<Bytes>, ConnectError> {
         loop {
             // Known before the log is read: what came before the end is not missed.
@@ -185,7 +185,7 @@ impl LogReader {
         }
     }
 
-    /// What was added since the last time; nothing if that is nothing.
+    /// The bytes that were added since the last call; empty if there are none.
     fn next(&mut self) -> io::Result<Vec<u8>> {
         let Some(file) = self
             .file
@@ -252,7 +252,7 @@ impl LogReader {
             window.drain(..passed);
             start += passed as u64;
         }
-        // What is kept of it may not be written yet.
+        // The part that is kept may not be written yet.
         if !std::mem::replace(&mut self.lost, true) {
             return Ok(false);
         }
@@ -373,7 +373,7 @@ mod tests {
         let begun = behind.next().unwrap();
         assert_eq!(begun.len(), CHUNK_BYTES);
         let unseen = log.lines(20_000..20_010);
-        // What is kept is longer than where the slow one stands.
+        // The part that is kept is longer than the slow one's offset.
         let mut silent = LogReader::new(log.path.clone(), Begin::Last(0));
         assert_eq!(silent.next().unwrap(), b"");
         log.cut(2 * CHUNK_BYTES);

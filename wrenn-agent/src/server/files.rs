@@ -95,8 +95,8 @@ pub(super) async fn stream_write(
     })
 }
 
-/// What a caller sends, its first message and the others, and why it broke off if it did: the
-/// guest only learns that the rest does not come.
+/// The data of a caller's messages, and the error that ended them early, if one did: the guest
+/// only learns that the rest does not come.
 pub(super) fn contents(
     first: Bytes,
     rest: impl Stream<Item = Result<Bytes, ConnectError>> + Send + 'static,

@@ -49,8 +49,8 @@ const MAX_STREAMS: u32 = 4096;
 /// What may be on its way to us, for one stream and for a connection.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
-/// What may wait here for a caller, for one stream. One that follows a command and loses the
-/// way to it asks for what was on its way again, and the guest keeps only so much: the
+/// Bytes that may wait here for a caller, for one stream. A caller that follows a command and
+/// loses its connection asks for the bytes on their way again, and the guest keeps only so much: the
 /// documentation of wrenn-envd's `process` module has the sum.
 const SEND_BUFFER: usize = 64 << 10;
 /// A message holds a file of 16 MiB, in JSON a third more, and what is said about it.
@@ -210,8 +210,8 @@ impl Server {
     }
 }
 
-/// What somebody is told who is not admitted. An RPC's caller learns of the token in its own
-/// protocol; what a browser may have sent gets a status that no protocol hides.
+/// The answer to a request that is not admitted. An RPC's caller learns of the token in its own
+/// protocol; a request that a browser may have sent gets a status that no protocol hides.
 fn refuse(denied: Denied, parts: &Parts) -> Response<Body> {
     tracing::debug!(path = parts.uri.path(), %denied, "a request is refused");
     match denied {

@@ -43,7 +43,7 @@ impl GuestClient {
     ///
     /// # Errors
     /// When an entry leads out of the directory or cannot be written (507 where the disk is
-    /// full), the connection breaks, or a chunk is an error. What came before stays.
+    /// full), the connection breaks, or a chunk is an error. Earlier entries stay.
     pub async fn write_archive(
         &self,
         path: &str,

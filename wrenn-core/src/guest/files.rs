@@ -141,7 +141,7 @@ impl GuestClient {
             None if offset == 0 => None,
             None => Some(format!("bytes={offset}-")),
             // No range says "nothing".
-            Some(0) => return self.nothing_of(path, offset).await,
+            Some(0) => return self.empty_part(path, offset).await,
             Some(length) => {
                 let last = offset.saturating_add(length - 1);
                 Some(format!("bytes={offset}-{last}"))
@@ -155,7 +155,7 @@ impl GuestClient {
         let response = match opened {
             // Also at the very end, which is no mistake.
             Err(GuestError::Status { status: 416, .. }) => {
-                return self.nothing_of(path, offset).await;
+                return self.empty_part(path, offset).await;
             }
             opened => opened?,
         };
@@ -170,14 +170,14 @@ impl GuestClient {
         let chunks = if partial || (offset == 0 && length.is_none()) {
             chunks
         } else {
-            // What has no length has no ranges either.
+            // A file without a length has no ranges either.
             cut(chunks, offset, length).boxed()
         };
         Ok(FileContents { total_size, chunks })
     }
 
     /// The part of a file that has no bytes in it, where its offset lies within the file.
-    async fn nothing_of(&self, path: &str, offset: u64) -> Result<FileContents, GuestError> {
+    async fn empty_part(&self, path: &str, offset: u64) -> Result<FileContents, GuestError> {
         let response = self.open(Method::HEAD, path, &[]).await?;
         let length = text(&response, header::CONTENT_LENGTH);
         let total_size: Option<u64> = length.and_then(|length| length.parse().ok());

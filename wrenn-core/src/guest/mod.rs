@@ -47,8 +47,8 @@ type Transport = ServiceTransport<Client<HttpConnector, ClientBody>>;
 /// How long a connection may take to be there.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What of a guest's messages may wait in the kernel, in bytes. Whoever follows a command and
-/// loses the way to it asks for what was on its way again, and the guest keeps only so much:
+/// Bytes of a guest's messages that may wait in the kernel. A client that follows a command and
+/// loses its connection asks for the bytes on their way again, and the guest keeps only so much:
 /// the documentation of wrenn-envd's `process` module has the sum.
 const RECEIVE_BUFFER: usize = 128 << 10;
 

@@ -380,8 +380,8 @@ impl GuestClient {
         self.join(process.into(), None).await
     }
 
-    /// The same, where output comes again that somebody had before, from `from` on. What is no
-    /// longer kept is left out: [`GuestProcess::offset`] then shows a gap.
+    /// The same, where output comes again that somebody had before, from `from` on. Bytes that are
+    /// no longer kept are left out: [`GuestProcess::offset`] then shows a gap.
     ///
     /// # Errors
     /// When there is no such process.

@@ -9,7 +9,7 @@
 //! the size, a transfer holds a few chunks in memory and a descriptor for each level of the
 //! tree.
 //!
-//! What holds:
+//! Guarantees:
 //! - **Reading** gives each entry relative to the directory, with mode, time and owner.
 //!   Symbolic links are links, hard links are files, devices, pipes and sockets are left out.
 //!   A file has the size in the archive that it had when it was opened: what was added
@@ -17,7 +17,7 @@
 //!   with zeros, and the transfer ends with an error instead of the archive's end.
 //! - **Unpacking** writes nothing outside of the directory. Names that are absolute or contain
 //!   `..`, links that lead out, entries below a link, and devices are refused, and the refusal
-//!   names the entry. What came before it stays. A file takes its place when it is complete.
+//!   names the entry. Earlier entries stay. A file takes its place when it is complete.
 
 mod pack;
 mod pipe;

@@ -21,7 +21,7 @@ use crate::users::Names;
 /// How deep a tree may be: each level holds a descriptor.
 const MAX_DEPTH: usize = 256;
 
-/// What the kernel makes up as it is read, and that is not worth packing (statfs(2)).
+/// File systems whose contents the kernel makes up, which are not packed (statfs(2)).
 const MADE_UP: [u64; 9] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
@@ -34,7 +34,7 @@ const MADE_UP: [u64; 9] = [
     0xcafe_4a11, // bpf
 ];
 
-/// What is to be packed.
+/// A directory or file to pack.
 pub(super) enum Source {
     Directory(OwnedFd),
     File { name: OsString, file: File },
@@ -142,7 +142,7 @@ impl Packer {
             return Ok(None);
         }
         let directory = level.directory.fd()?;
-        // What goes away meanwhile was never there.
+        // An entry that goes away meanwhile is left out.
         let Some(stat) = there(statat(directory, name, AtFlags::SYMLINK_NOFOLLOW))? else {
             return Ok(None);
         };
@@ -220,7 +220,7 @@ impl Packer {
     }
 }
 
-/// What was found, or nothing where it is gone or something else by now.
+/// The result, or `None` where the entry is gone or something else by now.
 fn there<T>(found: rustix::io::Result<T>) -> io::Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),

@@ -36,14 +36,14 @@ impl Sink {
     /// Ends with an error: what was sent is no archive.
     pub(super) fn abort(&mut self, error: io::Error) {
         self.buffer.clear();
-        // Nobody may be left to be told.
+        // The connection may be gone.
         self.sender.blocking_send(Err(error)).ok();
     }
 
     /// Sends what is left, and the error that it ends with.
     pub(super) fn finish(mut self, outcome: io::Result<()>) {
         let flushed = self.flush();
-        // Nobody is left to be told.
+        // The connection may be gone.
         if let Err(error) = outcome.and(flushed) {
             self.sender.blocking_send(Err(error)).ok();
         }
@@ -71,7 +71,7 @@ impl Write for Sink {
     }
 }
 
-/// What goes from a connection to a thread.
+/// A message from a connection to a thread.
 enum Piece {
     Data(Bytes),
     /// Said, and not left to a closed channel: a connection that breaks is no end.

@@ -1,7 +1,7 @@
 //! Reads tar archives as a stream, with bounds on everything that an archive can claim.
 //!
-//! What does not fit into a header, such as long names, stands in the data of an entry before
-//! it. It is held in memory, so it has a limit.
+//! Values that do not fit into a header, such as long names, stand in the data of an entry
+//! before it. They are held in memory, so they have a limit.
 //!
 //! Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header"; GNU tar
 //! manual, "Basic Tar Format".
@@ -63,7 +63,7 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    /// The next entry. What was not read of the last one is skipped.
+    /// The next entry. Unread data of the last one is skipped.
     pub(super) fn next(&mut self) -> Result<Option<Entry>, ReadError> {
         let mut extension = Extension::default();
         loop {

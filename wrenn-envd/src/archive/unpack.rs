@@ -33,7 +33,7 @@ const TRIES: usize = 1000;
 /// The size in which files are written.
 const CHUNK: usize = 256 * 1024;
 
-/// What is wrong with one entry.
+/// Why one entry is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 enum Problem {
     #[error("has no name")]
@@ -279,7 +279,7 @@ impl Tree<'_> {
     }
 
     /// Makes something under another name and puts it in place, whatever is there but a
-    /// directory. What fails leaves nothing.
+    /// directory. A failure leaves no file.
     fn replace(
         &self,
         directory: &OwnedFd,

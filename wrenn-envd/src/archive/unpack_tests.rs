@@ -129,7 +129,7 @@ fn files_are_replaced_whole_and_links_are_not_written_through() {
     assert_eq!(tree(dir.path()), expected);
 }
 
-/// What an archive tries, and whether an entry of it is named in the refusal.
+/// Each of these archives is refused, by the name of its last entry.
 #[test]
 fn hostile_entries_are_refused_by_name() {
     use EntryType::{Block, Char, Directory, Fifo, GNUSparse, Link, Regular, Symlink};

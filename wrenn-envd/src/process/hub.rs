@@ -23,7 +23,7 @@ pub const CHUNK: usize = 32 * 1024;
 /// The most that one ring takes, in bytes.
 pub const RING_LIMIT: usize = 4 * 1024 * 1024;
 
-/// What a ring may take however many others there are.
+/// Bytes that a ring may take however many others there are.
 const RING_FLOOR: usize = 4 * BLOCK;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,8 +70,8 @@ impl Offsets {
     }
 }
 
-/// What all rings of a daemon may take together. Beyond it, those go first that take more than
-/// their equal share.
+/// Bytes that all rings of a daemon may take together. Beyond it, rings shrink that take more
+/// than their equal share.
 #[derive(Debug)]
 pub struct Budget {
     limit: usize,
@@ -96,7 +96,7 @@ impl Budget {
         Self::new((memory / 16).max(RING_LIMIT))
     }
 
-    /// What all rings take now, in bytes.
+    /// Bytes that all rings take now.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -143,8 +143,8 @@ struct State {
     /// The furthest that any follower ever was.
     sent: u64,
     end: Option<End>,
-    /// What the budget was told that the ring takes.
-    told: usize,
+    /// Bytes of the ring that the budget counts.
+    counted: usize,
     budget: Arc<Budget>,
 }
 
@@ -163,20 +163,20 @@ impl State {
     fn shrink(&mut self, limit: usize) {
         let needed = self.slowest().unwrap_or(self.ring.end());
         self.ring.shrink(limit, needed);
-        self.tell();
+        self.count();
     }
 
-    fn tell(&mut self) {
+    fn count(&mut self) {
         let weight = self.ring.weight();
         self.budget.used.fetch_add(weight, Ordering::Relaxed);
-        self.budget.used.fetch_sub(self.told, Ordering::Relaxed);
-        self.told = weight;
+        self.budget.used.fetch_sub(self.counted, Ordering::Relaxed);
+        self.counted = weight;
     }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.told, Ordering::Relaxed);
+        self.budget.used.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }
 
@@ -189,7 +189,7 @@ impl Hub {
                 next_follower: 0,
                 sent: 0,
                 end: None,
-                told: 0,
+                counted: 0,
                 budget: Arc::clone(budget),
             }),
             budget: Arc::clone(budget),
@@ -234,8 +234,8 @@ impl Hub {
         self.news.notify_waiters();
     }
 
-    /// Follows from what nobody was sent so far, or from where a client left off. What is not
-    /// kept any more is left out, which its offsets show.
+    /// Follows from the first byte that was not sent to any follower, or from where a client
+    /// left off. Bytes that are no longer kept are left out, which the offsets show.
     pub fn follow(self: &Arc<Self>, from: Option<Offsets>) -> Follower {
         let mut state = self.state();
         let position = match from {
@@ -245,7 +245,7 @@ impl Hub {
         let id = state.next_follower;
         state.next_follower += 1;
         state.followers.insert(id, position);
-        // Nobody has what has not come yet.
+        // A client has no bytes that have not come yet.
         let from = from.map(|from| Offsets {
             stdout: from.stdout.min(state.ring.written(Channel::Stdout)),
             stderr: from.stderr.min(state.ring.written(Channel::Stderr)),
@@ -275,7 +275,7 @@ impl Hub {
 #[derive(Debug)]
 pub struct Follower {
     id: u64,
-    /// What its client has already.
+    /// The bytes that its client has already.
     from: Offsets,
     hub: Arc<Hub>,
     done: bool,
@@ -302,7 +302,7 @@ impl Follower {
         }
     }
 
-    /// What is there already.
+    /// The next event, if it is there already.
     fn take(&self) -> Option<Followed> {
         let mut guard = self.hub.state();
         let state = &mut *guard;

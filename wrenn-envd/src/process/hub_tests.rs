@@ -29,7 +29,7 @@ async fn rest(mut follower: Follower) -> (Vec<u8>, usize) {
     (output, ends)
 }
 
-/// What the process is held back after.
+/// Publishes as much as a follower may be behind.
 async fn fill(hub: &Hub) {
     for _ in 0..WINDOW / CHUNK as u64 {
         hub.publish(STDOUT, &[b'x'; CHUNK]).await;
@@ -177,7 +177,7 @@ async fn rings_share_their_budget() {
 }
 
 #[tokio::test]
-async fn what_a_follower_has_not_taken_is_not_given_up() {
+async fn untaken_output_is_not_reclaimed() {
     let budget = Budget::new(1);
     let hub = Hub::new(&budget);
     let follower = hub.follow(None);
@@ -186,7 +186,7 @@ async fn what_a_follower_has_not_taken_is_not_given_up() {
     assert_eq!(rest(follower).await.0.len() as u64, WINDOW);
 }
 
-/// What a client received of one channel.
+/// The bytes that a client received of one channel.
 #[derive(Debug, Default)]
 struct Received(Vec<u8>);
 

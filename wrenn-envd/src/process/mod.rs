@@ -28,8 +28,8 @@
 //!   follower gets first what nobody was sent; past [`hub::RING_LIMIT`] the oldest goes.
 //! - **A client that lost its connection loses no output.** Each event says where its first
 //!   byte stands in its channel, and a client that connects again says how much of each
-//!   channel it has. What was on its way to it comes again out of the ring; where the ring
-//!   has moved on, the offset shows the gap. All rings together take a sixteenth of the
+//!   channel it has. Bytes that were on their way to it come again out of the ring; where the
+//!   ring has moved on, the offset shows the gap. All rings together take a sixteenth of the
 //!   guest's memory at most ([`hub::Budget`]); they are freed with their process.
 //! - **Every stream ends with exactly one end event**, which a follower makes itself once it
 //!   has taken all output and the hub knows the end. No follower can hold up another's.
@@ -40,10 +40,10 @@
 //!   left-over children is read and thrown away, so that they don't block or die.
 //! - **Signals reach the whole process group**, and KILL everything in the session.
 //!
-//! # What can be on its way
+//! # Bytes in flight
 //!
-//! What a reconnecting client lacks has left the ring's follower and has not reached the
-//! client. It must be less than the ring, so each hop is bounded:
+//! Bytes that a reconnecting client lacks have left the ring's follower and have not reached
+//! the client. They must be fewer than the ring holds, so each hop is bounded:
 //!
 //! | hop | bytes |
 //! |---|---|

@@ -57,7 +57,7 @@ impl Ring {
         self.written[channel as usize]
     }
 
-    /// What is allocated, in bytes.
+    /// Bytes that are allocated.
     pub(super) fn weight(&self) -> usize {
         let blocks: usize = match self.blocks.len() {
             0 => 0,
@@ -121,7 +121,7 @@ impl Ring {
             }
             if after == self.end {
                 self.segments.clear();
-                // Nothing is in it that its memory could be for.
+                // An empty ring keeps no memory.
                 self.segments.shrink_to_fit();
             }
         }
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_is_not_freed() {
+    fn needed_blocks_are_not_freed() {
         let mut ring = Ring::default();
         ring.push(Channel::Stdout, &vec![7; 10 * BLOCK]);
         ring.shrink(0, 3 * BLOCK as u64 + 1);

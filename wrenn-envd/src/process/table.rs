@@ -16,7 +16,7 @@ pub enum Selector {
 #[derive(Debug)]
 pub struct ProcessTable {
     processes: Mutex<HashMap<u32, Arc<Process>>>,
-    /// What the last output of all of them may take.
+    /// The memory that the rings of all of them may take.
     budget: Arc<Budget>,
 }
 

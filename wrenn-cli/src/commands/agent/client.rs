@@ -16,7 +16,7 @@ pub(super) struct AgentClient {
 }
 
 impl AgentClient {
-    /// A client for the agent at `url` that presents `token`, if it has one. Nothing is sent
+    /// A client for the agent at `url` that presents `token`, if it has one. It sends nothing
     /// yet.
     pub(super) fn new(url: &str, token: Option<&str>) -> anyhow::Result<Self> {
         let uri = url

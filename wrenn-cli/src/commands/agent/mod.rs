@@ -82,7 +82,7 @@ struct Target {
 }
 
 impl Target {
-    /// What the agent wants to be shown; `None` where nothing is known of it.
+    /// The agent's token; `None` where it is not known.
     fn token(&self, root: &Path) -> anyhow::Result<Option<String>> {
         if let Some(token) = &self.token {
             return Ok(Some(token.clone()));

@@ -285,7 +285,7 @@ fn a_terminal_follows_its_size_and_outlives_its_caller() {
     });
 }
 
-/// What a caller has of a command's output.
+/// The output of a command that a caller has.
 #[derive(Default)]
 struct Received {
     stdout: Vec<u8>,
