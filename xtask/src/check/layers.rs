@@ -64,6 +64,7 @@ const ALLOWED_IN_TESTS: &[(&str, &[&str])] = &[
         "wrenn-cli",
         &["wrenn-agent", "wrenn-bench", "wrenn-testing"],
     ),
+    ("wrenn-examples", &["wrenn-testing"]),
 ];
 
 /// HTTP servers and databases: the engines must work without either.
