@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, setrlimit};
 
-use crate::keep_awake::UpdateInterrupt;
 use crate::supervise::Daemon;
-use crate::{disks, filesystems, kernel_log, modules, network};
+use crate::{disks, filesystems, keep_awake, kernel_log, modules, network};
 
 /// The last module in the list that the token, the network and the disks need.
 const LAST_NEEDED_FIRST: &str = "ext4";
@@ -60,27 +59,16 @@ impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     }
 }
 
-/// A machine that is up.
-pub(crate) struct Booted {
-    pub(crate) daemon: Daemon,
-    /// Missing where the machine has no clock that interrupts.
-    pub(crate) update_interrupt: Option<UpdateInterrupt>,
-}
-
 /// Prepares the machine and starts the daemon.
 ///
 /// # Errors
 /// Something without which the machine is of no use is missing.
-pub(crate) fn boot() -> Result<Booted, BootError> {
+pub(crate) fn boot() -> Result<Daemon, BootError> {
     filesystems::mount_early()?;
-    let update_interrupt = match UpdateInterrupt::enable() {
-        Ok(enabled) => Some(enabled),
-        // The machine may sleep then, and is of use nevertheless.
-        Err(error) => {
-            kernel_log::failure(&error);
-            None
-        }
-    };
+    // The machine may sleep then, and is of use nevertheless.
+    if let Err(error) = keep_awake::start() {
+        kernel_log::failure(&error);
+    }
     set_limits()?;
     nix::unistd::sethostname("wrenn-machine").at("set the host name", "wrenn-machine")?;
     let modules = modules::Loading::start()?;
@@ -93,10 +81,7 @@ pub(crate) fn boot() -> Result<Booted, BootError> {
     modules.finish();
     let daemon = Daemon::start().map_err(BootError::Daemon)?;
     kernel_log::say("ready");
-    Ok(Booted {
-        daemon,
-        update_interrupt,
-    })
+    Ok(daemon)
 }
 
 fn copy_token() -> Result<(), BootError> {

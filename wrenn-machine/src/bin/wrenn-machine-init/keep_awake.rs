@@ -1,16 +1,20 @@
 //! Keeps the processor of an emulated machine awake.
 //!
-//! QEMU's emulation now and then loses a timer interrupt of the local APIC. An idle kernel has
-//! programmed no other, and sleeps until a device interrupts it: for minutes, if nobody sends a
-//! packet. The real-time clock is a device of its own, with its own timer in QEMU and its own
-//! interrupt line (IRQ 8), so it interrupts the processor whatever became of the APIC's timer.
+//! QEMU's emulation now and then loses an interrupt of the processor's timer (that of the local
+//! APIC). An idle kernel waits for that one alone, and sleeps until some device interrupts it:
+//! for minutes, if nobody sends a packet. And an interrupt is not always enough. The kernel
+//! programs the timer only for what comes before the event that it is programmed for; after a
+//! lost one that lies in the past, and so its timers may stand still although it is awake.
+//!
+//! The real-time clock is a device of its own, with a timer of its own in QEMU and its own
+//! interrupt line, and interrupts the processor whatever became of the other timer:
 //!
 //! ```text
-//! QEMU's clock ── alarm ──▶ IRQ 8 ──▶ rtc core: next alarm in 1 s, count + 1
-//!                             │                     ▲                 │ read
-//!                             ▼                     │ off, on         ▼
-//!                   idle loop ends, overdue     no interrupt ◀──── this thread
-//!                   timers run                  for 5 s
+//! QEMU's clock ── alarm, each second ──▶ IRQ 8 ──▶ rtc core: next alarm in 1 s
+//!                                                     │ read
+//!                                                     ▼
+//!   all overdue timers run ◀── processor's timer ◀── this thread: sleeps until
+//!                              programmed for now    a time long past
 //! ```
 //!
 //! `RTC_UIE_ON` (rtc(4)) asks for an interrupt each second. The kernel makes it from the
@@ -19,15 +23,18 @@
 //!
 //! The kernel loses the chain of alarms where the clock's second ends between its check of an
 //! alarm and its programming of it (`__rtc_set_alarm` says so), and the next one would come a
-//! day later. So a thread reads the interrupts and enables them again when they stay away.
+//! day later. So the interrupts are enabled again when they stay away.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::thread;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::SigSet;
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, ClockNanosleepFlags, clock_nanosleep};
 
 use crate::boot::{At as _, BootError};
 use crate::{kernel_log, sys};
@@ -37,12 +44,8 @@ const DEVICE: &str = "/dev/rtc0";
 const OVERDUE_AFTER_MS: u16 = 5000;
 /// rtc(4): a read returns an `unsigned long`.
 const COUNT_SIZE: usize = 8;
-
-/// The update interrupt of the real-time clock, enabled. It ends with this value.
-#[derive(Debug)]
-pub(crate) struct UpdateInterrupt {
-    device: File,
-}
+/// Before any event for which the processor's timer can be programmed.
+const LONG_PAST: TimeSpec = TimeSpec::new(0, 1);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Wait {
@@ -50,38 +53,39 @@ enum Wait {
     Overdue,
 }
 
-impl UpdateInterrupt {
-    /// Enables it.
-    ///
-    /// # Errors
-    /// The machine has no real-time clock, or one without an alarm.
-    pub(crate) fn enable() -> Result<Self, BootError> {
-        let device = File::open(DEVICE).at("open", DEVICE)?;
-        sys::enable_update_interrupt(&device).at("enable the update interrupt of", DEVICE)?;
-        Ok(Self { device })
-    }
-
-    /// Starts the thread that enables it again when it stays away.
-    pub(crate) fn supervise(self) {
-        thread::spawn(move || {
-            let Err(error) = self.watch();
-            kernel_log::failure(&error);
-            // The interrupts may go on by themselves, while the device is open.
-            loop {
-                thread::park();
-            }
-        });
-    }
-
-    fn watch(&self) -> Result<std::convert::Infallible, BootError> {
+/// Enables the clock's update interrupt, and starts the thread that takes it for as long as
+/// the machine lives.
+///
+/// # Errors
+/// The machine has no real-time clock, or one without an alarm.
+pub(crate) fn start() -> Result<(), BootError> {
+    let device = File::open(DEVICE).at("open", DEVICE)?;
+    sys::enable_update_interrupt(&device).at("enable the update interrupt of", DEVICE)?;
+    thread::spawn(move || {
+        // They are for the thread that waits for them.
+        if let Err(errno) = SigSet::all().thread_block() {
+            kernel_log::say(&format!("cannot block signals: {errno}"));
+        }
+        let Err(error) = take_interrupts(&device);
+        kernel_log::failure(&error);
+        // The interrupts go on while the device is open.
         loop {
-            if wait(&self.device, OVERDUE_AFTER_MS).at("wait for", DEVICE)? == Wait::Interrupted {
-                continue;
+            thread::park();
+        }
+    });
+    Ok(())
+}
+
+fn take_interrupts(device: &File) -> Result<Infallible, BootError> {
+    loop {
+        match wait(device, OVERDUE_AFTER_MS).at("wait for", DEVICE)? {
+            Wait::Interrupted => program_timer(),
+            Wait::Overdue => {
+                kernel_log::say("the clock's interrupt is overdue, and is enabled again");
+                sys::disable_update_interrupt(device)
+                    .and_then(|()| sys::enable_update_interrupt(device))
+                    .at("enable the update interrupt of", DEVICE)?;
             }
-            kernel_log::say("the clock's update interrupt is overdue and enabled again");
-            sys::disable_update_interrupt(&self.device)
-                .and_then(|()| sys::enable_update_interrupt(&self.device))
-                .at("enable the update interrupt of", DEVICE)?;
         }
     }
 }
@@ -89,16 +93,22 @@ impl UpdateInterrupt {
 /// Waits for an interrupt and takes it.
 fn wait(mut device: &File, limit_ms: u16) -> io::Result<Wait> {
     let mut interest = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut interest, PollTimeout::from(limit_ms)) {
-        Ok(0) => return Ok(Wait::Overdue),
-        Ok(_) => {}
-        // Nothing was waited for, which the next round makes good.
-        Err(Errno::EINTR) => return Ok(Wait::Interrupted),
-        Err(errno) => return Err(errno.into()),
+    if poll(&mut interest, PollTimeout::from(limit_ms))? == 0 {
+        return Ok(Wait::Overdue);
     }
     let mut count = [0; COUNT_SIZE];
     device.read_exact(&mut count)?;
     Ok(Wait::Interrupted)
+}
+
+/// Has the kernel program the processor's timer, whatever it believes that it is programmed
+/// for: nothing else lies as far in the past.
+fn program_timer() {
+    let clock = ClockId::CLOCK_MONOTONIC;
+    let flags = ClockNanosleepFlags::TIMER_ABSTIME;
+    if let Err(errno) = clock_nanosleep(clock, flags, &LONG_PAST) {
+        kernel_log::say(&format!("cannot program the processor's timer: {errno}"));
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +135,13 @@ mod tests {
         let (reader, writer) = pipe();
         drop(writer);
         assert!(wait(&reader, 0).is_err());
+    }
+
+    #[test]
+    fn programming_the_timer_returns_at_once() {
+        let start = std::time::Instant::now();
+        program_timer();
+        assert!(start.elapsed() < std::time::Duration::from_secs(10));
     }
 
     #[test]

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         power::off();
     }
     let error = match boot::boot() {
-        Ok(booted) => supervise::supervise(booted),
+        Ok(daemon) => supervise::supervise(daemon),
         Err(error) => error,
     };
     kernel_log::failure(&error);

@@ -12,7 +12,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::boot::{BootError, Booted};
+use crate::boot::BootError;
 use crate::kernel_log;
 
 const DAEMON: &str = "/usr/local/bin/wrenn-envd";
@@ -64,15 +64,10 @@ impl Daemon {
 }
 
 /// Runs until the machine is told to stop.
-pub(crate) fn supervise(booted: Booted) -> BootError {
-    let mut daemon = booted.daemon;
+pub(crate) fn supervise(mut daemon: Daemon) -> BootError {
     let (sender, woken) = channel();
-    // Before any other thread starts.
     listen_for_signals(sender.clone());
     listen_for_power_button(&sender);
-    if let Some(interrupt) = booted.update_interrupt {
-        interrupt.supervise();
-    }
     loop {
         match woken.recv() {
             Ok(Woken::ToStop) | Err(_) => return BootError::Stopped,
@@ -114,8 +109,8 @@ fn listen_for_signals(sender: Sender<Woken>) {
     ] {
         signals.add(signal);
     }
-    // Blocked here, before any thread starts, so that all threads inherit it and the
-    // signals wait for the one that takes them.
+    // Blocked here, before any thread starts that does not block them itself, so that all
+    // threads inherit it and the signals wait for the one that takes them.
     if let Err(errno) = signals.thread_block() {
         kernel_log::say(&format!("cannot block signals: {errno}"));
     }
