@@ -30,8 +30,8 @@ pub(crate) fn up() -> Result<(), BootError> {
     }
     sys::set_address(INTERFACE, ADDRESS, MASK).map_err(failed(INTERFACE))?;
     sys::bring_up(INTERFACE).map_err(failed(INTERFACE))?;
-    let setting = fs::read(SETTING_IN_FIRMWARE).at("read", SETTING_IN_FIRMWARE)?;
-    if setting == b"open" {
+    // Closed unless it is said to be open.
+    if fs::read(SETTING_IN_FIRMWARE).is_ok_and(|setting| setting == b"open") {
         sys::add_default_route(GATEWAY).map_err(failed(INTERFACE))?;
         fs::write(RESOLV_CONF, format!("nameserver {NAME_SERVER}\n")).at("write", RESOLV_CONF)?;
     }
