@@ -160,7 +160,7 @@ impl Guest {
         tree::pids(self.process.pid, &self.process.variable)
     }
 
-    /// Kills all processes, whoever else still holds the guest.
+    /// Kills all processes, also where the guest is still in use.
     pub(crate) fn kill(&self) {
         self.process.kill();
     }

@@ -323,7 +323,7 @@ impl Host {
         Ok(())
     }
 
-    /// Copies the files of a sandbox that runs or is paused, which stands still meanwhile.
+    /// Copies the files of a sandbox that runs or is paused. It is stopped meanwhile.
     async fn copy_files(
         &self,
         sandbox: &Arc<Sandbox>,
