@@ -17,11 +17,13 @@ mod remote;
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Stdin};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+use tokio::sync::Notify;
 use tracing::debug;
 #[cfg(feature = "host")]
 use wrenn_core::guest::{Command, GuestClient};
@@ -63,10 +65,11 @@ pub async fn run(
     attach: Attach,
 ) -> anyhow::Result<ExitCode> {
     let command = guest::attached(command, attach);
-    // Listening starts before the command does, so that no early signal is missed.
-    let signals = Signals::listen()?;
-    let process = client.start(&command).await?;
-    stay(GuestCommand::new(client.clone(), process), signals, attach).await
+    let start = async {
+        let process = client.start(&command).await?;
+        Ok(GuestCommand::new(client.clone(), process))
+    };
+    run_remote(start, attach).await
 }
 
 /// Starts a command by `start` and stays with it to its end. Returns its exit code.
@@ -77,13 +80,28 @@ pub async fn run_remote<R: Remote>(
     start: impl Future<Output = anyhow::Result<R>>,
     attach: Attach,
 ) -> anyhow::Result<ExitCode> {
-    let signals = Signals::listen()?;
-    stay(start.await?, signals, attach).await
+    // Listening starts before the command does, so that no early signal is missed.
+    let mut signals = Signals::listen()?;
+    let mut early = None;
+    let mut start = std::pin::pin!(start);
+    let remote = loop {
+        tokio::select! {
+            started = &mut start => break started?,
+            received = signals.next_to_end() => {
+                if early.is_some() {
+                    return Ok(left(received));
+                }
+                early = Some(received);
+            }
+        }
+    };
+    stay(remote, signals, early, attach).await
 }
 
 async fn stay<R: Remote>(
     mut remote: R,
     mut signals: Signals,
+    early: Option<Received>,
     attach: Attach,
 ) -> anyhow::Result<ExitCode> {
     let raw = if attach.tty && is_terminal() {
@@ -91,8 +109,15 @@ async fn stay<R: Remote>(
     } else {
         None
     };
-    let input = (attach.stdin || attach.tty).then(|| tokio::spawn(pump(remote.input())));
-    let outcome = converse(&mut remote, &mut signals, attach).await;
+    let stuck = Arc::new(Notify::new());
+    let input = (attach.stdin || attach.tty).then(|| {
+        let stuck = attach.tty.then(|| Arc::clone(&stuck));
+        tokio::spawn(pump(remote.input(), stuck))
+    });
+    let outcome = tokio::select! {
+        outcome = converse(&mut remote, &mut signals, early, attach) => outcome,
+        () = stuck.notified() => Ok(left(Received::Forward(Signal::INT))),
+    };
     if let Some(input) = input {
         input.abort();
     }
@@ -103,10 +128,14 @@ async fn stay<R: Remote>(
 async fn converse(
     remote: &mut impl Remote,
     signals: &mut Signals,
+    early: Option<Received>,
     attach: Attach,
 ) -> anyhow::Result<ExitCode> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-    let mut asked_to_end = false;
+    let mut asked_to_end = early.is_some();
+    if let Some(received) = early {
+        deliver(remote, received, attach.tty).await;
+    }
     loop {
         let event = tokio::select! {
             event = remote.next() => event?,
@@ -185,27 +214,62 @@ async fn show(stream: &mut (impl AsyncWrite + Unpin), bytes: &Bytes) -> io::Resu
 }
 
 /// Copies standard input to the command until either ends.
-async fn pump(mut input: impl RemoteInput) {
+///
+/// At a terminal every key goes to the command, Ctrl-C too. `stuck` is told when Ctrl-C is
+/// pressed twice while the command, or the way to it, takes no more keys.
+async fn pump(mut input: impl RemoteInput, stuck: Option<Arc<Notify>>) {
     let mut stdin = tokio::io::stdin();
     let mut buffer = BytesMut::with_capacity(CHUNK_BYTES);
     let outcome = loop {
         buffer.reserve(CHUNK_BYTES);
-        match stdin.read_buf(&mut buffer).await {
-            Ok(0) => break input.close().await,
-            Ok(_) => {
-                if let Err(error) = input.write(buffer.split().freeze()).await {
-                    break Err(error);
+        if buffer.is_empty() {
+            match stdin.read_buf(&mut buffer).await {
+                Ok(0) => break input.close().await,
+                Ok(_) => {}
+                Err(error) => {
+                    eprintln!("wrenn: cannot read standard input: {error}");
+                    break input.close().await;
                 }
             }
-            Err(error) => {
-                eprintln!("wrenn: cannot read standard input: {error}");
-                break input.close().await;
-            }
+        }
+        let chunk = buffer.split().freeze();
+        let written = match &stuck {
+            None => input.write(chunk).await,
+            Some(stuck) => write_keys(&mut input, chunk, &mut stdin, &mut buffer, stuck).await,
+        };
+        if let Err(error) = written {
+            break Err(error);
         }
     };
     if let Err(error) = outcome {
         // A command may end without reading what it is given, as `head` does.
         debug!(%error, "the command reads no more");
+    }
+}
+
+/// Writes keys, and reads more of them meanwhile into `waiting`.
+async fn write_keys(
+    input: &mut impl RemoteInput,
+    keys: Bytes,
+    stdin: &mut Stdin,
+    waiting: &mut BytesMut,
+    stuck: &Notify,
+) -> anyhow::Result<()> {
+    const CTRL_C: u8 = 3;
+    let mut write = std::pin::pin!(input.write(keys));
+    loop {
+        tokio::select! {
+            written = &mut write => return written,
+            read = stdin.read_buf(waiting), if waiting.len() < CHUNK_BYTES => {
+                if read? == 0 {
+                    // The end is found again once this is written.
+                    return write.await;
+                }
+                if waiting.iter().filter(|key| **key == CTRL_C).count() >= 2 {
+                    stuck.notify_one();
+                }
+            }
+        }
     }
 }
 

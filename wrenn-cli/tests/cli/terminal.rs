@@ -3,15 +3,22 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::pty::{Winsize, openpty};
 
 use crate::wrenn::Wrenn;
 
-/// Types lines into a program at a terminal, and gives all that it shows and its exit code.
-async fn type_into(mut command: std::process::Command, lines: &'static str) -> (String, i32) {
-    let typed = tokio::task::spawn_blocking(move || {
+/// A program at a terminal of its own.
+struct AtTerminal {
+    child: Child,
+    terminal: File,
+    shown: Vec<u8>,
+}
+
+impl AtTerminal {
+    fn start(mut command: Command) -> Self {
         let size = Winsize {
             ws_row: 30,
             ws_col: 100,
@@ -24,27 +31,75 @@ async fn type_into(mut command: std::process::Command, lines: &'static str) -> (
             .stdin(ours(&pty.slave))
             .stdout(ours(&pty.slave))
             .stderr(ours(&pty.slave));
-        let mut child = command.spawn().unwrap();
-        drop(command);
-        drop(pty.slave);
-        let mut terminal = File::from(pty.master);
-        let mut keys = terminal.try_clone().unwrap();
-        let mut shown = Vec::new();
+        Self {
+            child: command.spawn().unwrap(),
+            terminal: File::from(pty.master),
+            shown: Vec::new(),
+        }
+    }
+
+    /// Reads until this is shown, or to the end. Keys before a prompt would be for the shell
+    /// that started the program.
+    fn read_until(&mut self, text: &str) {
         let mut buffer = [0; 4096];
-        let mut typed = lines.is_empty();
         // The end of a terminal is an error.
-        while let Ok(count @ 1..) = terminal.read(&mut buffer) {
-            shown.extend_from_slice(&buffer[..count]);
-            // Keys before the prompt would be for the shell that started the program.
-            if !typed && shown.ends_with(b"$ ") {
-                typed = true;
-                keys.write_all(lines.as_bytes()).unwrap();
+        while !self.shown.ends_with(text.as_bytes()) || text.is_empty() {
+            match self.terminal.read(&mut buffer) {
+                Ok(count @ 1..) => self.shown.extend_from_slice(&buffer[..count]),
+                _ => break,
             }
         }
-        let code = child.wait().unwrap().code().unwrap();
-        (String::from_utf8_lossy(&shown).into_owned(), code)
+    }
+
+    fn type_keys(&mut self, keys: &str) {
+        self.terminal.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// All that was shown, and the exit code.
+    fn finish(mut self) -> (String, i32) {
+        self.read_until("");
+        let code = self.child.wait().unwrap().code().unwrap();
+        (String::from_utf8_lossy(&self.shown).into_owned(), code)
+    }
+}
+
+/// Types lines at the first prompt, and gives all that is shown and the exit code.
+async fn type_into(command: Command, lines: &'static str) -> (String, i32) {
+    let typed = tokio::task::spawn_blocking(move || {
+        let mut program = AtTerminal::start(command);
+        if !lines.is_empty() {
+            program.read_until("$ ");
+            program.type_keys(lines);
+        }
+        program.finish()
     });
     typed.await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupts_leave_when_server_is_gone() {
+    let mut wrenn = Wrenn::start().await;
+    wrenn.create("web").await;
+    let command = wrenn.command(&["sandbox", "exec", "-it", "web", "--", "sh"]);
+    let mut program = tokio::task::spawn_blocking(move || {
+        let mut program = AtTerminal::start(command);
+        program.read_until("$ ");
+        program
+    })
+    .await
+    .unwrap();
+    wrenn.server.kill().await;
+    let (shown, code) = tokio::task::spawn_blocking(move || {
+        for _ in 0..6 {
+            program.type_keys("\u{3}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        program.finish()
+    })
+    .await
+    .unwrap();
+    assert_eq!(code, 130, "{shown}");
+    assert!(shown.contains("left the command"), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
