@@ -7,7 +7,8 @@ use std::time::Duration;
 use http::{HeaderValue, Method};
 use reqwest::Url;
 use wrenn_api::error::{InvalidValue, shorten};
-use wrenn_api::server::ServerInfo;
+use wrenn_api::page::Page;
+use wrenn_api::server::{Orphan, ServerInfo};
 
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
@@ -125,6 +126,25 @@ impl Client {
     pub async fn server_info(&self) -> Result<ServerInfo> {
         let call = self.call(Method::GET, &["v1", "server"])?;
         self.transport.fetch(call).await
+    }
+
+    /// Sandboxes that hosts have and the database of the server does not know.
+    ///
+    /// # Errors
+    /// When the server refuses or cannot be reached.
+    pub async fn orphans(&self) -> Result<Vec<Orphan>> {
+        let call = self.call(Method::GET, &["v1", "admin", "orphans"])?;
+        let page: Page<Orphan> = self.transport.fetch(call).await?;
+        Ok(page.items)
+    }
+
+    /// Destroys an orphan, data included.
+    ///
+    /// # Errors
+    /// When it is none, or the server or its host cannot be reached.
+    pub async fn destroy_orphan(&self, id: &str) -> Result<()> {
+        let call = self.call(Method::DELETE, &["v1", "admin", "orphans", id])?;
+        self.transport.send(call).await.map(drop)
     }
 
     pub(crate) fn call(&self, method: Method, segments: &[&str]) -> Result<Call> {

@@ -120,7 +120,7 @@ impl PoweredDisk {
                 .starts_with(b"wrenn-")
             {
                 // Its maker may have died before it was mounted.
-                drop(umount2(&namespace.path(), MntFlags::MNT_DETACH));
+                umount2(&namespace.path(), MntFlags::MNT_DETACH).ok();
                 fs::remove_file(namespace.path()).unwrap();
             }
         }
