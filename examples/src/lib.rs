@@ -1,1 +1,2 @@
-//! Small programs that embed Wrenn; each is an example beside this directory.
+//! Small programs that use Wrenn over the SDK, or embed its engines; each is an example beside this
+//! directory.
