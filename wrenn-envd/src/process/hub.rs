@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use super::End;
 use super::ring::{BLOCK, Ring};
@@ -22,6 +24,10 @@ pub const CHUNK: usize = 32 * 1024;
 
 /// The most that one ring takes, in bytes.
 pub const RING_LIMIT: usize = 4 * 1024 * 1024;
+
+/// How long a process waits for its last follower after that one left, as if it were still
+/// there: its client may have lost its connection and come back.
+pub const RECONNECT_GRACE: Duration = Duration::from_secs(10);
 
 /// Bytes that a ring may take however many others there are.
 const RING_FLOOR: usize = 4 * BLOCK;
@@ -128,6 +134,7 @@ impl Budget {
 pub struct Hub {
     state: Mutex<State>,
     budget: Arc<Budget>,
+    grace: Duration,
     /// Something came, or the end.
     news: Notify,
     /// A follower took something, or left.
@@ -140,6 +147,8 @@ struct State {
     /// Where each follower stands.
     followers: HashMap<u64, u64>,
     next_follower: u64,
+    /// The place of the last follower, for a while after it left.
+    vacated: Option<Vacated>,
     /// The furthest that any follower ever was.
     sent: u64,
     end: Option<End>,
@@ -148,10 +157,21 @@ struct State {
     budget: Arc<Budget>,
 }
 
+/// Where a follower stood that left, and how long the process waits for its client.
+#[derive(Debug, Clone, Copy)]
+struct Vacated {
+    position: u64,
+    until: Instant,
+}
+
 impl State {
-    /// Where the last of the followers stands.
+    /// Where the last of the followers stands, or stood until a moment ago.
     fn slowest(&self) -> Option<u64> {
-        self.followers.values().min().copied()
+        let slowest = self.followers.values().min().copied();
+        slowest.or_else(|| {
+            let vacated = self.vacated.filter(|place| Instant::now() < place.until);
+            vacated.map(|place| place.position)
+        })
     }
 
     fn has_room(&self) -> bool {
@@ -182,17 +202,24 @@ impl Drop for State {
 
 impl Hub {
     pub fn new(budget: &Arc<Budget>) -> Arc<Self> {
+        Self::with_grace(budget, RECONNECT_GRACE)
+    }
+
+    /// One that waits so long for a client that lost its connection.
+    pub fn with_grace(budget: &Arc<Budget>, grace: Duration) -> Arc<Self> {
         let hub = Arc::new(Self {
             state: Mutex::new(State {
                 ring: Ring::default(),
                 followers: HashMap::new(),
                 next_follower: 0,
+                vacated: None,
                 sent: 0,
                 end: None,
                 counted: 0,
                 budget: Arc::clone(budget),
             }),
             budget: Arc::clone(budget),
+            grace,
             news: Notify::new(),
             room: Notify::new(),
         });
@@ -218,15 +245,20 @@ impl Hub {
             let mut room = std::pin::pin!(self.room.notified());
             // From here on nothing is missed.
             room.as_mut().enable();
-            {
+            let vacated = {
                 let mut state = self.state();
                 if state.has_room() {
                     state.ring.push(channel, bytes);
                     state.shrink(RING_LIMIT);
                     break;
                 }
+                state.vacated
+            };
+            match vacated {
+                // Either way it is looked again.
+                Some(place) => timeout_at(place.until, room).await.unwrap_or_default(),
+                None => room.await,
             }
-            room.await;
         }
         if self.budget.used() > self.budget.limit {
             self.budget.reclaim();
@@ -245,6 +277,7 @@ impl Hub {
         let id = state.next_follower;
         state.next_follower += 1;
         state.followers.insert(id, position);
+        state.vacated = None;
         // A client has no bytes that have not come yet.
         let from = from.map(|from| Offsets {
             stdout: from.stdout.min(state.ring.written(Channel::Stdout)),
@@ -333,9 +366,17 @@ impl Follower {
 }
 
 impl Drop for Follower {
-    /// A process does not wait for a follower that is gone.
+    /// A process does not wait for a follower that is gone, but a while for the last one.
     fn drop(&mut self) {
-        self.hub.state().followers.remove(&self.id);
+        let mut state = self.hub.state();
+        let position = state.followers.remove(&self.id);
+        if let Some(position) = position
+            && state.followers.is_empty()
+        {
+            let until = Instant::now() + self.hub.grace;
+            state.vacated = Some(Vacated { position, until });
+        }
+        drop(state);
         self.hub.room.notify_waiters();
     }
 }

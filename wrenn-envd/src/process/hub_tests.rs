@@ -86,8 +86,33 @@ async fn output_that_nobody_follows_waits_for_the_next_follower() {
 }
 
 #[tokio::test]
-async fn a_follower_that_leaves_while_it_blocks_lets_the_process_go_on() {
+async fn process_waits_for_lost_client_to_return() {
     let hub = hub();
+    let mut follower = hub.follow(None);
+    fill(&hub).await;
+    let Some(Followed::Output(first)) = follower.next().await else {
+        panic!("there is output");
+    };
+    drop(follower);
+    hub.publish(STDOUT, b"as much as it took").await;
+    let mut blocked = ByHand::new(hub.publish(STDOUT, b"last"));
+    assert!(blocked.is_pending());
+    // The first chunk never reached the client.
+    let again = hub.follow(Some(Offsets::default()));
+    assert!(blocked.is_pending());
+    let publish = async {
+        blocked.finish().await;
+        hub.finish(end());
+    };
+    let ((), (output, ends)) = tokio::join!(publish, rest(again));
+    assert_eq!(output.len() as u64, WINDOW + 22);
+    assert_eq!((&output[..CHUNK], ends), (&first.bytes[..], 1));
+}
+
+#[tokio::test]
+async fn a_follower_that_leaves_while_it_blocks_lets_the_process_go_on() {
+    let grace = Duration::from_millis(50);
+    let hub = Hub::with_grace(&Budget::new(RING_LIMIT), grace);
     let follower = hub.follow(None);
     fill(&hub).await;
     let mut blocked = ByHand::new(hub.publish(STDOUT, b"y"));

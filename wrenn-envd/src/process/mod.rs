@@ -8,7 +8,7 @@
 //! ```
 //!
 //! One task owns a process from its start to its end ([`owner`]). Its outputs flow
-//! through one [`Hub`](hub::Hub) to everybody who follows, and stay in its [`ring`] until
+//! through one [`Hub`](hub::Hub) to everybody who follows, and stay in its `ring` until
 //! they are overwritten:
 //!
 //! ```text
@@ -24,8 +24,10 @@
 //!   less than [`hub::WINDOW`] behind before it reads on, so that a slow reader slows the
 //!   process down: the pipe fills and its writes block. The slowest follower sets the pace.
 //! - **A process whose last follower left goes on.** A server must not freeze because
-//!   its terminal was closed. While nobody follows, output stays in the ring, and the next
-//!   follower gets first what nobody was sent; past [`hub::RING_LIMIT`] the oldest goes.
+//!   its terminal was closed. For a while ([`hub::RECONNECT_GRACE`]) it still waits as if the
+//!   follower were there, since a client may have lost its connection and come back. Without
+//!   followers, output stays in the ring, and the next follower gets first what was sent to
+//!   none; past [`hub::RING_LIMIT`] the oldest goes.
 //! - **A client that lost its connection loses no output.** Each event says where its first
 //!   byte stands in its channel, and a client that connects again says how much of each
 //!   channel it has. Bytes that were on their way to it come again out of the ring; where the
