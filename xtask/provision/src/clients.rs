@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::process::{ChildStdin, ChildStdout};
 use wrenn_core::guest::{Command, GuestProcess, ProcessEvent, ProcessInput};
-use wrenn_machine::{Machine, MachineName};
+use wrenn_machine::{Machine, MachineName, Status};
 
 use crate::place::{self, Place};
 use crate::report::Report;
@@ -130,11 +130,13 @@ impl Exposed {
                 ProcessEvent::Exit(status) => bail!("no microVM came up ({})", status.status),
             }
         }
-        let host_port = Machine::of_user(&MachineName::default())?
+        let Status::Running(running) = Machine::of_user(&MachineName::default())?.status()? else {
+            bail!("the machine has ended");
+        };
+        let address = running
             .forward(EXPOSED_PORT)
             .await
             .context("cannot forward a port of the machine")?;
-        let address = (Ipv4Addr::LOCALHOST, host_port).into();
         Ok(Self {
             address,
             program: Program::InMachine {
