@@ -94,7 +94,7 @@ async fn process_waits_for_lost_client_to_return() {
         panic!("there is output");
     };
     drop(follower);
-    hub.publish(STDOUT, b"as much as it took").await;
+    hub.publish(STDOUT, &[b'y'; CHUNK]).await;
     let mut blocked = ByHand::new(hub.publish(STDOUT, b"last"));
     assert!(blocked.is_pending());
     // The first chunk never reached the client.
@@ -105,7 +105,7 @@ async fn process_waits_for_lost_client_to_return() {
         hub.finish(end());
     };
     let ((), (output, ends)) = tokio::join!(publish, rest(again));
-    assert_eq!(output.len() as u64, WINDOW + 22);
+    assert_eq!(output.len() as u64, WINDOW + CHUNK as u64 + 4);
     assert_eq!((&output[..CHUNK], ends), (&first.bytes[..], 1));
 }
 
