@@ -18,6 +18,11 @@ const FOR_TESTS: &[HostPackage] = &[
         reason: "brings up the network namespace that the client's tests run in",
     },
     HostPackage {
+        name: "curl",
+        program: "curl",
+        reason: "runs the commands of the guide to the REST API",
+    },
+    HostPackage {
         name: "postgresql",
         program: "pg_lsclusters",
         reason: "is one of the two databases that the control plane's statements are tested on",
