@@ -54,11 +54,14 @@ pub(crate) struct Reconciler {
     /// Unknown sandboxes of the last list: those of two lists are orphans.
     unknown: HashSet<String>,
     round: u64,
+    /// From when on a host is silent that never answered.
+    started_at: Micros,
 }
 
 impl Reconciler {
     pub(crate) fn new(app: Arc<App>, host: HostId, client: HostClient) -> Self {
         Self {
+            started_at: app.clock.micros(),
             app,
             host,
             client,
@@ -167,10 +170,9 @@ impl Reconciler {
         let app = &self.app;
         let now = app.clock.micros();
         tracing::debug!(host = %host.name, why, "host did not answer");
-        let stale = host
-            .last_seen_at
-            .is_none_or(|seen| now - seen >= micros(app.settings.host_stale_after));
-        if !stale || host.last_seen_at.is_none() {
+        // One that never listed anything may have made sandboxes all the same.
+        let seen = host.last_seen_at.unwrap_or(self.started_at);
+        if now - seen < micros(app.settings.host_stale_after) {
             return Ok(());
         }
         if host.status != HostStatus::Unreachable {

@@ -47,6 +47,8 @@ const FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// A client that was silent for this many pings is gone.
 const MISSED_PINGS: u32 = 3;
+/// Memory of a socket for input, which is little as a rule.
+const READ_BUFFER: usize = 16 << 10;
 /// Messages on their way to the agent.
 const IN_FLIGHT: usize = 16;
 const NORMAL: u16 = 1000;
@@ -309,6 +311,7 @@ async fn open_socket(
         .protocols([PROTOCOL])
         .max_message_size(MAX_CLIENT_FRAME)
         .max_frame_size(MAX_CLIENT_FRAME)
+        .read_buffer_size(READ_BUFFER)
         .on_upgrade(move |socket| async move {
             // The upgrade's own task is not counted: the server waits for this one.
             let served = tasks.spawn(session.serve(socket));
@@ -329,7 +332,7 @@ struct Session {
 
 /// What became of the first frames.
 enum Begun {
-    Command(Command, SandboxId, HostClient),
+    Command(Box<(Command, SandboxId, HostClient)>),
     /// It was not found, or is no program: as a shell says it.
     NotStarted(Exit),
 }
@@ -344,7 +347,8 @@ impl Session {
             () = self.app.shutdown.cancelled() => Err(stopping()),
         };
         let outcome = match begun {
-            Ok(Begun::Command(command, id, host)) => {
+            Ok(Begun::Command(begun)) => {
+                let (command, id, host) = *begun;
                 self.follow(command, id, host, &mut sink, stream).await
             }
             Ok(Begun::NotStarted(exit)) => Ok(Some(exit)),
@@ -426,7 +430,7 @@ impl Session {
             }
             (_, Some(_)) => return Err(HttpError::invalid("the first message must be 'connect'")),
         };
-        Ok(Begun::Command(command, sandbox.id, host))
+        Ok(Begun::Command(Box::new((command, sandbox.id, host))))
     }
 
     /// Follows a command to its end. `None`: the client left first.

@@ -14,6 +14,7 @@ use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 
+use super::preface::PrefaceTimeout;
 use crate::service::App;
 
 /// Connections at a time. Beyond them, new ones wait in the kernel's queue.
@@ -76,6 +77,7 @@ async fn serve_connection(app: &App, stream: TcpStream, routes: axum::Router) {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
         .keep_alive_interval(Duration::from_secs(30));
+    let stream = PrefaceTimeout::new(stream, app.settings.headers_timeout);
     let service = TowerToHyperService::new(routes);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);

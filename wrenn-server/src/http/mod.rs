@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `router` | all of them, with their layers |
 //! | `listener` | accepts connections, with deadlines |
+//! | `preface` | the deadline of a connection's first bytes |
 //! | `guard` | Host and Origin, request ids, the access log |
 //! | `authentication` | API key, bearer token or session |
 //! | `extract` | strict bodies and queries |
@@ -26,6 +27,7 @@ pub(crate) mod listener;
 pub mod openapi;
 mod orphans;
 mod pages;
+mod preface;
 pub(crate) mod router;
 mod sandboxes;
 mod server_info;

@@ -134,8 +134,11 @@ fn has(row: &SandboxRecord, metadata: &[(String, String)]) -> bool {
         .all(|(name, value)| row.metadata.get(name) == Some(value))
 }
 
+/// Names and values that a sandbox must have.
+type Metadata = Vec<(String, String)>;
+
 /// The filter of a query, its metadata, and a text that is the same for the same filter.
-fn filter(query: &mut Query) -> Answered<(SandboxFilter, Vec<(String, String)>, String)> {
+fn filter(query: &mut Query) -> Answered<(SandboxFilter, Metadata, String)> {
     let status = query.text("status")?;
     let template = query.text("template")?;
     let name = query.text("name")?;

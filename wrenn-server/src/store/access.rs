@@ -42,7 +42,7 @@ fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
+        write!(text, "{byte:02x}").ok();
         text
     })
 }
