@@ -2,9 +2,9 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinError;
@@ -96,10 +96,9 @@ impl TestServerBuilder {
     /// When either does not start.
     pub async fn start(self) -> Result<TestServer, StartTestServerError> {
         let host = self.host.start().await?;
-        let directory = tempfile::Builder::new()
-            .prefix("wrenn-testing-server-")
-            .tempdir()
-            .map_err(StartTestServerError::Directory)?;
+        // It is removed with the host's, also when this process is killed.
+        let directory = host.directory().join("server");
+        std::fs::create_dir(&directory).map_err(StartTestServerError::Directory)?;
         let mut server = TestServer {
             running: None,
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -142,7 +141,7 @@ pub struct TestServer {
     settings: Settings,
     clock: Clock,
     database_url: Option<String>,
-    directory: TempDir,
+    directory: PathBuf,
     host: FakeHost,
 }
 
@@ -275,7 +274,7 @@ impl TestServer {
         let (address, settings, clock) = (self.address, self.settings.clone(), self.clock.clone());
         let database = match &self.database_url {
             Some(url) => Database::Postgres(url.clone()),
-            None => Database::Sqlite(self.directory.path().join("server.db")),
+            None => Database::Sqlite(self.directory.join("server.db")),
         };
         let endpoint = HostEndpoint {
             name: HOST_NAME.to_owned(),
@@ -325,7 +324,7 @@ impl Drop for TestServer {
 }
 
 enum Database {
-    Sqlite(std::path::PathBuf),
+    Sqlite(PathBuf),
     Postgres(String),
 }
 

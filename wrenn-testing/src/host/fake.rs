@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,9 @@ use crate::clock::Clock;
 use crate::faults::{Fault, Faults, Gate, Rpc};
 use crate::guest::{FindEnvdError, Guard, Isolation, MARKER, find_program};
 use crate::listener::Listener;
+
+/// How long files may keep coming into a directory that is removed.
+const REMOVE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Why a fake host did not start.
 #[derive(Debug, thiserror::Error)]
@@ -346,6 +349,12 @@ impl FakeHost {
         }
     }
 
+    /// Where it keeps everything. Removed when it is dropped, and when this process ends in
+    /// any way.
+    pub(crate) fn directory(&self) -> &Path {
+        self.host.directory.path()
+    }
+
     fn find(&self, id: &str) -> Option<Arc<Sandbox>> {
         self.host.state().sandboxes.get(id).map(Arc::clone)
     }
@@ -363,7 +372,15 @@ impl Drop for FakeHost {
                 guest.kill();
             }
         }
-        // Tasks of callers may hold the host, and with it the directory, for a moment longer.
-        std::fs::remove_dir_all(self.host.directory.path()).ok();
+        // Tasks of callers may hold the host, and with it the directory, for a moment longer,
+        // and a server that ends may still close its database in there.
+        let directory = self.host.directory.path();
+        let since = Instant::now();
+        while std::fs::remove_dir_all(directory).is_err()
+            && directory.exists()
+            && since.elapsed() < REMOVE_DEADLINE
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
