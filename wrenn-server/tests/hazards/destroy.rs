@@ -182,6 +182,18 @@ async fn unreachable_host_comes_back_with_its_sandboxes() {
     settles(&server, &paused, "paused").await;
 }
 
+/// A host whose first list fails already.
+#[tokio::test]
+async fn host_that_was_never_listed_becomes_unreachable() {
+    let server = start().await;
+    let silent = server.host().fault(Rpc::ListSandboxes).always();
+    silent.hang_up();
+    let id = create_patiently(&server).await;
+    settles(&server, &id, "missing").await;
+    server.host().clear_faults();
+    settles(&server, &id, "running").await;
+}
+
 #[tokio::test]
 async fn sandbox_in_error_runs_again_with_its_host() {
     let server = start().await;
