@@ -8,7 +8,7 @@
 //! | [`sandbox`] | sandboxes: create, list, change, fork |
 //! | [`exec`] | commands that run to their end, and processes |
 //! | [`stream`] | the WebSocket protocol `wrenn.exec.v1`: messages and frames |
-//! | [`file`] | entries of directories, changes, requests |
+//! | [`mod@file`] | entries of directories, changes, requests |
 //! | [`template`] | templates and snapshots |
 //! | [`event`] | lifecycle events |
 //! | [`server`] | what a server says about itself |

@@ -85,7 +85,7 @@ impl<W: Write> Write for Escaping<W> {
         let complete = match std::str::from_utf8(&self.rest) {
             Ok(_) => self.rest.len(),
             Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            // What is no text at all becomes a replacement character.
+            // Bytes that are no UTF-8 become a replacement character.
             Err(_) => last_boundary(&self.rest),
         };
         // A console ends its lines with both.

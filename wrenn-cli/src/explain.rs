@@ -5,7 +5,7 @@ use wrenn_sdk::api::error::ErrorCode;
 
 use crate::escape;
 
-/// What the server advises to its HTTP clients, and what that is here.
+/// The server's advice to its HTTP clients, and the same for a command line.
 const IN_WORDS_OF_HTTP: &[(&str, &str)] = &[
     ("GET /v1/sandboxes lists", "`wrenn sandbox list` lists"),
     ("GET /v1/snapshots lists", "`wrenn snapshot list` lists"),
@@ -52,7 +52,7 @@ pub(crate) fn of_sdk(error: &Error) -> String {
     for (http, here) in IN_WORDS_OF_HTTP {
         text = text.replace(http, here);
     }
-    // What is the server's fault stands in its log.
+    // The log of the server says why it failed.
     if let (500.., Some(id)) = (*status, request_id) {
         text.push_str(&format!(" (request {id})"));
     }

@@ -97,7 +97,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 /// Reads the command line.
 ///
 /// # Errors
-/// What clap says to a mistake, and to `--help` and `--version`.
+/// A usage error of clap, or the text of `--help` and `--version`.
 pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches_from(args)?;
     let cli = Cli::from_arg_matches(&matches)?;

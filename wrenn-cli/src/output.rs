@@ -1,4 +1,4 @@
-//! What sub-commands print: tables for people, JSON for programs.
+//! Output of sub-commands: tables for people, JSON for programs.
 
 use std::io::{self, Write as _};
 
@@ -25,7 +25,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
     {
-        // Whoever read has read enough, as `head` does.
+        // The reader has read enough, as `head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }

@@ -32,8 +32,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for the server of `WRENN_API_URL` with the key of `WRENN_API_KEY`. What is
-    /// not set comes from the file that `wrenn up` writes ([`credentials`](crate::credentials)),
+    /// A client for the server of `WRENN_API_URL` with the key of `WRENN_API_KEY`. A value
+    /// that is not set comes from the file that `wrenn up` writes ([`credentials`](crate::credentials)),
     /// then from [`DEFAULT_URL`]. The file's key goes to the file's server only. Without any
     /// key the client can still ask for [`server_info`](Self::server_info).
     ///
@@ -52,7 +52,7 @@ impl Client {
         load: impl FnOnce() -> Result<Option<Credentials>>,
     ) -> Result<Self> {
         let mut builder = Self::builder();
-        // Whoever sets both needs no file, and none that is damaged.
+        // With both set, a damaged file does no harm.
         let saved = if url.is_some() && key.is_some() {
             None
         } else {
@@ -119,7 +119,7 @@ impl Client {
         Events::new(self.clone())
     }
 
-    /// What the server says about itself. Needs no key.
+    /// Version, mode and limits of the server. Needs no key.
     ///
     /// # Errors
     /// When it cannot be reached.
@@ -220,7 +220,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Makes the client. Nothing is sent yet.
+    /// Makes the client. No request is sent yet.
     ///
     /// # Errors
     /// When the address or the key cannot be used.

@@ -32,7 +32,7 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// Where the file is, for this user and environment. Nothing where there is no home either.
+/// Where the file is, for this user and environment. `None` without a home directory.
 #[must_use]
 pub fn path() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());

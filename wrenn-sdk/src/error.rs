@@ -42,20 +42,20 @@ pub enum Error {
         #[source]
         source: Source,
     },
-    /// The connection broke before the answer was whole. What was asked for may have
-    /// happened.
+    /// The connection broke before the answer was whole. The request may have taken
+    /// effect.
     #[error("the connection to the server broke during {request}{}", in_brackets(request_id.as_deref()))]
     Disconnected {
         /// The request, like `POST /v1/sandboxes`.
         request: String,
         /// The id under which the server's log has the request, if it came that far.
         request_id: Option<String>,
-        /// What broke.
+        /// The error of the connection.
         #[source]
         source: Source,
     },
     /// The time-out of [`ClientBuilder::request_timeout`](crate::ClientBuilder::request_timeout)
-    /// passed. What was asked for may still happen.
+    /// passed. The request may still take effect.
     #[error("the server did not answer {request} in time")]
     TimedOut {
         /// The request.
@@ -66,7 +66,7 @@ pub enum Error {
     Protocol {
         /// The request.
         request: String,
-        /// What is wrong with the answer.
+        /// The fault of the answer.
         problem: String,
         /// The id under which the server's log has the request.
         request_id: Option<String>,
@@ -97,7 +97,7 @@ pub enum Error {
     /// A local file or directory cannot be used.
     #[error("cannot {operation} {}", path.display())]
     Io {
-        /// What was tried: `open`, `write`.
+        /// The operation: `open`, `write`.
         operation: &'static str,
         /// The path.
         path: PathBuf,
@@ -108,13 +108,13 @@ pub enum Error {
     /// A reader or writer of the caller failed.
     #[error("cannot {operation}")]
     Stream {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// Why not.
         #[source]
         source: io::Error,
     },
-    /// The archive that the sandbox sent was refused. What came before it stays.
+    /// The archive that the sandbox sent was refused. Entries before the refused one stay.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
     /// A value of the caller cannot be used.
@@ -125,7 +125,7 @@ pub enum Error {
     Credentials {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault of the file.
         #[source]
         source: Source,
     },

@@ -125,7 +125,7 @@ pub struct Background {
     pub tag: String,
 }
 
-/// What a command wrote, and how it ended.
+/// The output of a command, and how it ended.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ExecResult {

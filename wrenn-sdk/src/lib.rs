@@ -32,8 +32,8 @@
 //! # Cancel safety
 //!
 //! Dropping a future that changes something (create, pause, fork, destroy, …) leaves open
-//! whether the change happens: the server goes on once it has the request. What is safe to
-//! drop and to call again says so.
+//! whether the change happens: the server goes on once it has the request. Methods that are
+//! safe to drop and to call again say so.
 //!
 //! # Runtime and TLS
 //!

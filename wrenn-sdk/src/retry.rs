@@ -28,7 +28,7 @@ const LONGEST_FIRST_ATTEMPT: Duration = Duration::from_secs(15 * 60);
 /// How an attempt failed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Failure {
-    /// Nothing was sent. The server has answered this client before, or not.
+    /// No request was sent. The server has answered this client before, or not.
     NotConnected { seen_before: bool },
     /// The connection broke.
     Disconnected,

@@ -278,7 +278,7 @@ impl Sandbox {
         Files::new(self.client.clone(), self.info.id.clone())
     }
 
-    /// What it uses, the newest sample last. Looking does not count as use.
+    /// Its resource usage, the newest sample last. Reading it does not count as use.
     ///
     /// # Errors
     /// `not_found` when it is gone.

@@ -71,7 +71,7 @@ impl Sandboxes {
     }
 }
 
-/// What a new sandbox is like.
+/// Options of a new sandbox.
 #[derive(Clone, Debug, Default)]
 pub struct CreateOptions {
     body: CreateSandbox,
@@ -177,7 +177,7 @@ impl CreateOptions {
         self
     }
 
-    /// Returns as soon as the sandbox is written down, with the status `pending`.
+    /// Returns as soon as the server has its row, with the status `pending`.
     #[must_use]
     pub fn without_waiting(mut self) -> Self {
         self.body.wait = false;

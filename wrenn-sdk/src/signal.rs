@@ -49,7 +49,7 @@ impl Signal {
     pub const USR1: Self = Self(10);
     /// Free for programs.
     pub const USR2: Self = Self(12);
-    /// Nobody reads the pipe.
+    /// The pipe has no reader.
     pub const PIPE: Self = Self(13);
     /// Please end.
     pub const TERM: Self = Self(15);

@@ -280,7 +280,7 @@ async fn read_error(mut response: Response) -> reqwest::Result<Vec<u8>> {
     Ok(body)
 }
 
-/// The error of an answer, whoever sent it.
+/// The error of an answer, of a Wrenn server or another program.
 pub(crate) fn error_of(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
     if let Ok(ErrorBody { error }) = serde_json::from_slice(body) {
         return Error::api(error, status.as_u16());

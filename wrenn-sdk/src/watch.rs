@@ -14,7 +14,7 @@ use crate::websocket::{self, Message, Socket};
 pub struct Change {
     /// The path, relative to the directory.
     pub name: String,
-    /// What happened.
+    /// The kind of the change.
     pub kind: ChangeKind,
 }
 

@@ -44,7 +44,7 @@ pub(crate) type Socket = WebSocketStream<Pin<Box<dyn Io>>>;
 pub(crate) type Sender = SplitSink<Socket, Message>;
 pub(crate) type Receiver = SplitStream<Socket>;
 
-/// Opens a WebSocket, again where the server asks for it. Nothing is started by that.
+/// Opens a WebSocket, again where the server asks for it. No command is started by that.
 pub(crate) async fn open(
     transport: &Transport,
     url: &Url,

@@ -34,7 +34,7 @@ pub enum Command {
     Sandbox(Box<sandbox::Args>),
     /// Snapshots, of which sandboxes can be created.
     Snapshot(snapshot::Args),
-    /// What sandboxes are made from.
+    /// Templates that sandboxes are made from.
     Template(template::Args),
     /// Run a command in a throw-away sandbox of this host, without a server.
     #[cfg(feature = "host")]

@@ -33,7 +33,7 @@ pub trait Remote {
     /// The writing end of its input. Asked for once.
     fn input(&mut self) -> Self::Input;
 
-    /// The next thing that it tells. Nothing is lost when the future is dropped.
+    /// The next thing that it tells. No event is lost when the future is dropped.
     fn next(&mut self) -> impl Future<Output = anyhow::Result<Event>>;
 
     /// Sends a signal to its process group.

@@ -1,4 +1,4 @@
-//! What is refused of an archive.
+//! Entries and archives that are refused.
 
 use std::io;
 

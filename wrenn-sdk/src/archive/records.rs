@@ -9,7 +9,7 @@ use super::ArchiveError;
 
 const LONGEST: u64 = 1 << 20;
 
-/// What the next header is overruled by.
+/// Fields that override those of the next header.
 #[derive(Debug, Default)]
 pub(super) struct Extension {
     pub(super) path: Option<Vec<u8>>,

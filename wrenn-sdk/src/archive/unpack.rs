@@ -1,4 +1,4 @@
-//! An archive becomes a local directory. What comes is hostile: a guest made it.
+//! An archive becomes a local directory. The archive is hostile: a guest made it.
 //!
 //! | entry | what happens |
 //! |---|---|
@@ -23,7 +23,7 @@ use super::records::Extension;
 use super::{ArchiveError, Skipped};
 
 const MODE: u32 = 0o777;
-/// What this program needs in a directory that it fills.
+/// Permissions that this program needs in a directory that it fills.
 const FILLING: u32 = 0o700;
 const COPY_BUFFER: usize = 128 << 10;
 
@@ -178,7 +178,7 @@ impl<P: FnMut(u64)> Unpacking<P> {
         self.skipped.push(Skipped::new(name, reason));
     }
 
-    /// Writes the data of `entry`. What cannot be read goes to `read`.
+    /// Writes the data of `entry`. An error of the archive goes to `read`.
     fn write<R: Read>(
         &mut self,
         entry: &mut Entry<'_, R>,

@@ -28,7 +28,7 @@ pub struct UploadDir {
     observer: Observer,
 }
 
-/// What was copied into a sandbox.
+/// The result of an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UploadedDir {
@@ -112,7 +112,7 @@ pub struct DownloadDir {
     observer: Observer,
 }
 
-/// What was copied out of a sandbox.
+/// The result of a download.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DownloadedDir {

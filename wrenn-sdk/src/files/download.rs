@@ -43,7 +43,7 @@ impl Download {
     }
 }
 
-/// What was copied out of a sandbox.
+/// The result of a download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Downloaded {

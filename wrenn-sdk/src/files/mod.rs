@@ -139,7 +139,7 @@ impl Files {
         }
     }
 
-    /// What a path is.
+    /// The entry at a path: kind, size, mode, owner.
     ///
     /// # Errors
     /// `not_found`.
@@ -181,7 +181,7 @@ impl Files {
         self.act("move", &body).await
     }
 
-    /// Removes a file, or a directory with all that is in it. What is not there is no error.
+    /// Removes a file, or a directory with all that is in it. A missing path is no error.
     ///
     /// # Errors
     /// `guest_permission_denied`.

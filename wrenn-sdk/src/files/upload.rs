@@ -146,7 +146,7 @@ impl Upload {
     }
 }
 
-/// What was copied into a sandbox.
+/// The result of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Uploaded {

@@ -73,12 +73,12 @@ impl Expected {
         }
     }
 
-    /// What to ask the server for: nothing as long as nothing came.
+    /// The offsets to ask the server for; none as long as no output came.
     fn from(&self) -> Option<Offsets> {
         self.0.iter().any(Option::is_some).then(|| self.offsets())
     }
 
-    /// What is new in a piece of output.
+    /// The new part of a piece of output.
     fn fresh(&self, mut output: Output) -> Result<Output> {
         let Some(expected) = self.0[index(output.channel)] else {
             return Ok(output);
@@ -244,7 +244,7 @@ impl Follow {
                 () = self.events.closed() => return,
             };
         };
-        // Nobody may be there to hear it.
+        // The receiver may be gone.
         let _heard = self.events.send(Err(error)).await;
     }
 
@@ -377,7 +377,7 @@ async fn deliver_exit(events: &mpsc::Sender<Result<ProcessEvent>>, exit: Exit) -
         timed_out: exit.timed_out,
         message: exit.message,
     };
-    // Nobody may be there to hear it.
+    // The receiver may be gone.
     let _heard = events.send(Ok(ProcessEvent::Exit(status))).await;
     Ended::Done
 }

@@ -1,4 +1,4 @@
-//! What goes to a process: input, end of input, the terminal's size.
+//! Messages to a process: input, end of input, the terminal's size.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -98,7 +98,7 @@ impl Acknowledged {
     }
 }
 
-/// What is to be sent, over all connections of a process.
+/// Messages to be sent, over all connections of a process.
 #[derive(Debug)]
 pub(super) struct Inputs {
     queue: mpsc::Receiver<Input>,

@@ -470,7 +470,7 @@ impl Process {
     /// Lets the process go on without a follower.
     pub fn detach(self) {}
 
-    /// What can be done to the process while [`next`](Self::next) is awaited.
+    /// A handle for signals and sizes while [`next`](Self::next) is awaited.
     #[must_use]
     pub fn handle(&self) -> ProcessHandle {
         ProcessHandle {

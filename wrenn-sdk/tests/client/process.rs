@@ -18,7 +18,7 @@ use wrenn_sdk::{Error, NO_ARGS, ProcessEvent, Sandbox};
 
 use crate::server::serve_sandbox;
 
-/// What the server does with each connection of a process: the first message, how many
+/// The server's part of each connection of a process: the first message, how many
 /// connections there were before, the socket.
 type Script = Arc<dyn Fn(ClientMessage, usize, WebSocket) -> BoxFuture<'static, ()> + Send + Sync>;
 

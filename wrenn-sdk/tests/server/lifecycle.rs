@@ -1,4 +1,4 @@
-//! What a sandbox goes through.
+//! The lifecycle of a sandbox.
 
 use std::time::Duration;
 

@@ -24,7 +24,7 @@ Examples:
 
 A path in the sandbox that is not absolute begins in the user's home. Files keep their modes,
 and directories are copied whole: onto a directory that is there, they go into it. Write ./a:b
-for a local name with a colon. What a sandbox sends stays below the local path: links that
+for a local name with a colon. Files from a sandbox stay below the local path: links that
 lead elsewhere and devices are left out, and the exit code is 1.")]
 pub(super) struct Args {
     /// User of the guest whose files they are.
@@ -130,7 +130,7 @@ impl Copying {
     async fn download_stdout(&self, path: &str) -> Copied {
         let mut stdout = tokio::io::stdout();
         match self.files.read_to(path, &mut stdout).await {
-            // Whoever read has read enough, as `head` does.
+            // The reader has read enough, as `head` does.
             Err(Error::Stream { source, .. })
                 if source.kind() == std::io::ErrorKind::BrokenPipe =>
             {

@@ -12,7 +12,7 @@ use crate::size::parse_mib;
 use crate::variable::parse_pair;
 use crate::{escape, output};
 
-/// What runs where no command is given: bash if there is one.
+/// The shell where no command is given: bash if there is one.
 const SHELL: [&str; 3] = [
     "sh",
     "-c",
