@@ -52,7 +52,7 @@ pub(super) struct Agent {
 }
 
 enum Site {
-    Here(HereAgent),
+    Here(Box<HereAgent>),
     Machine(Box<MachineAgent>),
 }
 
@@ -205,7 +205,7 @@ impl HereAgent {
         let endpoint = started?;
         Ok(Agent {
             endpoint,
-            site: Site::Here(self),
+            site: Site::Here(Box::new(self)),
         })
     }
 
