@@ -31,7 +31,8 @@
 //! # The guest daemon
 //!
 //! `wrenn-envd` is the file that the variable `WRENN_ENVD` names, or lies beside the test
-//! program, or is built by the cargo that runs the test.
+//! program, or is built by the cargo that runs the test. That also builds it again where its
+//! sources have changed.
 
 #![warn(missing_docs)]
 

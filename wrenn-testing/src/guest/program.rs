@@ -2,17 +2,27 @@
 //!
 //! 1. the file that the variable `WRENN_ENVD` names;
 //! 2. `wrenn-envd` in the directory of the test program, or the one above it: cargo puts
-//!    tests into `target/…/deps/`;
+//!    tests into `target/…/deps/`. Where cargo runs the test and the sources are newer, it is
+//!    built again: a test of another package does not build it;
 //! 3. what `cargo build -p wrenn-envd` makes, where cargo runs the test.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 const NAME: &str = "wrenn-envd";
 const VARIABLE: &str = "WRENN_ENVD";
+const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// What the program is made of.
+const SOURCES: [&str; 4] = [
+    "wrenn-envd/src",
+    "proto/envd",
+    "proto/hostagent",
+    "proto/src",
+];
 
 /// Why there is no guest daemon to run.
 #[derive(Debug, thiserror::Error)]
@@ -72,31 +82,74 @@ fn search() -> Result<PathBuf, FindEnvdError> {
     let program = std::env::current_exe().unwrap_or_default();
     let directories = program.ancestors().skip(1).take(2);
     let mut candidates = directories.map(|directory| directory.join(NAME));
-    if let Some(path) = candidates.find(|path| path.is_file()) {
-        return Ok(path);
-    }
-    match std::env::var_os("CARGO") {
-        Some(cargo) => build(Path::new(&cargo)),
-        None => Err(FindEnvdError::Missing { program }),
+    let found = candidates.find(|path| path.is_file());
+    match (found, std::env::var_os("CARGO")) {
+        (Some(path), Some(cargo)) if is_stale(&path) => {
+            let built = build(Path::new(&cargo), profile_of(&path));
+            Ok(built.unwrap_or_else(|error| {
+                eprintln!("wrenn-testing: uses an old wrenn-envd: {error}");
+                path
+            }))
+        }
+        (Some(path), _) => Ok(path),
+        (None, Some(cargo)) => build(Path::new(&cargo), "dev"),
+        (None, None) => Err(FindEnvdError::Missing { program }),
     }
 }
 
-fn build(cargo: &Path) -> Result<PathBuf, FindEnvdError> {
+/// The profile that cargo built a program with, by the directory that it lies in.
+fn profile_of(program: &Path) -> &str {
+    let directory = program.parent().and_then(Path::file_name);
+    match directory.and_then(|name| name.to_str()) {
+        None | Some("debug") => "dev",
+        Some(profile) => profile,
+    }
+}
+
+/// Whether a source of the program is newer. Where there are no sources, none is.
+fn is_stale(program: &Path) -> bool {
+    let Ok(built) = program.metadata().and_then(|metadata| metadata.modified()) else {
+        return true;
+    };
+    let mut open: Vec<PathBuf> = SOURCES
+        .iter()
+        .map(|path| Path::new(WORKSPACE).join(path))
+        .collect();
+    while let Some(path) = open.pop() {
+        if let Ok(entries) = path.read_dir() {
+            open.extend(entries.flatten().map(|entry| entry.path()));
+        } else if let Ok(modified) = path.metadata().and_then(|metadata| metadata.modified())
+            && modified > built
+        {
+            return true;
+        }
+    }
+    false
+}
+
+fn build(cargo: &Path, profile: &str) -> Result<PathBuf, FindEnvdError> {
     let output = Command::new(cargo)
-        .args(["build", "--quiet", "--package", NAME])
+        .args(["build", "--quiet", "--package", NAME, "--profile", profile])
         .arg("--message-format=json-render-diagnostics")
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .current_dir(WORKSPACE)
         .stdin(Stdio::null())
         .output()
         .map_err(|source| FindEnvdError::Cargo {
             cargo: cargo.to_owned(),
             source,
         })?;
-    executable(&output.stdout)
-        .filter(|_| output.status.success())
-        .ok_or_else(|| FindEnvdError::Build {
+    let built = executable(&output.stdout).filter(|_| output.status.success());
+    let Some(path) = built else {
+        return Err(FindEnvdError::Build {
             output: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        });
+    };
+    // A source that changed without effect leaves the program as it was, and the next test
+    // would build again.
+    if let Ok(file) = File::open(&path) {
+        file.set_modified(SystemTime::now()).ok();
+    }
+    Ok(path)
 }
 
 /// The program among cargo's messages.
@@ -111,6 +164,16 @@ fn executable(messages: &[u8]) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn profile_is_read_from_the_directory() {
+        for (path, profile) in [
+            ("/t/debug/wrenn-envd", "dev"),
+            ("/t/release/wrenn-envd", "release"),
+        ] {
+            assert_eq!(profile_of(Path::new(path)), profile);
+        }
+    }
 
     #[test]
     fn executable_is_found_among_cargos_messages() {
