@@ -87,3 +87,8 @@ pub use templates::Templates;
 pub use watch::{Change, Watcher};
 /// The types that the server speaks in.
 pub use wrenn_api as api;
+
+/// The guide, whose programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/sdk.md")]
+struct Guide;
