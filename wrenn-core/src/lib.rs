@@ -41,3 +41,8 @@ pub mod vm;
 pub use chain::Chain;
 pub use id::{InvalidSandboxId, SandboxId};
 pub use root::RootDirectory;
+
+/// The guide to embedding, whose programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/embedding.md")]
+struct Guide;
