@@ -81,7 +81,7 @@ impl ServerBuilder {
         let address = listener.local_addr().map_err(StartError::Listener)?;
         let now = self.clock.micros();
         let default_team = store.default_team(now).await?;
-        let mut hosts = HostPool::default();
+        let hosts = HostPool::default();
         for endpoint in &self.hosts {
             let client = HostClient::new(endpoint)?;
             let record = store.host_named(&endpoint.name, now).await?;
@@ -95,10 +95,7 @@ impl ServerBuilder {
             default_team,
         }));
         for id in app.hosts.ids() {
-            if let Some(client) = app.hosts.get(id) {
-                let reconciler = Reconciler::new(Arc::clone(&app), id.clone(), client.clone());
-                app.tasks.spawn(reconciler.run());
-            }
+            app.tasks.spawn(Reconciler::new(Arc::clone(&app), id).run());
         }
         let (routes, _) = router::router(&app);
         app.tasks
@@ -151,6 +148,19 @@ impl ServerHandle {
         app.store
             .create_key(&app.default_team, name, app.clock.micros())
             .await
+    }
+
+    /// Reaches a host in another way from now on: its machine was started again, and has
+    /// another port.
+    ///
+    /// # Errors
+    /// When there is no host of this name, or its URL makes no sense.
+    pub async fn replace_host(&self, endpoint: &HostEndpoint) -> Result<(), StartError> {
+        let client = HostClient::new(endpoint)?;
+        let now = self.app.clock.micros();
+        let record = self.app.store.host_named(&endpoint.name, now).await?;
+        self.app.hosts.insert(record.id, client);
+        Ok(())
     }
 
     /// Whether a secret is a valid API key.

@@ -13,6 +13,7 @@ pub(crate) mod reconciler;
 pub(crate) mod settle;
 
 use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
 
 use wrenn_api::id::HostId;
 
@@ -40,18 +41,22 @@ impl std::fmt::Debug for HostEndpoint {
 
 /// The clients of all hosts that can be reached.
 #[derive(Debug, Default)]
-pub(crate) struct HostPool(HashMap<HostId, HostClient>);
+pub(crate) struct HostPool(RwLock<HashMap<HostId, HostClient>>);
 
 impl HostPool {
-    pub(crate) fn insert(&mut self, id: HostId, client: HostClient) {
-        self.0.insert(id, client);
+    /// Adds a host, or replaces how it is reached.
+    pub(crate) fn insert(&self, id: HostId, client: HostClient) {
+        let mut clients = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        clients.insert(id, client);
     }
 
-    pub(crate) fn get(&self, id: &HostId) -> Option<&HostClient> {
-        self.0.get(id)
+    pub(crate) fn get(&self, id: &HostId) -> Option<HostClient> {
+        let clients = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        clients.get(id).cloned()
     }
 
-    pub(crate) fn ids(&self) -> impl Iterator<Item = &HostId> {
-        self.0.keys()
+    pub(crate) fn ids(&self) -> Vec<HostId> {
+        let clients = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        clients.keys().cloned().collect()
     }
 }

@@ -50,7 +50,6 @@ fn micros(duration: Duration) -> Micros {
 pub(crate) struct Reconciler {
     app: Arc<App>,
     host: HostId,
-    client: HostClient,
     /// Unknown sandboxes of the last list: those of two lists are orphans.
     unknown: HashSet<String>,
     round: u64,
@@ -59,12 +58,11 @@ pub(crate) struct Reconciler {
 }
 
 impl Reconciler {
-    pub(crate) fn new(app: Arc<App>, host: HostId, client: HostClient) -> Self {
+    pub(crate) fn new(app: Arc<App>, host: HostId) -> Self {
         Self {
             started_at: app.clock.micros(),
             app,
             host,
-            client,
             unknown: HashSet::new(),
             round: 0,
         }
@@ -114,10 +112,8 @@ impl Reconciler {
             return Ok(());
         };
         let asked_at = app.clock.micros();
-        let listing = self
-            .client
-            .calls
-            .list_sandboxes(ListSandboxesRequest::default());
+        let client = self.client()?;
+        let listing = client.calls.list_sandboxes(ListSandboxesRequest::default());
         let listed = match tokio::time::timeout(LIST_TIMEOUT, listing).await {
             Ok(Ok(listed)) => listed.into_owned(),
             Ok(Err(error)) => {
@@ -141,6 +137,11 @@ impl Reconciler {
             }
         }
         Ok(())
+    }
+
+    /// The client of the host, which may be reached at another address than before.
+    fn client(&self) -> Result<HostClient, ServiceError> {
+        self.app.host(&self.host)
     }
 
     /// The host answered.
@@ -261,7 +262,7 @@ impl Reconciler {
         let mut step = settle(sandbox.intent, sandbox.status, observed, identity);
         let mut asked = None;
         if step == Step::Ask {
-            let found = observe(&self.client, &sandbox.id).await;
+            let found = observe(&self.client()?, &sandbox.id).await;
             let found = found.map_err(|error| ServiceError::of_host(&sandbox.id, error))?;
             let observed = match &found {
                 Some(observation) => Observed::Listed(observation.status),
@@ -301,11 +302,14 @@ impl Reconciler {
                 }
                 app.record(sandbox, &mut next).await.map(drop)
             }
+            Step::RecordStopped if sandbox.intent == Intent::Stopped => {
+                info!(sandbox_id = %sandbox.id, "recorded a sandbox as stopped");
+                app.record_stopped(sandbox, None).await
+            }
             Step::RecordStopped => {
-                let reason = (sandbox.intent != Intent::Stopped)
-                    .then_some("its host does not have it any longer");
-                info!(sandbox_id = %sandbox.id, reason, "recorded a sandbox as stopped");
-                app.record_stopped(sandbox, reason).await
+                let reason = "its host does not have it any longer";
+                warn!(sandbox_id = %sandbox.id, reason, "recorded a sandbox as stopped");
+                app.record_vanished(sandbox, reason).await
             }
             Step::RecordMissing => {
                 self.record_missing(sandbox, "its host has another root directory than before")
@@ -320,7 +324,7 @@ impl Reconciler {
             }
             Step::Destroy => {
                 info!(sandbox_id = %sandbox.id, "destroying a sandbox that shall be stopped");
-                destroy_on(&self.client, &sandbox.id)
+                destroy_on(&self.client()?, &sandbox.id)
                     .await
                     .map_err(|error| ServiceError::of_host(&sandbox.id, error))?;
                 app.record_stopped(
@@ -349,7 +353,7 @@ impl Reconciler {
             return Ok(());
         }
         let request = AcknowledgeAutoPausedRequest { ids: known };
-        if let Err(error) = self.client.calls.acknowledge_auto_paused(request).await {
+        if let Err(error) = self.client()?.calls.acknowledge_auto_paused(request).await {
             // They are named again in the next list.
             warn!(host_id = %self.host, %error, "failed to acknowledge pauses");
         }
@@ -360,6 +364,7 @@ impl Reconciler {
     /// emptied must end none: those in two lists are paused and shown.
     async fn find_orphans(&mut self, listed: &ListSandboxesResponse) -> Result<(), ServiceError> {
         let app = &self.app;
+        let client = self.client()?;
         let mut unknown = HashSet::new();
         let mut orphans = Vec::new();
         for sandbox in &listed.sandboxes {
@@ -367,28 +372,25 @@ impl Reconciler {
                 continue;
             };
             if let Some(row) = app.store.sandbox_by_id(&sandbox.id).await? {
-                // A row that says it is stopped: it was destroyed while its host was away.
-                let step = settle(
-                    row.intent,
-                    row.status,
-                    Observed::Listed(Status::Running),
-                    HostIdentity::Same,
-                );
-                if row.status == Status::Stopped && step == Step::Destroy && !app.is_worked_on(&id)
-                {
+                let doomed = row.intent == Intent::Stopped;
+                if row.status == Status::Stopped && doomed && !app.is_worked_on(&id) {
+                    // It was destroyed while its host was away.
                     info!(sandbox_id = %id, "destroying a sandbox whose row is stopped");
-                    if let Err(error) = destroy_on(&self.client, &id).await {
+                    if let Err(error) = destroy_on(&client, &id).await {
                         warn!(sandbox_id = %id, %error, "failed to destroy a sandbox");
                     }
                 }
-                continue;
+                if row.status != Status::Stopped || doomed {
+                    continue;
+                }
+                // It vanished, and is there again.
             }
             if self.unknown.contains(&sandbox.id) {
                 orphans.push((sandbox.id.clone(), sandbox.template.clone()));
                 if sandbox.state.as_known() == Some(State::STATE_RUNNING) {
                     warn!(sandbox_id = %id, host_id = %self.host, "pausing a sandbox that no row describes");
                     let request = PauseSandboxRequest { id: id.to_string() };
-                    if let Err(error) = self.client.calls.pause_sandbox(request).await {
+                    if let Err(error) = client.calls.pause_sandbox(request).await {
                         warn!(sandbox_id = %id, %error, "failed to pause an orphan");
                     }
                 }

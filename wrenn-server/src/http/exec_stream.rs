@@ -10,17 +10,18 @@
 //! the command running.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use axum::extract::State;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, State};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::stream::{BoxStream, SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 use wrenn_api::error::{ErrorBody, ErrorCode};
 use wrenn_api::id::{SandboxId, TeamId};
@@ -37,7 +38,7 @@ use wrenn_proto::hostagent::__buffa::oneof::{
 use super::authentication::MaybeCaller;
 use super::error::HttpError;
 use super::exec;
-use super::extract::Query;
+use super::extract::{Path, Query, Upgrade, parser_message};
 use crate::hosts::client::{HostClient, HostError};
 use crate::service::App;
 use crate::service::error::ServiceError;
@@ -49,6 +50,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const MISSED_PINGS: u32 = 3;
 /// Memory of a socket for input, which is little as a rule.
 const READ_BUFFER: usize = 16 << 10;
+/// After how much output the client is asked whether it has it.
+const PING_BYTES: u64 = 128 << 10;
+/// The most output on its way to the client. Less than what the guest keeps for a client that
+/// connects again, with what is on its way to us.
+const MAX_UNACKNOWLEDGED: u64 = 1 << 20;
 /// Messages on their way to the agent.
 const IN_FLIGHT: usize = 16;
 const NORMAL: u16 = 1000;
@@ -249,7 +255,7 @@ pub(crate) async fn exec_stream(
     MaybeCaller(team): MaybeCaller,
     Path(id): Path<String>,
     query: Query,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Result<Response, HttpError> {
     open_socket(app, team, id, None, query, upgrade).await
 }
@@ -272,7 +278,7 @@ pub(crate) async fn process_stream(
     MaybeCaller(team): MaybeCaller,
     Path((id, process)): Path<(String, String)>,
     query: Query,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Result<Response, HttpError> {
     open_socket(app, team, id, Some(process), query, upgrade).await
 }
@@ -453,14 +459,16 @@ impl Session {
         if send_text(sink, &started).await.is_err() {
             return Ok(None);
         }
-        let (heard, mut alive) = mpsc::channel(1);
+        let heard = Arc::new(AtomicBool::new(false));
+        let (client, mut client_state) = watch::channel(ClientState::default());
         let reader = Reader {
             id: id.clone(),
             host,
             pid,
             tty,
             input,
-            heard,
+            heard: Arc::clone(&heard),
+            client,
             json: self.json,
         };
         let reader = self.app.tasks.spawn(reader.run(stream));
@@ -470,6 +478,7 @@ impl Session {
         pings.reset();
         let mut silent_pings = 0;
         let mut offsets = Offsets::default();
+        let mut flow = Flow::default();
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -478,14 +487,12 @@ impl Session {
                     Ok(Err(error)) => Err(error),
                     Err(_) => Ok(None),
                 },
-                Some(()) = alive.recv() => {
-                    silent_pings = 0;
-                    continue;
-                }
                 _ = pings.tick() => {
-                    silent_pings += 1;
+                    let alive = heard.swap(false, Ordering::Relaxed)
+                        || client_state.borrow().input_waits;
+                    silent_pings = if alive { 0 } else { silent_pings + 1 };
                     if silent_pings > MISSED_PINGS
-                        || sink.send(Message::Ping(Bytes::new())).await.is_err()
+                        || sink.send(ping(flow.sent)).await.is_err()
                     {
                         return Ok(None);
                     }
@@ -512,8 +519,14 @@ impl Session {
                 | None => continue,
             };
             offsets.set(channel, event.offset);
+            let sending = async {
+                // More would be lost with the connection than the guest keeps.
+                flow.until_acknowledged(&mut client_state).await;
+                self.send_output(sink, channel, &mut offsets, &mut flow, data)
+                    .await
+            };
             let sent = tokio::select! {
-                sent = self.send_output(sink, channel, &mut offsets, data) => sent,
+                sent = sending => sent,
                 read = &mut reader => return match read {
                     Ok(Err(error)) => Err(error),
                     _ => Ok(None),
@@ -531,12 +544,14 @@ impl Session {
         sink: &mut Sink,
         channel: Channel,
         offsets: &mut Offsets,
+        flow: &mut Flow,
         mut data: Bytes,
     ) -> Result<(), axum::Error> {
         while !data.is_empty() {
             let chunk = data.split_to(data.len().min(MAX_CHUNK));
             let offset = offsets.get(channel);
             offsets.set(channel, offset + chunk.len() as u64);
+            flow.sent += chunk.len() as u64;
             if self.json {
                 let output = ServerMessage::Output {
                     channel,
@@ -551,6 +566,9 @@ impl Session {
                     data: chunk,
                 };
                 sink.send(Message::Binary(output.encode())).await?;
+            }
+            if flow.ping_is_due() {
+                sink.send(ping(flow.sent)).await?;
             }
         }
         Ok(())
@@ -597,8 +615,56 @@ async fn next_message(stream: &mut SplitStream<WebSocket>) -> Result<ClientMessa
 }
 
 fn parse(text: &str) -> Result<ClientMessage, HttpError> {
-    serde_json::from_str(text)
-        .map_err(|error| HttpError::invalid(format!("a message cannot be used: {error}")))
+    serde_json::from_str(text).map_err(|error| {
+        HttpError::invalid(format!(
+            "a message cannot be used: {}",
+            parser_message(&error)
+        ))
+    })
+}
+
+/// A ping that says how much output was sent before it: its pong acknowledges that.
+fn ping(sent: u64) -> Message {
+    Message::Ping(Bytes::copy_from_slice(&sent.to_be_bytes()))
+}
+
+/// How much output is on its way to the client, wherever between it is held.
+#[derive(Debug, Default)]
+struct Flow {
+    sent: u64,
+    pinged: u64,
+}
+
+impl Flow {
+    fn ping_is_due(&mut self) -> bool {
+        let due = self.sent - self.pinged >= PING_BYTES;
+        if due {
+            self.pinged = self.sent;
+        }
+        due
+    }
+
+    /// Waits while too much was sent that the client has not acknowledged. Not while its input
+    /// waits: acknowledgements are behind it, and the command may wait for us.
+    async fn until_acknowledged(&self, client: &mut watch::Receiver<ClientState>) {
+        let sent = self.sent;
+        let enough = |client: &ClientState| {
+            client.input_waits || sent.saturating_sub(client.acknowledged) < MAX_UNACKNOWLEDGED
+        };
+        if client.wait_for(enough).await.is_err() {
+            // The reader has ended, and with it this connection.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What the reader knows of the client.
+#[derive(Clone, Copy, Debug, Default)]
+struct ClientState {
+    /// How much output it has, by its last pong.
+    acknowledged: u64,
+    /// Its input waits for the command: what comes behind it is not seen.
+    input_waits: bool,
 }
 
 /// What the client sends to its command.
@@ -609,7 +675,8 @@ struct Reader {
     tty: bool,
     input: Input,
     /// Told of every frame, pongs too.
-    heard: mpsc::Sender<()>,
+    heard: Arc<AtomicBool>,
+    client: watch::Sender<ClientState>,
     json: bool,
 }
 
@@ -617,20 +684,34 @@ impl Reader {
     /// Until the client leaves, which is no error, or sends what makes no sense.
     async fn run(self, mut stream: SplitStream<WebSocket>) -> Result<(), HttpError> {
         while let Some(Ok(message)) = stream.next().await {
-            // Full: it knows already.
-            self.heard.try_send(()).ok();
+            self.heard.store(true, Ordering::Relaxed);
             match message {
                 Message::Binary(frame) => {
                     let bytes = decode_input(&frame)
                         .map_err(|error| HttpError::invalid(error.to_string()))?;
-                    self.input.send(Upward::Bytes(bytes)).await;
+                    self.pass(Upward::Bytes(bytes)).await;
                 }
                 Message::Text(text) => self.act(parse(&text)?).await?,
                 Message::Close(_) => return Ok(()),
-                Message::Ping(_) | Message::Pong(_) => {}
+                Message::Pong(payload) => self.acknowledge(&payload),
+                Message::Ping(_) => {}
             }
         }
         Ok(())
+    }
+
+    /// Passes a message on, which waits while the command takes no input.
+    async fn pass(&self, message: Upward) {
+        self.client.send_modify(|client| client.input_waits = true);
+        self.input.send(message).await;
+        self.client.send_modify(|client| client.input_waits = false);
+    }
+
+    fn acknowledge(&self, payload: &[u8]) {
+        if let Ok(sent) = payload.try_into().map(u64::from_be_bytes) {
+            self.client
+                .send_modify(|client| client.acknowledged = client.acknowledged.max(sent));
+        }
     }
 
     async fn act(&self, message: ClientMessage) -> Result<(), HttpError> {
@@ -639,7 +720,7 @@ impl Reader {
                 let bytes = STANDARD
                     .decode(data)
                     .map_err(|_| HttpError::invalid("the 'data' of an input is not base64"))?;
-                self.input.send(Upward::Bytes(bytes.into())).await;
+                self.pass(Upward::Bytes(bytes.into())).await;
             }
             ClientMessage::Input { .. } => {
                 return Err(HttpError::invalid(
@@ -647,7 +728,7 @@ impl Reader {
                 ));
             }
             ClientMessage::Eof => {
-                self.input.send(Upward::Close).await;
+                self.pass(Upward::Close).await;
             }
             ClientMessage::Resize(size) => {
                 if !self.tty {
@@ -657,7 +738,7 @@ impl Reader {
                     cols: size.cols.into(),
                     rows: size.rows.into(),
                 };
-                self.input.send(Upward::Resize(size)).await;
+                self.pass(Upward::Resize(size)).await;
             }
             ClientMessage::Signal { signal } => self.signal(signal).await?,
             ClientMessage::Stop => self.signal(SIGKILL).await?,

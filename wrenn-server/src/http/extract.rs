@@ -2,7 +2,9 @@
 
 use std::str::FromStr;
 
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::rejection::PathRejection;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{FromRequest, FromRequestParts, Multipart, Request};
 use bytes::Bytes;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
@@ -38,17 +40,28 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             Ok(value) => Ok(Self(value, bytes)),
             Err(error) => Err(HttpError::invalid(format!(
                 "the body cannot be used: {}",
-                cut(&error.to_string())
+                parser_message(&error)
             ))),
         }
     }
 }
 
-fn cut(text: &str) -> &str {
-    match text.char_indices().nth(MAX_PARSER_CHARS) {
-        Some((end, _)) => &text[..end],
-        None => text,
+/// What the JSON parser says, without the text that it found: that may be a secret, and the
+/// caller may log the error.
+pub(crate) fn parser_message(error: &serde_json::Error) -> String {
+    const FOUND: &str = ": string \"";
+    const EXPECTED: &str = "\", expected ";
+    let mut message = error.to_string();
+    if let (Some(found), Some(expected)) = (message.find(FOUND), message.rfind(EXPECTED))
+        && found < expected
+    {
+        message.replace_range(found + FOUND.len() - 1..=expected, "");
+        message = message.replacen(": string ,", ": string,", 1);
     }
+    if let Some((end, _)) = message.char_indices().nth(MAX_PARSER_CHARS) {
+        message.truncate(end);
+    }
+    message
 }
 
 /// The whole body of a request, up to `limit` bytes.
@@ -70,6 +83,54 @@ pub(crate) async fn read(request: Request, limit: usize) -> Result<Bytes, HttpEr
                 HttpError::invalid("the body ended before it was whole")
             }
         })
+}
+
+/// Segments of the path.
+#[derive(FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(HttpError))]
+pub(crate) struct Path<T>(pub(crate) T);
+
+impl From<PathRejection> for HttpError {
+    fn from(rejection: PathRejection) -> Self {
+        Self::invalid(format!(
+            "the path cannot be used: {}",
+            rejection.body_text()
+        ))
+    }
+}
+
+/// A form with a file.
+pub(crate) struct Form(pub(crate) Multipart);
+
+impl<S: Send + Sync> FromRequest<S> for Form {
+    type Rejection = HttpError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, HttpError> {
+        match Multipart::from_request(request, state).await {
+            Ok(form) => Ok(Self(form)),
+            Err(rejection) => Err(HttpError::invalid(format!(
+                "the form cannot be read: {}",
+                rejection.body_text()
+            ))),
+        }
+    }
+}
+
+/// A request that becomes a WebSocket.
+pub(crate) struct Upgrade(pub(crate) WebSocketUpgrade);
+
+impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
+    type Rejection = HttpError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, HttpError> {
+        match WebSocketUpgrade::from_request_parts(parts, state).await {
+            Ok(upgrade) => Ok(Self(upgrade)),
+            Err(rejection) => Err(HttpError::invalid(format!(
+                "this path is used over a WebSocket: {}",
+                rejection.body_text()
+            ))),
+        }
+    }
 }
 
 /// A query whose names are taken one after another; [`finish`](Self::finish) refuses the rest.
@@ -159,5 +220,32 @@ impl Query {
             ))),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parser_message_repeats_no_text() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(dead_code, reason = "only read")]
+        struct Form {
+            map: Option<std::collections::BTreeMap<String, String>>,
+            number: Option<u32>,
+        }
+        let message = |text: &str| parser_message(&serde_json::from_str::<Form>(text).unwrap_err());
+        for text in [
+            r#"{"map":"a secret"}"#,
+            r#"{"number":"a secret"}"#,
+            r#"{"map":"a secret\", expected \""}"#,
+        ] {
+            let message = message(text);
+            assert!(!message.contains("secret"), "{message}");
+            assert!(message.contains(": string, expected "), "{message}");
+        }
+        assert!(message(r#"{"mapp":1}"#).contains("unknown field `mapp`"));
     }
 }

@@ -116,12 +116,9 @@ impl App {
     }
 
     pub(crate) fn host(&self, id: &HostId) -> Result<HostClient, ServiceError> {
-        self.hosts
-            .get(id)
-            .cloned()
-            .ok_or(ServiceError::HostUnavailable {
-                after_change: false,
-            })
+        self.hosts.get(id).ok_or(ServiceError::HostUnavailable {
+            after_change: false,
+        })
     }
 
     /// Marks a sandbox as being worked on: the reconciler leaves it alone meanwhile.

@@ -101,6 +101,22 @@ impl App {
         Ok(())
     }
 
+    /// Records that the host of a sandbox does not have it any longer.
+    pub(crate) async fn record_vanished(
+        &self,
+        sandbox: &SandboxRecord,
+        reason: &str,
+    ) -> Result<(), ServiceError> {
+        let now = self.clock.micros();
+        if self.store.set_vanished(&sandbox.id, reason, now).await? {
+            let mut stopped = sandbox.clone();
+            stopped.status = Status::Stopped;
+            stopped.status_reason = Some(reason.to_owned());
+            self.publish_status(&stopped);
+        }
+        Ok(())
+    }
+
     /// After a failed operation: records what the host says of the sandbox now. Where it does
     /// not answer, the reconciler does it later.
     pub(crate) async fn record_observed(&self, sandbox: &SandboxRecord, host: &HostClient) {

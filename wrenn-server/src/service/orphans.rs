@@ -5,6 +5,7 @@ use std::sync::Arc;
 use wrenn_api::error::shorten;
 use wrenn_api::id::SandboxId;
 use wrenn_api::server::Orphan;
+use wrenn_api::status::Status;
 
 use super::App;
 use super::error::ServiceError;
@@ -38,7 +39,8 @@ pub(crate) async fn destroy(app: &Arc<App>, id: &str) -> Result<(), ServiceError
         .find(|orphan| orphan.sandbox_id == id)
         .ok_or_else(not_found)?;
     // A row that came back meanwhile makes it a sandbox like any other.
-    if app.store.sandbox_by_id(id).await?.is_some() {
+    let row = app.store.sandbox_by_id(id).await?;
+    if row.is_some_and(|row| row.status != Status::Stopped) {
         return Err(ServiceError::Conflict(format!(
             "sandbox {id} is no orphan any longer; destroy it as a sandbox"
         )));

@@ -373,6 +373,22 @@ impl Store {
         Ok(changed > 0)
     }
 
+    /// Records that the host of a sandbox does not have it any longer. What it shall be stays:
+    /// should its host list it again, it is an orphan. Says whether it was not stopped before.
+    pub(crate) async fn set_vanished(
+        &self,
+        id: &SandboxId,
+        reason: &str,
+        now: Micros,
+    ) -> Result<bool, StoreError> {
+        let arguments = args![id.as_str(), reason, now];
+        let changed = self
+            .database
+            .write(sql::SANDBOX_VANISHED, arguments)
+            .await?;
+        Ok(changed > 0)
+    }
+
     /// Records that the host of a sandbox does not answer. Says whether its status changed.
     pub(crate) async fn set_missing(
         &self,

@@ -94,6 +94,10 @@ statements! {
     SANDBOX_FOUND = "UPDATE sandboxes SET not_found = 0, root_id = $2 WHERE id = $1";
     SANDBOX_STOPPED = "UPDATE sandboxes SET status = 'stopped', intent = 'stopped', \
         status_reason = $2, changed_at = $3, stopped_at = $3 WHERE id = $1 AND status <> 'stopped'";
+    // Its host lost it; it was not meant to stop, so its host is not told to destroy it should it
+    // list it again.
+    SANDBOX_VANISHED = "UPDATE sandboxes SET status = 'stopped', status_reason = $2, \
+        changed_at = $3, stopped_at = $3 WHERE id = $1 AND status <> 'stopped'";
     SANDBOX_MISSING = "UPDATE sandboxes SET status = 'missing', status_reason = $2, changed_at = $3 \
         WHERE id = $1 AND status IN ('pending', 'running', 'pausing', 'resuming', 'error')";
     SANDBOX_ACTIVE = "UPDATE sandboxes SET last_active_at = $2, timeout_sec = $3 WHERE id = $1";
