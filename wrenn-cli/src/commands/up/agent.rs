@@ -15,7 +15,7 @@ use wrenn_images::progress::{Event, Progress as _};
 use wrenn_machine::{DetachedProgram, Machine, MachineClient, MachineConfig, MachineName};
 use wrenn_proto::connectrpc::client::{ClientConfig, HttpClient};
 use wrenn_proto::hostagent::{GetHostRequest, HostAgentClient};
-use wrenn_server::HostEndpoint;
+use wrenn_server::{HostEndpoint, ServerHandle};
 
 use super::Args;
 use super::state::DataDirectory;
@@ -32,6 +32,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How often an agent in the machine is looked for.
 const SUPERVISE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often in a row the machine may not answer before it counts as ended.
+const MAX_FAILURES: u32 = 3;
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 const NAME_IN_MACHINE: &str = "wrenn-agent";
 const PORT_IN_MACHINE: u16 = 7410;
@@ -82,8 +84,9 @@ impl Agent {
         }
     }
 
-    /// Starts the agent again whenever it has ended. Never returns.
-    pub(super) async fn supervise(&mut self) {
+    /// Starts the agent again whenever it has ended, and the machine where it has. Never
+    /// returns.
+    pub(super) async fn supervise(&mut self, args: &Args, server: &ServerHandle) {
         loop {
             let ended = match &mut self.site {
                 Site::Here(agent) => agent.ended(&self.endpoint).await,
@@ -93,7 +96,7 @@ impl Agent {
             sleep(RESTART_DELAY).await;
             let restarted = match &mut self.site {
                 Site::Here(agent) => agent.spawn(),
-                Site::Machine(agent) => agent.spawn().await,
+                Site::Machine(_) => self.start_in_machine_again(args, server).await,
             };
             if let Err(error) = restarted {
                 tracing::error!(error = format!("{error:#}"), "failed to start the agent");
@@ -101,11 +104,21 @@ impl Agent {
         }
     }
 
+    /// The machine may have another port than before.
+    async fn start_in_machine_again(
+        &mut self,
+        args: &Args,
+        server: &ServerHandle,
+    ) -> anyhow::Result<()> {
+        *self = MachineAgent::start(args).await?;
+        Ok(server.replace_host(&self.endpoint).await?)
+    }
+
     /// Ends the agent. Its sandboxes go on.
     pub(super) async fn stop(self) -> anyhow::Result<()> {
         match self.site {
             Site::Here(agent) => agent.stop().await,
-            Site::Machine(agent) => agent.stop().await,
+            Site::Machine(_) => stop_in_machine().await.map(drop),
         }
     }
 }
@@ -386,7 +399,6 @@ fn is_agent(pid: Pid) -> bool {
 /// An agent in the machine.
 struct MachineAgent {
     client: MachineClient,
-    program: DetachedProgram,
 }
 
 impl MachineAgent {
@@ -427,7 +439,6 @@ impl MachineAgent {
                 endpoint,
                 site: Site::Machine(Box::new(Self {
                     client: client.clone(),
-                    program,
                 })),
             })
         }
@@ -442,31 +453,23 @@ impl MachineAgent {
         started
     }
 
-    /// Returns when the agent has ended.
+    /// Returns when the agent has ended, or the machine has.
     async fn ended(&self) -> String {
+        let mut failures = 0;
         loop {
             sleep(SUPERVISE_INTERVAL).await;
             match self.client.detached_pid(NAME_IN_MACHINE).await {
-                Ok(Some(_)) => {}
+                Ok(Some(_)) => failures = 0,
                 Ok(None) => return "it ended".to_owned(),
                 Err(error) => {
-                    tracing::warn!(%error, "failed to look for the agent in the machine");
+                    failures += 1;
+                    tracing::warn!(%error, failures, "failed to look for the agent in the machine");
+                    if failures == MAX_FAILURES {
+                        return "the machine does not answer".to_owned();
+                    }
                 }
             }
         }
-    }
-
-    async fn spawn(&self) -> anyhow::Result<()> {
-        self.client.start_detached(&self.program).await?;
-        Ok(())
-    }
-
-    async fn stop(&self) -> anyhow::Result<()> {
-        self.client
-            .stop_detached(NAME_IN_MACHINE, STOP_TIMEOUT)
-            .await
-            .context("cannot end the agent in the machine")?;
-        Ok(())
     }
 }
 

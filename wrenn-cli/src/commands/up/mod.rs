@@ -182,7 +182,7 @@ async fn serve(
     }
     tokio::select! {
         () = until => {}
-        () = agent.supervise() => {}
+        () = agent.supervise(args, &server) => {}
     }
     eprintln!("wrenn: stopping; sandboxes go on");
     directory.forget_running();
