@@ -9,6 +9,8 @@
 //! | `WRENN_LOAD_DRIBBLING` | 200 | connections whose headers come a byte at a time |
 //! | `WRENN_LOAD_READERS` | 50 | WebSockets that do not read what their command prints |
 
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+
 #[path = "../program/mod.rs"]
 mod program;
 
