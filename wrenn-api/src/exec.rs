@@ -15,6 +15,7 @@ pub const MAX_EXEC_BYTES: usize = 16 << 20;
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Exec {
     /// The program.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1))]
     pub cmd: String,
     /// Its arguments.
     pub args: Vec<String>,

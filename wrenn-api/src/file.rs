@@ -59,6 +59,7 @@ pub struct FileEntry {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FilePath {
     /// The path; one that is not absolute begins in the user's home.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1))]
     pub path: String,
     /// User of the guest; the template's default one unless set.
     #[serde(default)]
@@ -71,12 +72,14 @@ pub struct FilePath {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ListFiles {
     /// The directory.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1))]
     pub path: String,
     /// User of the guest; the template's default one unless set.
     #[serde(default)]
     pub user: String,
     /// How many levels, 1 to 16.
     #[serde(default = "one")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 16))]
     pub depth: u32,
 }
 
@@ -90,8 +93,10 @@ fn one() -> u32 {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MoveFile {
     /// The path that it has.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1))]
     pub from: String,
     /// The path that it gets.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1))]
     pub to: String,
     /// User of the guest; the template's default one unless set.
     #[serde(default)]

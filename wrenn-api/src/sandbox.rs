@@ -146,17 +146,29 @@ pub enum Source {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreateSandbox {
     /// A template's name or id.
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 255))]
     pub template: String,
     /// A name of 1 to 63 lower-case letters, digits and dashes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            min_length = 1,
+            max_length = 63,
+            pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
+        )
+    )]
     pub name: Option<String>,
     /// Virtual processors, 1 to 32; the template's, or 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 32))]
     pub vcpus: Option<u32>,
     /// Memory in MiB; the template's, or 512.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 64, maximum = 1048576))]
     pub memory_mb: Option<u32>,
     /// Seconds without use after which it is paused; 0 for never.
+    #[cfg_attr(feature = "openapi", schema(maximum = 3162240000_u64))]
     pub timeout_sec: u64,
     /// Seconds after which it ends, used or not.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -206,12 +218,21 @@ impl Default for CreateSandbox {
 pub struct UpdateSandbox {
     /// A new name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            min_length = 1,
+            max_length = 63,
+            pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
+        )
+    )]
     pub name: Option<String>,
     /// All of its metadata.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<BTreeMap<String, String>>,
     /// Seconds without use after which it is paused; 0 for never.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 3162240000_u64))]
     pub timeout_sec: Option<u64>,
     /// Seconds from now until it ends.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -243,6 +264,7 @@ impl Default for PauseSandbox {
 pub struct ResumeSandbox {
     /// Another idle timeout.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 3162240000_u64))]
     pub timeout_sec: Option<u64>,
     /// Seconds from now until it ends.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -256,6 +278,7 @@ pub struct ResumeSandbox {
 pub struct PingSandbox {
     /// Another idle timeout.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(maximum = 3162240000_u64))]
     pub timeout_sec: Option<u64>,
 }
 
@@ -265,6 +288,7 @@ pub struct PingSandbox {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ForkSandbox {
     /// How many children, 1 to 64.
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 64))]
     pub count: u32,
     /// Their names; as many as there are children, or none.
     pub names: Vec<String>,

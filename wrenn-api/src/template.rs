@@ -74,6 +74,14 @@ pub struct CreateSnapshot {
     pub sandbox_id: String,
     /// A name of 1 to 63 lower-case letters, digits and dashes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            min_length = 1,
+            max_length = 63,
+            pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
+        )
+    )]
     pub name: Option<String>,
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::body::Body as HttpBody;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -24,7 +24,7 @@ use wrenn_proto::hostagent::{
 use super::authentication::Caller;
 use super::error::HttpError;
 use super::exec_stream::Command as FollowedCommand;
-use super::extract::{Body, Query};
+use super::extract::{Body, Path, Query};
 use crate::hosts::convert;
 use crate::service::App;
 use crate::service::error::ServiceError;
@@ -215,7 +215,7 @@ pub(crate) fn selector(process: &str) -> (u32, String) {
     params(
         ("id" = String, Path, description = "Id or name"),
         ("process" = String, Path, description = "Process id or tag"),
-        ("signal" = Option<u32>, Query, description = "A signal's number; 9 unless set"),
+        ("signal" = Option<u32>, Query, description = "A signal's number; 9 unless set", minimum = 1, maximum = 64),
     ),
     responses((status = 204), (status = "default", body = ErrorBody))
 )]
@@ -275,8 +275,8 @@ pub(crate) async fn metrics(
     get, path = "/v1/sandboxes/{id}/logs", tag = "sandboxes",
     params(
         ("id" = String, Path, description = "Id or name"),
-        ("source" = Option<String>, Query, description = "`console`"),
-        ("tail" = Option<u32>, Query, description = "How many bytes of the end; 65536 unless set"),
+        ("source" = Option<String>, Query, description = "`console`", pattern = "^console$"),
+        ("tail" = Option<u32>, Query, description = "How many bytes of the end; 65536 unless set", maximum = 1048576),
         ("start" = Option<bool>, Query, description = "From the beginning, and not the end"),
         ("follow" = Option<bool>, Query, description = "Go on with what is added"),
     ),

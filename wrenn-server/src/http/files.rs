@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::State;
 use axum::extract::multipart::MultipartError;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Multipart, Path, State};
+use axum::extract::ws::{Message, WebSocket};
 use axum::response::Response;
 use bytes::Bytes;
 use http::StatusCode;
@@ -24,7 +24,7 @@ use wrenn_proto::hostagent::{
 
 use super::authentication::Caller;
 use super::error::HttpError;
-use super::extract::{Body, Query};
+use super::extract::{Body, Form, Path, Query, Upgrade};
 use super::transfers::attachment;
 use crate::hosts::client::HostError;
 use crate::hosts::convert;
@@ -56,6 +56,12 @@ pub(super) fn parse_mode(text: &str) -> Answered<u32> {
         })
 }
 
+/// Bytes as they are, as OpenAPI shows them.
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code, reason = "a description of bodies, which are streams")]
+pub(crate) struct Binary(Vec<u8>);
+
 /// A form with a file, as OpenAPI shows it.
 #[derive(utoipa::ToSchema)]
 #[allow(
@@ -64,10 +70,12 @@ pub(super) fn parse_mode(text: &str) -> Answered<u32> {
 )]
 pub(crate) struct FileForm {
     /// The path; one that is not absolute begins in the user's home.
+    #[schema(min_length = 1)]
     path: String,
     /// User of the guest; the template's default one unless set.
     user: Option<String>,
     /// Permission bits in octal, like 0644.
+    #[schema(pattern = "^[0-7]{1,4}$")]
     mode: Option<String>,
     /// The file.
     #[schema(value_type = String, format = Binary)]
@@ -87,7 +95,7 @@ pub(crate) async fn write_file(
     State(app): State<Arc<App>>,
     Caller(team): Caller,
     Path(id): Path<String>,
-    mut form: Multipart,
+    Form(mut form): Form,
 ) -> Answered<StatusCode> {
     let (mut path, mut user, mut mode, mut data) = (None, None, None, None);
     while let Some(mut field) = form
@@ -162,7 +170,7 @@ pub(super) fn broken_form(error: &MultipartError) -> HttpError {
     params(("id" = String, Path, description = "Id or name")),
     request_body = FilePath,
     responses(
-        (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 200, body = Binary, content_type = "application/octet-stream"),
         (status = "default", body = ErrorBody),
     )
 )]
@@ -324,7 +332,7 @@ pub(crate) async fn remove_file(
     get, path = "/v1/sandboxes/{id}/files/watch", tag = "files",
     params(
         ("id" = String, Path, description = "Id or name"),
-        ("path" = String, Query, description = "The directory"),
+        ("path" = String, Query, description = "The directory", min_length = 1),
         ("user" = Option<String>, Query, description = "User of the guest"),
         ("recursive" = Option<bool>, Query, description = "And all below it"),
     ),
@@ -335,7 +343,7 @@ pub(crate) async fn watch_files(
     Caller(team): Caller,
     Path(id): Path<String>,
     mut query: Query,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Answered<Response> {
     let path = query.required("path")?;
     let user = query.text("user")?.unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use http::StatusCode;
 use wrenn_api::error::ErrorBody;
 use wrenn_api::page::Page;
@@ -11,6 +11,7 @@ use wrenn_api::server::Orphan;
 
 use super::authentication::Caller;
 use super::error::HttpError;
+use super::extract::Path;
 use crate::service::{App, orphans};
 
 /// List orphans

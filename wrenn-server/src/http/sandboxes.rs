@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -22,7 +22,7 @@ use wrenn_api::status::Status;
 
 use super::authentication::Caller;
 use super::error::HttpError;
-use super::extract::{Body, Query};
+use super::extract::{Body, Path, Query};
 use super::idempotency::{self, IdempotencyKey};
 use crate::service::lifecycle::{self, Destroyed};
 use crate::service::{App, create, fork};
@@ -41,7 +41,7 @@ type Answered<T> = Result<T, HttpError>;
 /// The answer comes when it runs; with `wait: false` at once, while it is `pending`.
 #[utoipa::path(
     post, path = "/v1/sandboxes", tag = "sandboxes",
-    params(("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same sandbox for 24 h")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same sandbox for 24 h", min_length = 1, max_length = 255, pattern = "^[ -~]+$")),
     request_body = CreateSandbox,
     responses((status = 201, body = Sandbox), (status = "default", body = ErrorBody))
 )]
@@ -62,12 +62,12 @@ pub(crate) async fn create_sandbox(
 #[utoipa::path(
     get, path = "/v1/sandboxes", tag = "sandboxes",
     params(
-        ("status" = Option<String>, Query, description = "Statuses, separated by commas"),
+        ("status" = Option<String>, Query, description = "Statuses, separated by commas", pattern = "^(pending|running|pausing|paused|resuming|error|missing|stopped)(,(pending|running|pausing|paused|resuming|error|missing|stopped))*$"),
         ("template" = Option<String>, Query, description = "Only those of this template"),
         ("name" = Option<String>, Query, description = "Only the one of this name"),
         ("metadata" = Option<Vec<String>>, Query, description = "`key=value`; may be given often"),
         ("started_after" = Option<String>, Query, description = "RFC 3339; only those created after it"),
-        ("order" = Option<String>, Query, description = "`desc` (default) or `asc`, by creation"),
+        ("order" = Option<String>, Query, description = "`desc` (default) or `asc`, by creation", pattern = "^(asc|desc)$"),
         ("limit" = Option<u32>, Query, description = "1 to 100", minimum = 1, maximum = 100),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
     ),
@@ -251,7 +251,7 @@ fn digest(text: &str) -> String {
     get, path = "/v1/sandboxes/{id}", tag = "sandboxes",
     params(
         ("id" = String, Path, description = "Id or name"),
-        ("wait_for" = Option<String>, Query, description = "Statuses, separated by commas"),
+        ("wait_for" = Option<String>, Query, description = "Statuses, separated by commas", pattern = "^(pending|running|pausing|paused|resuming|error|missing|stopped)(,(pending|running|pausing|paused|resuming|error|missing|stopped))*$"),
         ("wait_ms" = Option<u64>, Query, description = "How long to wait, at most 60000", maximum = 60000),
     ),
     responses((status = 200, body = Sandbox), (status = "default", body = ErrorBody))
@@ -382,7 +382,7 @@ pub(crate) async fn ping_sandbox(
     post, path = "/v1/sandboxes/{id}/fork", tag = "sandboxes",
     params(
         ("id" = String, Path, description = "Id or name"),
-        ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same children for 24 h"),
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same children for 24 h", min_length = 1, max_length = 255, pattern = "^[ -~]+$"),
     ),
     request_body = ForkSandbox,
     responses((status = 201, body = Forked), (status = "default", body = ErrorBody))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use wrenn_api::error::ErrorBody;
 use wrenn_api::page::Page;
@@ -11,7 +11,7 @@ use wrenn_api::template::{CreateSnapshot, DeletedSnapshot, Template};
 
 use super::authentication::Caller;
 use super::error::HttpError;
-use super::extract::{Body, Query};
+use super::extract::{Body, Path, Query};
 use super::idempotency::{self, IdempotencyKey};
 use super::sandboxes::Cursor;
 use crate::service::error::ServiceError;
@@ -27,7 +27,7 @@ type Answered<T> = Result<T, HttpError>;
     post, path = "/v1/snapshots", tag = "snapshots",
     params(
         ("overwrite" = Option<bool>, Query, description = "Whether a snapshot of this name is replaced"),
-        ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same snapshot for 24 h"),
+        ("Idempotency-Key" = Option<String>, Header, description = "The same key gives the same snapshot for 24 h", min_length = 1, max_length = 255, pattern = "^[ -~]+$"),
     ),
     request_body = CreateSnapshot,
     responses((status = 201, body = Template), (status = "default", body = ErrorBody))

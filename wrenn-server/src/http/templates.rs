@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use wrenn_api::error::ErrorBody;
 use wrenn_api::page::{MAX_LIMIT, Page};
 use wrenn_api::template::{Template, TemplateKind};
 
 use super::authentication::Caller;
 use super::error::HttpError;
-use super::extract::Query;
+use super::extract::{Path, Query};
 use crate::service::error::ServiceError;
 use crate::service::{App, snapshots};
 use crate::store::{SnapshotFilter, SnapshotRecord};
@@ -22,7 +22,7 @@ type Answered<T> = Result<T, HttpError>;
 /// Image templates by their names, then the newest snapshots. `/v1/snapshots` has all of them.
 #[utoipa::path(
     get, path = "/v1/templates", tag = "templates",
-    params(("type" = Option<String>, Query, description = "`image` or `snapshot`")),
+    params(("type" = Option<String>, Query, description = "`image` or `snapshot`", pattern = "^(image|snapshot)$")),
     responses((status = 200, body = Page<Template>), (status = "default", body = ErrorBody))
 )]
 pub(crate) async fn list_templates(

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use axum::body::Body as HttpBody;
-use axum::extract::{FromRequest as _, Multipart, Path, Request, State};
+use axum::extract::{FromRequest as _, Multipart, Request, State};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -27,8 +27,8 @@ use wrenn_proto::hostagent::{
 
 use super::authentication::Caller;
 use super::error::HttpError;
-use super::extract::{Body, Query};
-use super::files::{FileForm, broken_form, parse_mode, too_large, utf8};
+use super::extract::{Body, Form, Path, Query};
+use super::files::{Binary, FileForm, broken_form, parse_mode, too_large, utf8};
 use crate::hosts::client::{HostClient, HostError};
 use crate::service::App;
 use crate::service::error::ServiceError;
@@ -56,12 +56,12 @@ struct Target {
     post, path = "/v1/sandboxes/{id}/files/stream/write", tag = "files",
     params(
         ("id" = String, Path, description = "Id or name"),
-        ("path" = Option<String>, Query, description = "The path, where the body is the file"),
+        ("path" = Option<String>, Query, description = "The path, where the body is the file", min_length = 1),
         ("user" = Option<String>, Query, description = "User of the guest"),
-        ("mode" = Option<String>, Query, description = "Permission bits in octal, like 0644"),
+        ("mode" = Option<String>, Query, description = "Permission bits in octal, like 0644", pattern = "^[0-7]{1,4}$"),
     ),
     request_body(content(
-        (Vec<u8> = "application/octet-stream"),
+        (Binary = "application/octet-stream"),
         (FileForm = "multipart/form-data"),
     )),
     responses((status = 204, headers(("X-Size" = u64))), (status = "default", body = ErrorBody))
@@ -91,9 +91,7 @@ pub(crate) async fn stream_write(
                 "'path' is given twice; a form names it in a field",
             ));
         }
-        let form = Multipart::from_request(request, &())
-            .await
-            .map_err(|error| HttpError::invalid(error.body_text()))?;
+        let Form(form) = Form::from_request(request, &()).await?;
         upload_form(&sandbox.id, &host, form).await?
     } else {
         let path = path.ok_or_else(|| HttpError::invalid("the query lacks 'path'"))?;
@@ -230,7 +228,7 @@ async fn upload(
     params(("id" = String, Path, description = "Id or name")),
     request_body = FilePath,
     responses(
-        (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 200, body = Binary, content_type = "application/octet-stream"),
         (status = "default", body = ErrorBody),
     )
 )]
@@ -250,12 +248,12 @@ pub(crate) async fn stream_read(
     get, path = "/v1/sandboxes/{id}/files/content", tag = "files",
     params(
         ("id" = String, Path, description = "Id or name"),
-        ("path" = String, Query, description = "The path"),
+        ("path" = String, Query, description = "The path", min_length = 1),
         ("user" = Option<String>, Query, description = "User of the guest"),
     ),
     responses(
-        (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 206, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 200, body = Binary, content_type = "application/octet-stream"),
+        (status = 206, body = Binary, content_type = "application/octet-stream"),
         (status = "default", body = ErrorBody),
     )
 )]
@@ -411,11 +409,11 @@ pub(super) fn attachment(path: &str, body: HttpBody) -> Response {
     get, path = "/v1/sandboxes/{id}/files/archive", tag = "files",
     params(
         ("id" = String, Path, description = "Id or name"),
-        ("path" = String, Query, description = "The directory"),
+        ("path" = String, Query, description = "The directory", min_length = 1),
         ("user" = Option<String>, Query, description = "User of the guest"),
     ),
     responses(
-        (status = 200, body = Vec<u8>, content_type = "application/x-tar"),
+        (status = 200, body = Binary, content_type = "application/x-tar"),
         (status = "default", body = ErrorBody),
     )
 )]
@@ -462,10 +460,10 @@ pub(crate) async fn read_archive(
     put, path = "/v1/sandboxes/{id}/files/archive", tag = "files",
     params(
         ("id" = String, Path, description = "Id or name"),
-        ("path" = String, Query, description = "The directory"),
+        ("path" = String, Query, description = "The directory", min_length = 1),
         ("user" = Option<String>, Query, description = "User of the guest"),
     ),
-    request_body(content = Vec<u8>, content_type = "application/x-tar"),
+    request_body(content = Binary, content_type = "application/x-tar"),
     responses((status = 204), (status = "default", body = ErrorBody))
 )]
 pub(crate) async fn write_archive(
