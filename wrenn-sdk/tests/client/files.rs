@@ -86,7 +86,9 @@ async fn download_keeps_mode_and_reports_progress() {
 
 #[tokio::test]
 async fn refused_upload_says_why() {
-    let refuse = || async {
+    // The body is read first: a connection that is closed with unread bytes loses the answer.
+    let refuse = |body: axum::body::Body| async {
+        axum::body::to_bytes(body, usize::MAX).await.ok();
         let body = json!({ "error": { "code": "guest_disk_full", "message": "full" } });
         (StatusCode::INSUFFICIENT_STORAGE, axum::Json(body)).into_response()
     };

@@ -5,6 +5,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body as HttpBody;
 use axum::extract::{FromRequest as _, Multipart, Request, State};
@@ -37,6 +38,8 @@ const X_SIZE: HeaderName = HeaderName::from_static("x-size");
 /// Chunks on their way to the agent.
 const IN_FLIGHT: usize = 4;
 const MAX_FIELD_BYTES: usize = 8192;
+/// How long the rest of an upload is read that was refused.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Answered<T> = Result<T, HttpError>;
 
@@ -161,14 +164,13 @@ async fn send_all<M: Send + 'static>(
     mut message: impl FnMut(Bytes) -> M,
 ) -> Answered<()> {
     let mut chunks = pin!(chunks);
+    let mut taken = true;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
-        if chunk.is_empty() {
-            continue;
-        }
-        if messages.send(message(chunk)).await.is_err() {
-            // The agent has answered; its answer says why.
-            return Ok(());
+        if taken && !chunk.is_empty() {
+            // The agent has answered, and its answer says why. The rest is read all the same:
+            // a connection that is closed with unread bytes loses the answer.
+            taken = messages.send(message(chunk)).await.is_ok();
         }
     }
     Ok(())
@@ -187,7 +189,12 @@ macro_rules! call_with_chunks {
         let sending = send_all($chunks, up, $message);
         let mut sending = pin!(sending);
         let answer = tokio::select! {
-            answer = &mut call => answer,
+            answer = &mut call => {
+                if answer.is_err() {
+                    tokio::time::timeout(DRAIN_TIMEOUT, sending).await.ok();
+                }
+                answer
+            }
             sent = &mut sending => {
                 sent?;
                 drop(open);
