@@ -5,13 +5,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 use wrenn_images::command::Program;
+use wrenn_images::progress::Event;
 use wrenn_images::{Cache, Progress};
 
 use crate::artifacts;
@@ -150,7 +151,19 @@ pub async fn probe_kvm(
         return Ok(kvm);
     }
     let (kernel, initramfs) = artifacts::build_probe(cache, init, progress)?;
-    let kvm = boot_under_kvm(&kernel, &initramfs).await?;
+    // A kernel that hangs is given up after a while, in which people want to know what goes on.
+    let step = "trying whether KVM boots a kernel";
+    let since = Instant::now();
+    progress.report(Event::Started { step });
+    let kvm = boot_under_kvm(&kernel, &initramfs).await;
+    progress.report(match &kvm {
+        Ok(_) => Event::Finished {
+            step,
+            elapsed: since.elapsed(),
+        },
+        Err(_) => Event::Failed { step },
+    });
+    let kvm = kvm?;
     fs::create_dir_all(state).at("create", state)?;
     let text = serde_json::to_vec(&Remembered {
         boot_id,

@@ -14,6 +14,9 @@ use crate::config::Programs;
 use crate::error::MachineError;
 use crate::state;
 
+/// The fix of what cannot be mended on this host.
+pub const NO_FIX: &str = "none on this host; sandboxes run in the machine";
+
 /// The state of one ability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -160,7 +163,7 @@ fn kvm_finding(verdict: Option<&KvmVerdict>) -> Finding {
         Some(KvmVerdict::DoesNotBoot { reason }) => (
             Ability::Missing,
             format!("/dev/kvm is there, but no kernel boots under it: {reason}"),
-            Some("none on this host; sandboxes run in the machine".to_owned()),
+            Some(NO_FIX.to_owned()),
         ),
     };
     Finding {
