@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use wrenn_images::Cache;
-use wrenn_machine::host::{self, Ability, HostReport};
+use wrenn_machine::host::{self, Ability, Finding, HostReport, NeededBy};
 
 use super::machine;
 use crate::GlobalArgs;
@@ -47,6 +47,9 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn describe(report: &HostReport) -> String {
+    // What only sandboxes on this host need is not worth mending where nothing makes KVM work.
+    let is_hopeless = |finding: &Finding| finding.fix.as_deref() == Some(host::NO_FIX);
+    let hopeless = report.findings.iter().any(is_hopeless);
     let mut lines: Vec<String> = Vec::new();
     for finding in &report.findings {
         let mark = match finding.ability {
@@ -56,8 +59,10 @@ fn describe(report: &HostReport) -> String {
         };
         lines.push(format!("{mark}  {:<17} {}", finding.name, finding.detail));
         if finding.ability != Ability::Works {
-            lines.push(format!("         for {}", finding.purpose));
-            if let Some(fix) = &finding.fix {
+            lines.push(format!("         purpose: {}", finding.purpose));
+            let pointless =
+                hopeless && finding.needed_by == NeededBy::Sandboxes && !is_hopeless(finding);
+            if let Some(fix) = finding.fix.as_ref().filter(|_| !pointless) {
                 lines.push(format!("         fix: {fix}"));
             }
         }
@@ -70,4 +75,37 @@ fn describe(report: &HostReport) -> String {
         (false, false) => "Sandboxes do not run here until the above is mended.".to_owned(),
     });
     lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(kvm_fix: &str) -> HostReport {
+        let missing = |name, fix: &str| Finding {
+            name,
+            ability: Ability::Missing,
+            needed_by: NeededBy::Sandboxes,
+            purpose: "something",
+            detail: "not there".to_owned(),
+            fix: Some(fix.to_owned()),
+        };
+        HostReport {
+            runs_sandboxes: false,
+            runs_machine: true,
+            findings: vec![
+                missing("kvm", kvm_fix),
+                missing("device_mapper", "modprobe dm_mod"),
+            ],
+        }
+    }
+
+    #[test]
+    fn fixes_that_change_nothing_are_left_out() {
+        let hopeless = describe(&report(host::NO_FIX));
+        assert!(hopeless.contains("fix: none on this host"), "{hopeless}");
+        assert!(!hopeless.contains("modprobe"), "{hopeless}");
+        let mendable = describe(&report("usermod -aG kvm $USER"));
+        assert!(mendable.contains("modprobe"), "{mendable}");
+    }
 }

@@ -23,8 +23,8 @@ use crate::terminal::{self, Attach};
 #[command(after_help = "\
 Examples:
   wrenn run -- uname -a
-  wrenn run --template minimal --memory 256M -- cat /etc/os-release
-  tar c src | wrenn run -i -- tar x
+  wrenn run --template minimal --memory 128M -- ls /
+  tar c src | wrenn run -i -- sh -c 'tar x && ls -l src'
   wrenn run -it -- bash
   wrenn run --from warmed-up -- python3 -c 'print(model(1))'
 
@@ -122,10 +122,25 @@ impl Args {
 pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
     // What makes no sense anywhere is refused before anything is started.
     resources(&args, Resources::default())?;
+    refuse_volume(global, &args)?;
     if !args.here && !super::machine::host_can_run_sandboxes(global).await? {
         return super::machine::run_inside(&args).await;
     }
     run_here(global, &args).await
+}
+
+/// `-v /src:/src` is a volume to people who come from Docker; here `-v` takes no value, and the
+/// volume would be the command.
+fn refuse_volume(global: &GlobalArgs, args: &Args) -> Result<(), UsageError> {
+    let command = args.command.first().map(String::as_str).unwrap_or_default();
+    if global.verbose > 0 && command.contains(":/") {
+        return Err(UsageError(format!(
+            "sandboxes have no volumes, and -v is --verbose: '{command}' would be the command; \
+             copy files in over standard input (tar c DIR | wrenn run -i -- …), or with wrenn \
+             sandbox cp"
+        )));
+    }
+    Ok(())
 }
 
 /// The size that is asked for, over one that is not.
@@ -239,6 +254,23 @@ mod tests {
     struct Line {
         #[command(flatten)]
         args: Args,
+    }
+
+    #[test]
+    fn volume_is_refused_in_words() {
+        let global = |line: &str| {
+            let words = line.split(' ').map(std::ffi::OsString::from);
+            let cli = crate::parse(words.collect::<Vec<_>>().into_iter()).unwrap();
+            let crate::commands::Command::Run(args) = cli.command else {
+                panic!("{line} is another command");
+            };
+            (cli.global, args)
+        };
+        let (volume, args) = global("wrenn run -v /src:/src -- ls");
+        let error = refuse_volume(&volume, &args).unwrap_err().to_string();
+        assert!(error.contains("no volumes"), "{error}");
+        let (verbose, args) = global("wrenn run -v -- ls a:/b");
+        assert!(refuse_volume(&verbose, &args).is_ok());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use wrenn_core::RootDirectory;
+use wrenn_core::sandbox::NamedSnapshot;
 use wrenn_core::snapshot::{BuildId, Inspection, VerifyBuildError};
 
 use crate::GlobalArgs;
@@ -14,12 +15,16 @@ use crate::size::show;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
+  wrenn snapshot inspect warmed-up
   wrenn snapshot inspect bd0123456789abcdefghij
   wrenn snapshot inspect /var/lib/wrenn/snapshots/builds/bd0123456789abcdefghij --verify
-  wrenn snapshot inspect bd0123456789abcdefghij --json | jq '.chain[].allocated_bytes'")]
+  wrenn snapshot inspect bd0123456789abcdefghij --json | jq '.chain[].allocated_bytes'
+
+A snapshot of a server goes by its id here. Builds of sandboxes in the machine lie in the machine:
+  wrenn machine exec -- wrenn snapshot inspect ID")]
 pub(super) struct Args {
-    /// A build's directory, or the id of one in the root directory.
-    #[arg(value_name = "PATH|ID")]
+    /// A build's directory; or the id of a build or the name of a snapshot in the root directory.
+    #[arg(value_name = "PATH|ID|NAME")]
     build: PathBuf,
     /// Read all that it needs, and compare every checksum.
     #[arg(long)]
@@ -40,7 +45,7 @@ pub(super) async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitC
 
 #[allow(clippy::print_stdout, reason = "the data that was asked for")]
 fn inspect(root: &RootDirectory, args: &Args) -> anyhow::Result<ExitCode> {
-    let directory = directory_of(root, &args.build);
+    let directory = directory_of(root, &args.build)?;
     let inspection = Inspection::of(&directory)
         .with_context(|| format!("cannot inspect {}", args.build.display()))?;
     let verified = args.verify.then(|| inspection.verify());
@@ -61,12 +66,18 @@ fn inspect(root: &RootDirectory, args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Where a build lies that was named by its id, its directory, or a file in it.
-fn directory_of(root: &RootDirectory, build: &Path) -> PathBuf {
-    let id = build.to_str().and_then(|text| text.parse::<BuildId>().ok());
-    match id {
-        Some(id) if !build.exists() => root.builds().join(id.as_str()),
-        _ => {
+/// Where a build lies that was named by its id, its snapshot, its directory, or a file in it.
+fn directory_of(root: &RootDirectory, build: &Path) -> anyhow::Result<PathBuf> {
+    let name = build.to_str().filter(|_| !build.exists());
+    let id = name.and_then(|text| text.parse::<BuildId>().ok());
+    let snapshot = match name {
+        Some(name) if id.is_none() => NamedSnapshot::find(root, name)?,
+        _ => None,
+    };
+    let id = id.or_else(|| snapshot.map(|snapshot| snapshot.build().clone()));
+    Ok(match id {
+        Some(id) => root.builds().join(id.as_str()),
+        None => {
             // What lies beside it is found by its parent, so the path must have one.
             let whole = build.canonicalize().unwrap_or_else(|_| build.to_owned());
             match whole.parent() {
@@ -74,7 +85,7 @@ fn directory_of(root: &RootDirectory, build: &Path) -> PathBuf {
                 _ => whole,
             }
         }
-    }
+    })
 }
 
 fn json(

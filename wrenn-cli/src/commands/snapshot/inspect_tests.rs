@@ -87,9 +87,15 @@ fn a_build_is_found_by_id_by_directory_and_by_its_header() {
     std::fs::write(build.join("header.bin"), "").unwrap();
     let build = build.canonicalize().unwrap();
     assert_eq!(
-        directory_of(&root, Path::new(id)).canonicalize().unwrap(),
+        directory_of(&root, Path::new(id))
+            .unwrap()
+            .canonicalize()
+            .unwrap(),
         build
     );
-    assert_eq!(directory_of(&root, &build), build);
-    assert_eq!(directory_of(&root, &build.join("header.bin")), build);
+    assert_eq!(directory_of(&root, &build).unwrap(), build);
+    assert_eq!(
+        directory_of(&root, &build.join("header.bin")).unwrap(),
+        build
+    );
 }

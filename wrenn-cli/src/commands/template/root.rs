@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 use wrenn_core::RootDirectory;
 use wrenn_core::sandbox::SandboxImages;
@@ -13,8 +13,8 @@ use wrenn_core::template::{self, DeleteTemplateError, ListedTemplate};
 use wrenn_images::import::{self, ImportError, ImportOptions, Imported};
 
 use crate::GlobalArgs;
-use crate::commands::UsageError;
 use crate::commands::run::parse_variable;
+use crate::commands::{UsageError, machine};
 use crate::progress::ImportBar;
 
 /// Options of `wrenn template build`.
@@ -80,7 +80,25 @@ pub(super) struct Delete {
 
 /// Makes a template.
 pub(super) async fn build(global: &GlobalArgs, args: Build) -> anyhow::Result<ExitCode> {
-    blocking(global, move |root| build_in(root, args)).await
+    let name = args.name.clone();
+    let built = blocking(global, move |root| build_in(root, args)).await;
+    let lacks_kernel = built.as_ref().is_err_and(|error| {
+        let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+        causes.any(|cause| matches!(cause, ImportError::NoKernel { .. }))
+    });
+    // A kernel would not help where no sandbox runs. If that is not known, the first error stands.
+    if lacks_kernel
+        && !machine::host_can_run_sandboxes(global)
+            .await
+            .unwrap_or(true)
+    {
+        bail!(
+            "cannot build the template {name}: sandboxes of this host run in the machine, which \
+             takes no templates of others yet; install what they need in a sandbox, and keep it: \
+             wrenn snapshot create SANDBOX {name}"
+        );
+    }
+    built
 }
 
 /// Lists the templates of the root directory.
