@@ -9,6 +9,12 @@
 //! prints stops the command, and can still send it a signal. A client that goes away leaves
 //! the command running.
 
+mod command;
+mod flow;
+mod reader;
+
+pub(crate) use command::Command;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,29 +25,28 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures::stream::{BoxStream, SplitSink, SplitStream};
+use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, StreamExt as _};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use wrenn_api::error::{ErrorBody, ErrorCode};
 use wrenn_api::id::{SandboxId, TeamId};
 use wrenn_api::stream::{
     Channel, ClientMessage, Connect, Exit, MAX_CHUNK, MAX_CLIENT_FRAME, Offsets, Output, PROTOCOL,
-    ServerMessage, decode_input,
+    ServerMessage,
 };
-use wrenn_proto::connectrpc::ConnectError;
 use wrenn_proto::hostagent as wire;
-use wrenn_proto::hostagent::__buffa::oneof::{
-    connect_process_request, exec_stream_request, process_event,
-};
+use wrenn_proto::hostagent::__buffa::oneof::process_event;
 
 use super::authentication::MaybeCaller;
 use super::error::HttpError;
 use super::exec;
-use super::extract::{Path, Query, Upgrade, parser_message};
-use crate::hosts::client::{HostClient, HostError};
+use super::extract::{Path, Query, Upgrade};
+use crate::hosts::client::HostClient;
 use crate::service::App;
 use crate::service::error::ServiceError;
+use flow::{ClientState, Flow, ping};
+use reader::{Reader, next_message};
 
 /// How long the first frames may take: credential, and what to run.
 const FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,190 +55,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const MISSED_PINGS: u32 = 3;
 /// Memory of a socket for input, which is little as a rule.
 const READ_BUFFER: usize = 16 << 10;
-/// After how much output the client is asked whether it has it.
-const PING_BYTES: u64 = 128 << 10;
-/// The most output on its way to the client. Less than what the guest keeps for a client that
-/// connects again, with what is on its way to us.
-const MAX_UNACKNOWLEDGED: u64 = 1 << 20;
-/// Messages on their way to the agent.
-const IN_FLIGHT: usize = 16;
 const NORMAL: u16 = 1000;
-const SIGKILL: u32 = 9;
-
-/// A command that an agent runs, and its output.
-pub(crate) struct Command {
-    pub(crate) pid: u32,
-    tag: String,
-    tty: bool,
-    input: Input,
-    events: BoxStream<'static, Result<wire::ProcessEvent, ConnectError>>,
-}
-
-/// What goes up to the agent, in the words of the call that was made.
-#[derive(Clone)]
-enum Input {
-    Started(mpsc::Sender<wire::ExecStreamRequest>),
-    Connected(mpsc::Sender<wire::ConnectProcessRequest>),
-}
-
-/// One message up.
-enum Upward {
-    Bytes(Bytes),
-    Resize(wire::TerminalSize),
-    Close,
-}
-
-impl Input {
-    /// False where the agent takes no more.
-    async fn send(&self, message: Upward) -> bool {
-        match self {
-            Self::Started(up) => {
-                use exec_stream_request::Message;
-                let message = match message {
-                    Upward::Bytes(bytes) => Message::Input(bytes),
-                    Upward::Resize(size) => size.into(),
-                    Upward::Close => wire::CloseInput::default().into(),
-                };
-                let message = Some(message);
-                up.send(wire::ExecStreamRequest { message }).await.is_ok()
-            }
-            Self::Connected(up) => {
-                use connect_process_request::Message;
-                let message = match message {
-                    Upward::Bytes(bytes) => Message::Input(bytes),
-                    Upward::Resize(size) => size.into(),
-                    Upward::Close => wire::CloseInput::default().into(),
-                };
-                let message = Some(message);
-                up.send(wire::ConnectProcessRequest { message })
-                    .await
-                    .is_ok()
-            }
-        }
-    }
-}
-
-/// Opens a stream to the agent: what is put into the channel goes up, events come down.
-macro_rules! open {
-    ($call:expr, $first:expr) => {{
-        let (mut send, receive) = $call.await.map_err(HostError::from)?.into_split();
-        let (up, mut messages) = mpsc::channel(IN_FLIGHT);
-        send.send($first).await.map_err(HostError::from)?;
-        let pump = tokio::spawn(async move {
-            while let Some(message) = messages.recv().await {
-                // Why it takes no more is said on the way down.
-                if send.send(message).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let pump = AbortOnDropHandle::new(pump);
-        let events = futures::stream::try_unfold((receive, pump), |(mut receive, pump)| async {
-            let message = receive.message().await?;
-            Ok(message.map(|message| (message.to_owned_message(), (receive, pump))))
-        });
-        (up, events.boxed())
-    }};
-}
-
-impl Command {
-    /// Starts a command. Dropped, it runs on.
-    pub(crate) async fn start(
-        id: &SandboxId,
-        host: &HostClient,
-        command: wire::Command,
-    ) -> Result<Self, ServiceError> {
-        let tag = command.tag.clone();
-        let tty = command.terminal.is_set();
-        let opening = async {
-            let start = wire::ExecStart {
-                id: id.to_string(),
-                command: Some(command).into(),
-            };
-            let first = wire::ExecStreamRequest {
-                message: Some(start.into()),
-            };
-            let (up, events) = open!(host.streams.exec_stream(), first);
-            Self::begun(Input::Started(up), events, tag, tty).await
-        };
-        opening
-            .await
-            .map_err(|error| ServiceError::of_host(id, error))
-    }
-
-    /// Follows a command that runs.
-    async fn connect(
-        id: &SandboxId,
-        host: &HostClient,
-        connect: Connect,
-    ) -> Result<Self, ServiceError> {
-        let tag = connect.tag.unwrap_or_default();
-        let opening = async {
-            let connect = wire::ProcessConnect {
-                id: id.to_string(),
-                pid: connect.pid.unwrap_or_default(),
-                tag: tag.clone(),
-                terminal: false,
-                from: connect
-                    .from
-                    .map(|from| wire::OutputOffsets {
-                        stdout: from.stdout,
-                        stderr: from.stderr,
-                        terminal: from.tty,
-                    })
-                    .into(),
-            };
-            let first = wire::ConnectProcessRequest {
-                message: Some(connect.into()),
-            };
-            let (up, events) = open!(host.streams.connect_process(), first);
-            Self::begun(Input::Connected(up), events, tag, false).await
-        };
-        opening
-            .await
-            .map_err(|error| ServiceError::of_host(id, error))
-    }
-
-    async fn begun(
-        input: Input,
-        mut events: BoxStream<'static, Result<wire::ProcessEvent, ConnectError>>,
-        tag: String,
-        tty: bool,
-    ) -> Result<Self, HostError> {
-        loop {
-            let event = match events.next().await {
-                Some(Ok(event)) => event.event,
-                Some(Err(error)) => return Err(error.into()),
-                None => return Err(silent()),
-            };
-            match event {
-                Some(process_event::Event::Started(started)) => {
-                    return Ok(Self {
-                        pid: started.pid,
-                        tag: if started.tag.is_empty() {
-                            tag
-                        } else {
-                            started.tag
-                        },
-                        tty: tty || started.terminal,
-                        input,
-                        events,
-                    });
-                }
-                Some(process_event::Event::KeepAlive(_)) | None => {}
-                Some(_) => return Err(silent()),
-            }
-        }
-    }
-}
-
-fn silent() -> HostError {
-    HostError::Refused {
-        reason: wire::Reason::REASON_INTERNAL,
-        state: None,
-        message: "the host does not say what it started".to_owned(),
-    }
-}
 
 /// Run a command and follow it (WebSocket)
 ///
@@ -592,177 +414,4 @@ fn exit_message(exit: &wire::ExitStatus) -> Exit {
 async fn send_text(sink: &mut Sink, message: &ServerMessage) -> Result<(), axum::Error> {
     let text = serde_json::to_string(message).map_err(axum::Error::new)?;
     sink.send(Message::Text(text.into())).await
-}
-
-/// The next text frame of a socket on which nothing else may come yet.
-async fn next_message(stream: &mut SplitStream<WebSocket>) -> Result<ClientMessage, HttpError> {
-    loop {
-        match stream.next().await {
-            Some(Ok(Message::Text(text))) => return parse(&text),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Binary(_))) => {
-                return Err(HttpError::invalid(
-                    "input came before 'start'; the first frame is a text frame",
-                ));
-            }
-            Some(Ok(Message::Close(_)) | Err(_)) | None => {
-                return Err(HttpError::invalid(
-                    "the client left before it said what to run",
-                ));
-            }
-        }
-    }
-}
-
-fn parse(text: &str) -> Result<ClientMessage, HttpError> {
-    serde_json::from_str(text).map_err(|error| {
-        HttpError::invalid(format!(
-            "a message cannot be used: {}",
-            parser_message(&error)
-        ))
-    })
-}
-
-/// A ping that says how much output was sent before it: its pong acknowledges that.
-fn ping(sent: u64) -> Message {
-    Message::Ping(Bytes::copy_from_slice(&sent.to_be_bytes()))
-}
-
-/// How much output is on its way to the client, wherever between it is held.
-#[derive(Debug, Default)]
-struct Flow {
-    sent: u64,
-    pinged: u64,
-}
-
-impl Flow {
-    fn ping_is_due(&mut self) -> bool {
-        let due = self.sent - self.pinged >= PING_BYTES;
-        if due {
-            self.pinged = self.sent;
-        }
-        due
-    }
-
-    /// Waits while too much was sent that the client has not acknowledged. Not while its input
-    /// waits: acknowledgements are behind it, and the command may wait for us.
-    async fn until_acknowledged(&self, client: &mut watch::Receiver<ClientState>) {
-        let sent = self.sent;
-        let enough = |client: &ClientState| {
-            client.input_waits || sent.saturating_sub(client.acknowledged) < MAX_UNACKNOWLEDGED
-        };
-        if client.wait_for(enough).await.is_err() {
-            // The reader has ended, and with it this connection.
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-/// What the reader knows of the client.
-#[derive(Clone, Copy, Debug, Default)]
-struct ClientState {
-    /// How much output it has, by its last pong.
-    acknowledged: u64,
-    /// Its input waits for the command: what comes behind it is not seen.
-    input_waits: bool,
-}
-
-/// What the client sends to its command.
-struct Reader {
-    id: SandboxId,
-    host: HostClient,
-    pid: u32,
-    tty: bool,
-    input: Input,
-    /// Told of every frame, pongs too.
-    heard: Arc<AtomicBool>,
-    client: watch::Sender<ClientState>,
-    json: bool,
-}
-
-impl Reader {
-    /// Until the client leaves, which is no error, or sends what makes no sense.
-    async fn run(self, mut stream: SplitStream<WebSocket>) -> Result<(), HttpError> {
-        while let Some(Ok(message)) = stream.next().await {
-            self.heard.store(true, Ordering::Relaxed);
-            match message {
-                Message::Binary(frame) => {
-                    let bytes = decode_input(&frame)
-                        .map_err(|error| HttpError::invalid(error.to_string()))?;
-                    self.pass(Upward::Bytes(bytes)).await;
-                }
-                Message::Text(text) => self.act(parse(&text)?).await?,
-                Message::Close(_) => return Ok(()),
-                Message::Pong(payload) => self.acknowledge(&payload),
-                Message::Ping(_) => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Passes a message on, which waits while the command takes no input.
-    async fn pass(&self, message: Upward) {
-        self.client.send_modify(|client| client.input_waits = true);
-        self.input.send(message).await;
-        self.client.send_modify(|client| client.input_waits = false);
-    }
-
-    fn acknowledge(&self, payload: &[u8]) {
-        if let Ok(sent) = payload.try_into().map(u64::from_be_bytes) {
-            self.client
-                .send_modify(|client| client.acknowledged = client.acknowledged.max(sent));
-        }
-    }
-
-    async fn act(&self, message: ClientMessage) -> Result<(), HttpError> {
-        match message {
-            ClientMessage::Input { data } if self.json => {
-                let bytes = STANDARD
-                    .decode(data)
-                    .map_err(|_| HttpError::invalid("the 'data' of an input is not base64"))?;
-                self.pass(Upward::Bytes(bytes.into())).await;
-            }
-            ClientMessage::Input { .. } => {
-                return Err(HttpError::invalid(
-                    "input goes in binary frames, or in 'input' messages with ?format=json",
-                ));
-            }
-            ClientMessage::Eof => {
-                self.pass(Upward::Close).await;
-            }
-            ClientMessage::Resize(size) => {
-                if !self.tty {
-                    return Err(HttpError::invalid("the command has no terminal to resize"));
-                }
-                let size = wire::TerminalSize {
-                    cols: size.cols.into(),
-                    rows: size.rows.into(),
-                };
-                self.pass(Upward::Resize(size)).await;
-            }
-            ClientMessage::Signal { signal } => self.signal(signal).await?,
-            ClientMessage::Stop => self.signal(SIGKILL).await?,
-            ClientMessage::Auth { .. } | ClientMessage::Start(_) | ClientMessage::Connect(_) => {
-                return Err(HttpError::invalid("the command has been chosen already"));
-            }
-        }
-        Ok(())
-    }
-
-    async fn signal(&self, signal: u32) -> Result<(), HttpError> {
-        let request = wire::SignalProcessRequest {
-            id: self.id.to_string(),
-            pid: self.pid,
-            signal,
-            ..wire::SignalProcessRequest::default()
-        };
-        match self.host.calls.signal_process(request).await {
-            Ok(_) => Ok(()),
-            Err(error) => match ServiceError::of_host(&self.id, error.into()) {
-                // It has ended meanwhile, and its end is on its way.
-                ServiceError::NotFound(_) => Ok(()),
-                error => Err(error.into()),
-            },
-        }
-    }
 }
