@@ -1,14 +1,16 @@
 //! `cargo xtask bench`: figures, each beside a baseline of the same run.
 //!
-//! A benchmark is a `[[bench]]` target of wrenn-cli. It prints one JSON array of records
-//! (see `wrenn-bench`) to standard output and its progress to standard error.
+//! A benchmark is a `[[bench]]` target of wrenn-cli, which runs where virtual machines can run,
+//! or of wrenn-server, which runs on this host in front of a fake one. It prints one JSON array
+//! of records (see `wrenn-bench`) to standard output and its progress to standard error.
 
-use std::process::{ExitCode, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 use wrenn_bench::Record;
 
-use crate::build;
+use crate::build::{self, Programs};
 use crate::cli::BenchArgs;
 use crate::provision::Run;
 use crate::steps::{say, step};
@@ -18,32 +20,44 @@ use crate::{process, setup};
 /// Variables by which people say how much is measured; they reach the machine, too.
 const PASSED_ON: [&str; 2] = ["WRENN_BENCH_ROUNDS", "WRENN_BENCH_MEMORY_MIB"];
 
+/// Where a benchmark runs, which its crate says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Where virtual machines can run.
+    Machine,
+    /// On this host, in front of a fake host.
+    Native,
+}
+
+/// The crates that have benchmarks.
+const CRATES: [(&str, Place); 2] = [
+    ("wrenn-cli", Place::Machine),
+    ("wrenn-server", Place::Native),
+];
+
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let baseline = args.vmm.as_deref().map(build::given).transpose()?;
-    let names = chosen(args.name.as_deref())?;
-    let programs = setup::ensure()?;
+    let chosen = chosen(args.name.as_deref())?;
+    let needs_machine = chosen.iter().any(|(_, place)| *place == Place::Machine);
+    let programs = needs_machine.then(setup::ensure).transpose()?;
     let built = step("Building benchmarks", || {
         let mut cargo = build::optimised(&["bench", "--no-run"]);
-        for name in &names {
+        for (name, _) in &chosen {
             cargo.args(["--bench", name]);
         }
         build::executables(&mut cargo)
     })?;
     let mut records = Vec::new();
-    for name in &names {
+    for (name, place) in &chosen {
         let program = build::find(&built, name)?;
         records.extend(step(&format!("Benchmark {name}"), || {
-            let mut run = Run::new(program)
-                .file("WRENN_E2E_WRENN", &programs.wrenn)
-                .file("WRENN_PAGER", &programs.pager)
-                .file("WRENN_VMM", &programs.vmm)
-                .pass_on(&PASSED_ON);
-            if let Some(baseline) = &baseline {
-                run = run.file("WRENN_BASELINE_VMM", baseline);
-            }
-            measured(&process::output(
-                run.command(&programs).stderr(Stdio::inherit()),
-            )?)
+            let mut command = match (place, &programs) {
+                (Place::Machine, Some(programs)) => {
+                    in_machine(program, programs, baseline.as_deref())
+                }
+                _ => native(&program)?,
+            };
+            measured(&process::output(command.stderr(Stdio::inherit()))?)
         })?);
     }
     if let Some(file) = &args.json {
@@ -55,22 +69,56 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn in_machine(program: PathBuf, programs: &Programs, baseline: Option<&Path>) -> Command {
+    let mut run = Run::new(program)
+        .file("WRENN_E2E_WRENN", &programs.wrenn)
+        .file("WRENN_PAGER", &programs.pager)
+        .file("WRENN_VMM", &programs.vmm)
+        .pass_on(&PASSED_ON);
+    if let Some(baseline) = baseline {
+        run = run.file("WRENN_BASELINE_VMM", baseline);
+    }
+    run.command(programs)
+}
+
+/// A benchmark of this host. Its guest daemons are optimised, too.
+fn native(program: &Path) -> Result<Command> {
+    let made = build::executables(&mut build::optimised(&[
+        "build",
+        "--release",
+        "--bin",
+        "wrenn-envd",
+    ]))?;
+    let mut command = process::command(program);
+    command.env("WRENN_ENVD", build::find(&made, "wrenn-envd")?);
+    Ok(command)
+}
+
 /// The benchmark targets to run: the one that is asked for, or all.
-fn chosen(name: Option<&str>) -> Result<Vec<String>> {
+fn chosen(name: Option<&str>) -> Result<Vec<(String, Place)>> {
     let workspace = Workspace::load()?;
     let members = workspace.members();
-    let cli = members
-        .get("wrenn-cli")
-        .context("the workspace has no wrenn-cli")?;
-    let all: Vec<String> = cli.targets_of_kind("bench").map(str::to_owned).collect();
+    let mut all = Vec::new();
+    for (member, place) in CRATES {
+        let member = members
+            .get(member)
+            .with_context(|| format!("the workspace has no {member}"))?;
+        let targets = member.targets_of_kind("bench");
+        all.extend(targets.map(|target| (target.to_owned(), place)));
+    }
     match name {
         None if all.is_empty() => bail!("there are no benchmarks"),
         None => Ok(all),
-        Some(name) if all.iter().any(|own| own == name) => Ok(vec![name.to_owned()]),
-        Some(name) => bail!(
-            "there is no benchmark {name}; there are: {}",
-            all.join(", ")
-        ),
+        Some(name) => match all.iter().position(|(own, _)| own == name) {
+            Some(at) => Ok(vec![all.swap_remove(at)]),
+            None => {
+                let names: Vec<_> = all.into_iter().map(|(name, _)| name).collect();
+                bail!(
+                    "there is no benchmark {name}; there are: {}",
+                    names.join(", ")
+                )
+            }
+        },
     }
 }
 

@@ -10,13 +10,14 @@ use crate::process;
 /// What cargo is told to select in every optimised build. It settles the features of shared
 /// dependencies for all of a selection together, so with the same one each time, programs,
 /// suite, benchmarks and examples share what is compiled.
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 9] = [
     "wrenn-cli",
     "wrenn-agent",
     "wrenn-core",
     "wrenn-vmm",
     "wrenn-envd",
     "wrenn-machine",
+    "wrenn-server",
     "wrenn-examples",
     "xtask-provision",
 ];

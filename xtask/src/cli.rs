@@ -105,7 +105,7 @@ pub(crate) struct E2eArgs {
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     /// The benchmark, all of them if absent: `boot`, `exec`, `net`, `dm`, `create`, `files`,
-    /// `snapshot`, `pager`.
+    /// `snapshot`, `pager`, `server`.
     pub(crate) name: Option<String>,
     /// A program that speaks the Firecracker API, measured as a baseline.
     #[arg(long, value_name = "PATH")]

@@ -58,7 +58,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const ALLOWED_IN_TESTS: &[(&str, &[&str])] = &[
     ("wrenn-core", &["wrenn-envd", "wrenn-vmm"]),
     ("wrenn-envd", &["wrenn-core"]),
-    ("wrenn-server", &["wrenn-sdk", "wrenn-testing"]),
+    (
+        "wrenn-server",
+        &["wrenn-bench", "wrenn-sdk", "wrenn-testing"],
+    ),
     ("wrenn-sdk", &["wrenn-server", "wrenn-testing"]),
     (
         "wrenn-cli",
