@@ -233,6 +233,24 @@ pub(super) async fn run_inside(args: &run::Args) -> anyhow::Result<ExitCode> {
     terminal::run(client.guest(), as_root(command), attach).await
 }
 
+/// Runs this program with other words in the machine, which must run already.
+///
+/// # Errors
+/// When the machine does not run, or the connection to it fails.
+pub(super) async fn run_this_program_inside(words: Vec<String>) -> anyhow::Result<ExitCode> {
+    let machine = Machine::of_user(&MachineName::default())?;
+    let client = client(&machine)?;
+    let this = std::env::current_exe().context("cannot find this program")?;
+    let wrenn = push(&client, &this, PROGRAMS_INSIDE).await?;
+    let attach = Attach {
+        stdin: false,
+        tty: false,
+        timeout: None,
+    };
+    let command = Command::new(wrenn).args(words);
+    terminal::run(client.guest(), as_root(command), attach).await
+}
+
 fn sibling(program: &Path, name: &str) -> PathBuf {
     program.with_file_name(name)
 }

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use wrenn_core::RootDirectory;
 use wrenn_core::sandbox::NamedSnapshot;
 use wrenn_core::snapshot::{BuildId, Inspection, VerifyBuildError};
+use wrenn_sdk::Client;
 
 use crate::GlobalArgs;
+use crate::commands::machine;
 use crate::size::show;
 
 /// Options of `wrenn snapshot inspect`.
@@ -20,10 +22,9 @@ Examples:
   wrenn snapshot inspect /var/lib/wrenn/snapshots/builds/bd0123456789abcdefghij --verify
   wrenn snapshot inspect bd0123456789abcdefghij --json | jq '.chain[].allocated_bytes'
 
-A snapshot of a server goes by its id here. Builds of sandboxes in the machine lie in the machine:
-  wrenn machine exec -- wrenn snapshot inspect ID")]
+Where sandboxes run in the machine, builds are looked for there, unless --root is given.")]
 pub(super) struct Args {
-    /// A build's directory; or the id of a build or the name of a snapshot in the root directory.
+    /// A build's directory; or the id of a build, or the name of a snapshot.
     #[arg(value_name = "PATH|ID|NAME")]
     build: PathBuf,
     /// Read all that it needs, and compare every checksum.
@@ -40,12 +41,56 @@ pub(super) struct Args {
 /// When the build cannot be read, or does not verify.
 pub(super) async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
     let root = RootDirectory::new(&global.root);
+    let mut args = args;
+    if !global.root_is_given && !is_there(&root, &args.build)? {
+        if let Some(id) = id_at_server(&args.build).await {
+            args.build = PathBuf::from(id);
+        }
+        if !is_there(&root, &args.build)?
+            && !machine::host_can_run_sandboxes(global)
+                .await
+                .unwrap_or(true)
+        {
+            return machine::run_this_program_inside(args.words(&root)).await;
+        }
+    }
     tokio::task::spawn_blocking(move || inspect(&root, &args)).await?
+}
+
+impl Args {
+    /// The same command for another host with this root directory.
+    fn words(&self, root: &RootDirectory) -> Vec<String> {
+        let mut words = ["snapshot", "inspect", "--root"]
+            .map(str::to_owned)
+            .to_vec();
+        words.push(root.path().display().to_string());
+        words.extend(self.verify.then(|| "--verify".to_owned()));
+        words.extend(self.json.then(|| "--json".to_owned()));
+        words.push("--".to_owned());
+        words.push(self.build.display().to_string());
+        words
+    }
+}
+
+fn is_there(root: &RootDirectory, build: &Path) -> anyhow::Result<bool> {
+    Ok(directory_of(root, build)?.is_dir())
+}
+
+/// The id by which hosts know the snapshot that has this name at the server, if there is one.
+async fn id_at_server(name: &Path) -> Option<String> {
+    let client = Client::from_env().ok().filter(Client::has_key)?;
+    let snapshot = client.templates().get(name.to_str()?).await.ok()?;
+    Some(snapshot.id?.to_string())
 }
 
 #[allow(clippy::print_stdout, reason = "the data that was asked for")]
 fn inspect(root: &RootDirectory, args: &Args) -> anyhow::Result<ExitCode> {
     let directory = directory_of(root, &args.build)?;
+    let build = args.build.display();
+    ensure!(
+        directory.exists(),
+        "there is no build, snapshot or directory '{build}'"
+    );
     let inspection = Inspection::of(&directory)
         .with_context(|| format!("cannot inspect {}", args.build.display()))?;
     let verified = args.verify.then(|| inspection.verify());

@@ -35,7 +35,7 @@ enum Action {
     /// Delete snapshots of the server.
     #[command(visible_alias = "rm")]
     Delete(delete::Args),
-    /// Say what a build in a root directory of this host is made of.
+    /// Say what a snapshot, or a build of one, is made of on its host.
     #[cfg(feature = "host")]
     Inspect(inspect::Args),
 }
