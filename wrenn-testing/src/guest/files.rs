@@ -26,6 +26,7 @@ use nix::unistd::{Uid, User, geteuid};
 
 /// The guest's default user where it has its own user database, as in templates.
 const USER: &str = "user";
+const USER_HOME: &str = "/home/user";
 const USER_ID: u32 = 1000;
 /// What stays writable beside the guest's own directories.
 const WRITABLE: [&str; 3] = ["/dev", "/proc", "/sys"];
@@ -90,7 +91,7 @@ impl GuestFiles {
         set_mode(&files.path.join("tmp"), 0o1777)?;
         if files.isolation == Isolation::Mounts {
             chown(files.home(), Some(USER_ID), Some(USER_ID))?;
-            let user = format!("{USER}:x:{USER_ID}:{USER_ID}::/home/{USER}:/bin/sh");
+            let user = format!("{USER}:x:{USER_ID}:{USER_ID}::{USER_HOME}:/bin/sh");
             fs::write(
                 files.path.join("etc/passwd"),
                 database("/etc/passwd", &user)?,
