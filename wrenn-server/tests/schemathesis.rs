@@ -42,9 +42,12 @@ async fn answers_match_their_description() {
         let sandbox = sandboxes.create("base").await.unwrap();
         ids.push(sandbox.id().to_string());
     }
+    let working = tempfile::tempdir().unwrap();
     let mut command = Command::new(Path::new(programs.trim_end()).join("schemathesis"));
     command
-        .args(["--config-file", "schemathesis.toml", "run"])
+        .arg("--config-file")
+        .arg(directory.join("schemathesis.toml"))
+        .arg("run")
         .arg(format!("http://{}/openapi.json", server.address))
         .arg(format!("--header=X-API-Key: {}", server.api_key))
         .args(["--seed", SEED, "--max-examples", MAX_EXAMPLES])
@@ -52,7 +55,8 @@ async fn answers_match_their_description() {
         .args(["--exclude-path-regex", ENDLESS, "--request-timeout", "30"])
         .args(["--continue-on-failure", "--no-shrink", "--no-color"])
         .args(["--generation-database", "none"])
-        .current_dir(&directory)
+        // It keeps a cache where it runs.
+        .current_dir(working.path())
         .env("SCHEMATHESIS_HOOKS", "hooks")
         .env("PYTHONPATH", &directory)
         .env("PYTHONDONTWRITEBYTECODE", "1")

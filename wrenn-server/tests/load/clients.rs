@@ -18,6 +18,8 @@ use crate::{assert_bounded, parameter};
 
 /// What the server gives a client for its headers.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time between the connections of two clients.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(5);
 /// A busy machine may notice a deadline so much later.
 const SLACK: Duration = Duration::from_secs(20);
 const PROMPT: Duration = Duration::from_secs(5);
@@ -74,6 +76,8 @@ async fn silent_and_dribbling_clients_are_disconnected() {
     let headers = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ";
     let clients = (0..silent + dribbling).map(|number| {
         tokio::spawn(async move {
+            // The kernel's queue of new connections is short, and drops what does not fit.
+            tokio::time::sleep(CONNECT_INTERVAL * u32::try_from(number).unwrap()).await;
             match number {
                 number if number < silent => hold(address, b"", b"").await,
                 // It could still become HTTP/2.
