@@ -80,6 +80,7 @@ impl ServerBuilder {
         let store = self.store.ok_or(StartError::NoStore)?;
         let address = listener.local_addr().map_err(StartError::Listener)?;
         let now = self.clock.micros();
+        store.release_stale_leases().await?;
         let default_team = store.default_team(now).await?;
         let hosts = HostPool::default();
         for endpoint in &self.hosts {

@@ -3,7 +3,7 @@
 use wrenn_api::id::HostId;
 use wrenn_api::status::HostStatus;
 
-use super::database::{Row, args};
+use super::database::{Database, Row, args};
 use super::{Micros, Store, StoreError, parse, sql};
 
 /// A host.
@@ -125,6 +125,19 @@ impl Store {
             .write(sql::LEASE_RELEASE, args![host.as_str(), holder])
             .await
             .map(drop)
+    }
+
+    /// Releases what a server that was killed held. Only where no other server can be alive: a
+    /// SQLite file has one at a time.
+    pub(crate) async fn release_stale_leases(&self) -> Result<(), StoreError> {
+        match &self.database {
+            Database::Sqlite { .. } => self
+                .database
+                .write(sql::LEASE_RELEASE_ALL, args![])
+                .await
+                .map(drop),
+            Database::Postgres(_) => Ok(()),
+        }
     }
 
     /// Records orphans of a host, and forgets those that it has no longer.

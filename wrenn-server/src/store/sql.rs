@@ -58,6 +58,8 @@ statements! {
     LEASE_OF_HOST = "SELECT holder, epoch, expires_at FROM leases WHERE host_id = $1";
     LEASE_RELEASE = "UPDATE leases SET expires_at = 0 WHERE host_id = $1 AND holder = $2";
 
+    LEASE_RELEASE_ALL = "UPDATE leases SET expires_at = 0";
+
     SANDBOX_INSERT = concat!("INSERT INTO sandboxes (", sandbox_columns!(), ") VALUES \
         ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, \
         $21, $22, $23, $24)");

@@ -68,3 +68,16 @@ async fn killed_snapshot_is_settled() {
 async fn killed_delete_is_settled() {
     kill_everywhere(Operation::Delete).await;
 }
+
+/// With the rounds that a server has unless told otherwise: what the killed one held in the
+/// database does not hold up the next.
+#[tokio::test]
+async fn killed_server_leaves_no_lease_in_the_way() {
+    let mut server = TestServer::builder()
+        .settings(Settings::default())
+        .start()
+        .await
+        .unwrap();
+    let point = Point::all().next().unwrap();
+    kill(&mut server, Operation::Pause, point).await;
+}

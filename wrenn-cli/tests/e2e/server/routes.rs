@@ -94,11 +94,12 @@ fn commands_stream_and_take_input_and_signals() {
         process.write_stdin("one ").await.unwrap();
         process.write_stdin("two").await.unwrap();
         process.close_stdin().await.unwrap();
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let (mut stdout, mut stderr, mut code) = (Vec::new(), Vec::new(), None);
         while let Some(event) = process.next().await.unwrap() {
             match event {
                 ProcessEvent::Stdout(bytes) => stdout.extend_from_slice(&bytes),
                 ProcessEvent::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+                ProcessEvent::Exit(exit) => code = Some(exit.code),
                 _ => {}
             }
         }
@@ -106,7 +107,7 @@ fn commands_stream_and_take_input_and_signals() {
             (stdout.as_slice(), stderr.as_slice()),
             (&b"one two"[..], &b"done\n"[..])
         );
-        assert_eq!(process.wait().await.unwrap().code, 5);
+        assert_eq!(code, Some(5));
 
         let size = TerminalSize { cols: 90, rows: 20 };
         let mut terminal = sandbox
