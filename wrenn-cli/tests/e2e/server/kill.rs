@@ -9,8 +9,9 @@ use wrenn_sdk::api::status::Status;
 
 use super::fixture::{TestUp, small, with_server};
 
-/// How long the next server may take until rows and sandboxes agree.
-const AGREEMENT: Duration = Duration::from_secs(10);
+/// How long the next server may take until rows and sandboxes agree. Ten seconds where nothing is
+/// emulated.
+const AGREEMENT: Duration = crate::stage::PATIENCE;
 
 #[test]
 fn killed_server_loses_no_sandbox() {
