@@ -394,6 +394,8 @@ pub(crate) async fn read_until(down: &mut Events, wanted: &str) -> String {
             Event::Stdout(bytes) | Event::Terminal(bytes) => {
                 seen.push_str(&String::from_utf8_lossy(&bytes));
             }
+            // What a shell says of a child that a signal ended: it may come first.
+            Event::Stderr(_) => {}
             other => panic!("{other:?} instead of '{wanted}' after '{seen}'"),
         }
     }
