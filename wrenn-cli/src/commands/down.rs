@@ -35,7 +35,10 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
     let mut ended = false;
     if directory.lock()?.is_none() {
         let Some(running) = directory.running()? else {
-            bail!("a wrenn up starts at this moment; try again when it is up");
+            bail!(
+                "a wrenn up starts at this moment, or another server uses its directory; \
+                 try again when it is up, or stop the other one"
+            );
         };
         let pid = i32::try_from(running.pid).ok().and_then(Pid::from_raw);
         let pid = pid.context("the process of wrenn up is not known")?;

@@ -100,8 +100,9 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
     let Some(_lock) = directory.lock()? else {
         let running = directory.running()?.ok_or_else(|| {
             anyhow!(
-                "another wrenn up starts at this moment; see {}",
-                directory.log().display()
+                "another server uses {}, or a wrenn up starts there at this moment; \
+                 stop it first, or use another --data-dir",
+                directory.path().display()
             )
         })?;
         eprintln!(

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `wrenn.db` | the database of the control plane |
-//! | `up.lock` | locked for as long as a `wrenn up` runs |
+//! | `server.lock` | locked for as long as a `wrenn up`, or a `wrenn-server`, runs |
 //! | `up.json` | what runs, for `wrenn down` and a second `wrenn up` |
 //! | `up.log` | what the background process prints |
 //! | `agent.log` | what an agent on this host prints |
@@ -76,7 +76,7 @@ impl DataDirectory {
 
     /// Takes the lock; none where another process has it.
     pub(crate) fn lock(&self) -> anyhow::Result<Option<Lock>> {
-        let path = self.0.join("up.lock");
+        let path = self.0.join("server.lock");
         let file = File::options()
             .create(true)
             .truncate(false)
