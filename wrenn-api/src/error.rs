@@ -112,6 +112,15 @@ impl ErrorCode {
         }
     }
 
+    /// Whether the request may have been carried out, although its answer is this error.
+    #[must_use]
+    pub const fn is_outcome_unknown(self) -> bool {
+        matches!(
+            self,
+            Self::AgentError | Self::HostUnavailable | Self::TimedOut
+        )
+    }
+
     /// Whether the same request may succeed later, without a change by the caller.
     #[must_use]
     pub const fn is_retryable(self) -> bool {

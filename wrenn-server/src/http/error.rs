@@ -10,7 +10,7 @@ use wrenn_api::error::{ApiError, ErrorBody, ErrorCode};
 use super::guard;
 use crate::service::error::ServiceError;
 
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("should-retry");
+pub(super) const SHOULD_RETRY: HeaderName = HeaderName::from_static("should-retry");
 /// Seconds after which to try again what failed for now.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 

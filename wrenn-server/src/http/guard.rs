@@ -7,11 +7,12 @@ use std::time::Instant;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use http::header::{HOST, HeaderName, ORIGIN, UPGRADE};
+use http::header::{HOST, HeaderName, ORIGIN, RETRY_AFTER, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Uri};
 use wrenn_api::error::ErrorCode;
 
-use super::error::HttpError;
+use super::error::{HttpError, SHOULD_RETRY};
+use super::idempotency;
 use crate::service::App;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -31,6 +32,7 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
     let id = format!("req_{}", crate::store::random_secret(8));
     let begun = Instant::now();
     let method = request.method().clone();
+    let repeatable = is_repeatable(&method, request.headers());
     // The pattern and not the path: logs must not grow with what callers invent.
     let route = request
         .extensions()
@@ -50,6 +52,12 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
         response.headers_mut().insert(REQUEST_ID, value);
     }
     let code = response.extensions().get::<ErrorCode>().copied();
+    if !repeatable && code.is_some_and(ErrorCode::is_outcome_unknown) {
+        // A command would run twice, and a file be moved twice.
+        let headers = response.headers_mut();
+        headers.remove(RETRY_AFTER);
+        headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
     tracing::info!(
         target: "wrenn_server::access",
         request_id = %id,
@@ -61,6 +69,11 @@ pub(crate) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
         "answered a request"
     );
     response
+}
+
+/// Whether a request does the same when it is sent twice.
+fn is_repeatable(method: &Method, headers: &HeaderMap) -> bool {
+    method.is_idempotent() || headers.contains_key(idempotency::HEADER)
 }
 
 fn check(app: &App, request: &Request) -> Result<(), HttpError> {

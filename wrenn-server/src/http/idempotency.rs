@@ -14,7 +14,7 @@ use super::error::HttpError;
 use crate::service::create::Answer;
 use crate::store::KeyedRequest;
 
-const HEADER: &str = "idempotency-key";
+pub(super) const HEADER: &str = "idempotency-key";
 const MAX_KEY_CHARS: usize = 255;
 
 /// The key of a request, with its method and path.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
+use wrenn_testing::Rpc;
+use wrenn_testing::proto::{ErrorCode, Reason};
 
 use crate::client::Api;
 
@@ -268,4 +270,26 @@ async fn metrics_and_logs_are_told() {
     assert_eq!(logs.status, 200);
     assert_eq!(logs.headers["content-type"], "text/plain; charset=utf-8");
     assert_eq!(logs.headers["x-content-type-options"], "nosniff");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_outcome_is_retried_only_where_safe() {
+    let api = Api::start().await;
+    let id = api.create().await;
+    let host = api.server.host();
+    let fail = |rpc| {
+        host.fault(rpc)
+            .always()
+            .fail(ErrorCode::Internal, Reason::REASON_INTERNAL);
+    };
+    fail(Rpc::Exec);
+    fail(Rpc::GetMetrics);
+    let exec = format!("/v1/sandboxes/{id}/exec");
+    let ran = api.post(&exec, json!({"cmd": "true"})).await;
+    ran.refused(502, "agent_error", "the agent");
+    assert_eq!(ran.headers["should-retry"], "false");
+    assert!(!ran.headers.contains_key("retry-after"));
+    let metrics = api.get(&format!("/v1/sandboxes/{id}/metrics")).await;
+    metrics.refused(502, "agent_error", "the agent");
+    assert_eq!(metrics.headers["should-retry"], "true");
 }
