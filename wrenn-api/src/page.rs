@@ -11,6 +11,6 @@ pub const MAX_LIMIT: u32 = 100;
 pub struct Page<T> {
     /// The items.
     pub items: Vec<T>,
-    /// What to send as `cursor` for the next page; null at the end.
+    /// The `cursor` of the next page; null at the end.
     pub next_cursor: Option<String>,
 }

@@ -48,7 +48,7 @@ pub struct Sandbox {
         skip_serializing_if = "Option::is_none"
     )]
     pub end_at: Option<OffsetDateTime>,
-    /// What happens at the deadline.
+    /// The end at its deadline.
     pub on_end: OnEnd,
     /// Free names and values.
     #[serde(default)]
@@ -62,7 +62,7 @@ pub struct Sandbox {
     pub host_id: Option<HostId>,
     /// How often it was placed on a host.
     pub generation: u64,
-    /// What it was made from.
+    /// Its origin: a template, a snapshot, or another sandbox.
     pub source: Source,
     /// When it was created.
     #[serde(with = "time::serde::rfc3339")]
@@ -126,7 +126,7 @@ pub struct Ports {
     pub public: bool,
 }
 
-/// What a sandbox was made from.
+/// The origin of a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -173,7 +173,7 @@ pub struct CreateSandbox {
     /// Seconds after which it ends, used or not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_after_sec: Option<u64>,
-    /// What happens then.
+    /// The end at that deadline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_end: Option<OnEnd>,
     /// Whether use wakes it when it is paused.
@@ -327,7 +327,7 @@ pub enum ForkedItem {
     Error(ApiError),
 }
 
-/// What a sandbox uses.
+/// Resource usage of a sandbox, at one time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MetricsPoint {

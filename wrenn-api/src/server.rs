@@ -1,4 +1,4 @@
-//! What a server says about itself, and hosts.
+//! Version and limits of a server, hosts, and orphans.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;

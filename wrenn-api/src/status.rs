@@ -56,7 +56,7 @@ string_enum! {
 }
 
 string_enum! {
-    /// What happens to a sandbox at its deadline.
+    /// The end of a sandbox at its deadline.
     OnEnd, "end" {
         /// It is paused.
         Pause = "pause",

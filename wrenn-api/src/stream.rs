@@ -50,7 +50,7 @@ pub struct TerminalSize {
     pub rows: u16,
 }
 
-/// What to run.
+/// The command to start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -121,7 +121,7 @@ pub struct Connect {
     /// Or its tag.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// What the client has of its output; absent: only what no client was sent.
+    /// Output that the client has already; absent: only output that no client was sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<Offsets>,
 }

@@ -16,7 +16,7 @@ string_enum! {
     }
 }
 
-/// What a sandbox is created from.
+/// A template: sandboxes are created from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Template {

@@ -18,7 +18,7 @@ const MODE: &str = "WRENN_NSS_LOOKUP";
 
 /// Not a test: what the test runs in a process of its own.
 #[test]
-#[ignore = "run by the other one"]
+#[ignore = "runs in a process of its own, which the test beside it starts"]
 fn lookup() {
     let configured = std::env::var(MODE).unwrap() == "configured";
     if configured {

@@ -98,7 +98,7 @@ impl ServerBuilder {
         for id in app.hosts.ids() {
             app.tasks.spawn(Reconciler::new(Arc::clone(&app), id).run());
         }
-        let (routes, _) = router::router(&app);
+        let routes = router::router(&app);
         app.tasks
             .spawn(listener::serve(Arc::clone(&app), listener, routes));
         Ok(ServerHandle { app, address })

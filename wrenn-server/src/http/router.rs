@@ -6,15 +6,14 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware;
 use axum::routing::get;
-use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::{self, HttpError};
 use super::{
-    events, exec, exec_stream, files, guard, openapi, orphans, pages, sandboxes, server_info,
-    snapshots, templates, transfers,
+    events, exec, exec_stream, files, guard, orphans, pages, sandboxes, server_info, snapshots,
+    templates, transfers,
 };
 use crate::service::App;
 
@@ -68,10 +67,10 @@ pub(crate) fn described() -> OpenApiRouter<Arc<App>> {
 }
 
 /// Every route of a server.
-pub(crate) fn router(app: &Arc<App>) -> (Router, OpenApi) {
-    let (described, document) = described().split_for_parts();
+pub(crate) fn router(app: &Arc<App>) -> Router {
+    let (described, _) = described().split_for_parts();
     let docs = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
-    let routes = described
+    described
         .route("/healthz", get(pages::healthz))
         .route("/readyz", get(pages::readyz))
         .route("/openapi.yaml", get(pages::openapi_yaml))
@@ -86,9 +85,7 @@ pub(crate) fn router(app: &Arc<App>) -> (Router, OpenApi) {
             Arc::clone(app),
             guard::guard,
         ))
-        .with_state(Arc::clone(app));
-    drop(document);
-    (routes, openapi::document())
+        .with_state(Arc::clone(app))
 }
 
 async fn fallback(request: Request) -> HttpError {
