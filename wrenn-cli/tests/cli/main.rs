@@ -9,4 +9,6 @@ mod exec;
 mod sandboxes;
 mod terminal;
 mod transcripts;
+#[cfg(feature = "host")]
+mod up;
 mod wrenn;
