@@ -19,6 +19,7 @@ use crate::host::{FakeHost, FakeHostBuilder, StartFakeHostError};
 /// How long the port of a killed server may be taken.
 const REBIND_DEADLINE: Duration = Duration::from_secs(10);
 const HOST_NAME: &str = "fake";
+const DATABASE_FILE: &str = "server.db";
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -197,6 +198,13 @@ impl TestServer {
         &self.host
     }
 
+    /// The file of its database, unless that is a PostgreSQL one.
+    #[must_use]
+    pub fn database_file(&self) -> Option<PathBuf> {
+        let is_sqlite = self.database_url.is_none();
+        is_sqlite.then(|| self.directory.join(DATABASE_FILE))
+    }
+
     /// Its clock, which moves by itself unless another was chosen.
     #[must_use]
     pub fn clock(&self) -> &Clock {
@@ -274,7 +282,7 @@ impl TestServer {
         let (address, settings, clock) = (self.address, self.settings.clone(), self.clock.clone());
         let database = match &self.database_url {
             Some(url) => Database::Postgres(url.clone()),
-            None => Database::Sqlite(self.directory.join("server.db")),
+            None => Database::Sqlite(self.directory.join(DATABASE_FILE)),
         };
         let endpoint = HostEndpoint {
             name: HOST_NAME.to_owned(),

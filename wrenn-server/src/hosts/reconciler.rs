@@ -9,6 +9,10 @@
 //! It is idempotent, and concludes nothing from a list that failed. A row that changed after
 //! the host was asked is left to the next round, and so is one that an operation works on.
 //! Idle sandboxes that the host paused are acknowledged to it once their rows say so.
+//!
+//! A reconciler may stand still for longer than its lease lasts, and another server works on the
+//! host then: each write holds the lease, and so does each call that changes something on the
+//! host. The first that finds the lease lost ends the round.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -31,7 +35,7 @@ use crate::service::error::ServiceError;
 use crate::service::events;
 use crate::service::operation::{destroy_on, observe};
 use crate::service::snapshots::finish_delete;
-use crate::store::{HostRecord, Intent, Micros, SandboxRecord};
+use crate::store::{HostRecord, Intent, Lease, Micros, SandboxRecord, StoreError};
 
 /// How long a lease lasts beyond the round that takes it.
 const LEASE_ROUNDS: u32 = 6;
@@ -93,14 +97,14 @@ impl Reconciler {
     async fn round(&mut self) -> Result<(), ServiceError> {
         let app = Arc::clone(&self.app);
         let now = app.clock.micros();
-        let lease = app.settings.reconcile_interval * LEASE_ROUNDS;
-        let held = app
+        let until = now + micros(app.settings.reconcile_interval * LEASE_ROUNDS);
+        let lease = app
             .store
-            .take_lease(&self.host, &app.instance, now, now + micros(lease))
+            .take_lease(&self.host, &app.instance, now, until)
             .await?;
-        if held.is_none() {
+        let Some(lease) = lease else {
             return Ok(());
-        }
+        };
         self.round += 1;
         if self.round % EXPIRY_ROUNDS == 1 {
             app.store
@@ -118,17 +122,17 @@ impl Reconciler {
             Ok(Ok(listed)) => listed.into_owned(),
             Ok(Err(error)) => {
                 let error = HostError::from(error);
-                return self.absent(&host, &error.to_string()).await;
+                return self.absent(&lease, &host, &error.to_string()).await;
             }
             Err(_) => {
                 return self
-                    .absent(&host, "it did not list its sandboxes in time")
+                    .absent(&lease, &host, "it did not list its sandboxes in time")
                     .await;
             }
         };
-        self.present(&host, &listed).await?;
-        self.settle_all(&host, &listed, asked_at).await?;
-        self.find_orphans(&listed).await?;
+        self.present(&lease, &host, &listed).await?;
+        self.settle_all(&lease, &host, &listed, asked_at).await?;
+        self.find_orphans(&lease, &listed).await?;
         for snapshot in app.store.unfinished_snapshots(&self.host).await? {
             // One that is being made is not touched while its sandbox is worked on; it has no
             // operation of its own, so only old ones are.
@@ -147,6 +151,7 @@ impl Reconciler {
     /// The host answered.
     async fn present(
         &self,
+        lease: &Lease,
         host: &HostRecord,
         listed: &ListSandboxesResponse,
     ) -> Result<(), ServiceError> {
@@ -157,7 +162,7 @@ impl Reconciler {
             _ => HostStatus::Online,
         };
         app.store
-            .host_seen(&host.id, status, &listed.root_id, now)
+            .host_seen(lease, status, &listed.root_id, now)
             .await?;
         if status != host.status {
             info!(host = %host.name, "host is online");
@@ -167,7 +172,12 @@ impl Reconciler {
     }
 
     /// The host did not answer.
-    async fn absent(&self, host: &HostRecord, why: &str) -> Result<(), ServiceError> {
+    async fn absent(
+        &self,
+        lease: &Lease,
+        host: &HostRecord,
+        why: &str,
+    ) -> Result<(), ServiceError> {
         let app = &self.app;
         let now = app.clock.micros();
         tracing::debug!(host = %host.name, why, "host did not answer");
@@ -179,7 +189,7 @@ impl Reconciler {
         if host.status != HostStatus::Unreachable {
             warn!(host = %host.name, why, "host is unreachable");
             app.store
-                .set_host_status(&host.id, HostStatus::Unreachable)
+                .set_host_status(lease, HostStatus::Unreachable)
                 .await?;
             self.publish(HostStatus::Unreachable);
         }
@@ -187,7 +197,7 @@ impl Reconciler {
             if app.is_worked_on(&sandbox.id) {
                 continue;
             }
-            self.record_missing(&sandbox, "its host does not answer")
+            self.record_missing(lease, &sandbox, "its host does not answer")
                 .await?;
         }
         Ok(())
@@ -195,12 +205,14 @@ impl Reconciler {
 
     async fn record_missing(
         &self,
+        lease: &Lease,
         sandbox: &SandboxRecord,
         reason: &str,
     ) -> Result<(), ServiceError> {
         let app = &self.app;
         let now = app.clock.micros();
-        if app.store.set_missing(&sandbox.id, reason, now).await? {
+        let missing = app.store.set_missing(lease, &sandbox.id, reason, now);
+        if missing.await? {
             let mut missing = sandbox.clone();
             missing.status = Status::Missing;
             missing.status_reason = Some(reason.to_owned());
@@ -218,6 +230,7 @@ impl Reconciler {
 
     async fn settle_all(
         &self,
+        lease: &Lease,
         host: &HostRecord,
         listed: &ListSandboxesResponse,
         asked_at: Micros,
@@ -234,9 +247,15 @@ impl Reconciler {
                 continue;
             }
             let seen = observed.get(sandbox.id.as_str());
-            let settled = self.settle_one(host, &sandbox, seen, &listed.root_id).await;
-            if let Err(error) = settled {
-                warn!(sandbox_id = %sandbox.id, %error, "failed to settle a sandbox");
+            let settled = self.settle_one(lease, host, &sandbox, seen, &listed.root_id);
+            match settled.await {
+                Err(error @ ServiceError::Store(StoreError::LeaseLost { .. })) => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    warn!(sandbox_id = %sandbox.id, %error, "failed to settle a sandbox");
+                }
+                Ok(()) => {}
             }
         }
         self.acknowledge(&listed.auto_paused_sandbox_ids).await
@@ -244,6 +263,7 @@ impl Reconciler {
 
     async fn settle_one(
         &self,
+        lease: &Lease,
         host: &HostRecord,
         sandbox: &SandboxRecord,
         seen: Option<&Observation>,
@@ -267,7 +287,7 @@ impl Reconciler {
             let observed = match &found {
                 Some(observation) => Observed::Listed(observation.status),
                 None => {
-                    self.app.store.count_not_found(&sandbox.id).await?;
+                    self.app.store.count_not_found(lease, &sandbox.id).await?;
                     Observed::NotFound(sandbox.not_found + 1)
                 }
             };
@@ -277,13 +297,17 @@ impl Reconciler {
         let found = seen.or(asked.as_ref());
         if found.is_some() && (sandbox.not_found > 0 || sandbox.root_id.as_deref() != Some(root_id))
         {
-            self.app.store.set_found(&sandbox.id, root_id).await?;
+            self.app
+                .store
+                .set_found(lease, &sandbox.id, root_id)
+                .await?;
         }
-        self.carry_out(sandbox, step, found).await
+        self.carry_out(lease, sandbox, step, found).await
     }
 
     async fn carry_out(
         &self,
+        lease: &Lease,
         sandbox: &SandboxRecord,
         step: Step,
         observation: Option<&Observation>,
@@ -300,34 +324,44 @@ impl Reconciler {
                 if status == Status::Paused && next.status_reason.is_none() {
                     next.status_reason = paused_by_host(sandbox);
                 }
-                app.record(sandbox, &mut next).await.map(drop)
+                app.record_under(Some(lease), sandbox, &mut next)
+                    .await
+                    .map(drop)
             }
             Step::RecordStopped if sandbox.intent == Intent::Stopped => {
                 info!(sandbox_id = %sandbox.id, "recorded a sandbox as stopped");
-                app.record_stopped(sandbox, None).await
+                app.record_stopped_under(Some(lease), sandbox, None).await
             }
             Step::RecordStopped => {
                 let reason = "its host does not have it any longer";
                 warn!(sandbox_id = %sandbox.id, reason, "recorded a sandbox as stopped");
-                app.record_vanished(sandbox, reason).await
+                app.record_vanished(lease, sandbox, reason).await
             }
             Step::RecordMissing => {
-                self.record_missing(sandbox, "its host has another root directory than before")
-                    .await
+                self.record_missing(
+                    lease,
+                    sandbox,
+                    "its host has another root directory than before",
+                )
+                .await
             }
             Step::RecordFailed => {
                 let mut failed = sandbox.clone();
                 failed.status = Status::Error;
                 failed.status_reason =
                     Some("the server stopped before it was created; destroy it".to_owned());
-                app.record(sandbox, &mut failed).await.map(drop)
+                app.record_under(Some(lease), sandbox, &mut failed)
+                    .await
+                    .map(drop)
             }
             Step::Destroy => {
+                app.store.check_lease(lease).await?;
                 info!(sandbox_id = %sandbox.id, "destroying a sandbox that shall be stopped");
                 destroy_on(&self.client()?, &sandbox.id)
                     .await
                     .map_err(|error| ServiceError::of_host(&sandbox.id, error))?;
-                app.record_stopped(
+                app.record_stopped_under(
+                    Some(lease),
                     sandbox,
                     sandbox
                         .status_reason
@@ -362,7 +396,11 @@ impl Reconciler {
 
     /// Sandboxes that the host has and no row describes. A database that was restored or
     /// emptied must end none: those in two lists are paused and shown.
-    async fn find_orphans(&mut self, listed: &ListSandboxesResponse) -> Result<(), ServiceError> {
+    async fn find_orphans(
+        &mut self,
+        lease: &Lease,
+        listed: &ListSandboxesResponse,
+    ) -> Result<(), ServiceError> {
         let app = &self.app;
         let client = self.client()?;
         let mut unknown = HashSet::new();
@@ -375,6 +413,7 @@ impl Reconciler {
                 let doomed = row.intent == Intent::Stopped;
                 if row.status == Status::Stopped && doomed && !app.is_worked_on(&id) {
                     // It was destroyed while its host was away.
+                    app.store.check_lease(lease).await?;
                     info!(sandbox_id = %id, "destroying a sandbox whose row is stopped");
                     if let Err(error) = destroy_on(&client, &id).await {
                         warn!(sandbox_id = %id, %error, "failed to destroy a sandbox");
@@ -388,6 +427,7 @@ impl Reconciler {
             if self.unknown.contains(&sandbox.id) {
                 orphans.push((sandbox.id.clone(), sandbox.template.clone()));
                 if sandbox.state.as_known() == Some(State::STATE_RUNNING) {
+                    app.store.check_lease(lease).await?;
                     warn!(sandbox_id = %id, host_id = %self.host, "pausing a sandbox that no row describes");
                     let request = PauseSandboxRequest { id: id.to_string() };
                     if let Err(error) = client.calls.pause_sandbox(request).await {
@@ -401,7 +441,7 @@ impl Reconciler {
         self.unknown = unknown;
         if had_orphans || !orphans.is_empty() {
             app.store
-                .record_orphans(&self.host, &orphans, app.clock.micros())
+                .record_orphans(lease, &orphans, app.clock.micros())
                 .await?;
         }
         Ok(())

@@ -11,7 +11,7 @@ use super::error::ServiceError;
 use super::{App, events};
 use crate::hosts::client::{HostClient, HostError};
 use crate::hosts::convert::Observation;
-use crate::store::{Intent, SandboxRecord};
+use crate::store::{Intent, Lease, SandboxRecord};
 
 /// Runs `work` on a task of its own and waits for it. A caller that goes away stops waiting,
 /// and nothing else.
@@ -76,8 +76,18 @@ impl App {
         seen: &SandboxRecord,
         next: &mut SandboxRecord,
     ) -> Result<bool, ServiceError> {
+        self.record_under(None, seen, next).await
+    }
+
+    /// As [`Self::record`], for the reconciler, as long as it has its lease.
+    pub(crate) async fn record_under(
+        &self,
+        lease: Option<&Lease>,
+        seen: &SandboxRecord,
+        next: &mut SandboxRecord,
+    ) -> Result<bool, ServiceError> {
         let now = self.clock.micros();
-        let replaced = self.store.replace(seen, next, now).await?;
+        let replaced = self.store.replace(lease, seen, next, now).await?;
         if replaced {
             next.changed_at = now.max(seen.changed_at + 1);
             self.publish_status(next);
@@ -91,8 +101,19 @@ impl App {
         sandbox: &SandboxRecord,
         reason: Option<&str>,
     ) -> Result<(), ServiceError> {
+        self.record_stopped_under(None, sandbox, reason).await
+    }
+
+    /// As [`Self::record_stopped`], for the reconciler, as long as it has its lease.
+    pub(crate) async fn record_stopped_under(
+        &self,
+        lease: Option<&Lease>,
+        sandbox: &SandboxRecord,
+        reason: Option<&str>,
+    ) -> Result<(), ServiceError> {
         let now = self.clock.micros();
-        if self.store.set_stopped(&sandbox.id, reason, now).await? {
+        let stopped = self.store.set_stopped(lease, &sandbox.id, reason, now);
+        if stopped.await? {
             let mut stopped = sandbox.clone();
             stopped.status = Status::Stopped;
             stopped.status_reason = reason.map(str::to_owned);
@@ -104,11 +125,13 @@ impl App {
     /// Records that the host of a sandbox does not have it any longer.
     pub(crate) async fn record_vanished(
         &self,
+        lease: &Lease,
         sandbox: &SandboxRecord,
         reason: &str,
     ) -> Result<(), ServiceError> {
         let now = self.clock.micros();
-        if self.store.set_vanished(&sandbox.id, reason, now).await? {
+        let vanished = self.store.set_vanished(lease, &sandbox.id, reason, now);
+        if vanished.await? {
             let mut stopped = sandbox.clone();
             stopped.status = Status::Stopped;
             stopped.status_reason = Some(reason.to_owned());

@@ -3,7 +3,7 @@
 use wrenn_api::id::HostId;
 use wrenn_api::status::HostStatus;
 
-use super::database::{Database, Row, args};
+use super::database::{Database, Row, Tx, args};
 use super::{Micros, Store, StoreError, parse, sql};
 
 /// A host.
@@ -15,6 +15,26 @@ pub(crate) struct HostRecord {
     /// The identity of its root directory, once it was seen.
     pub(crate) root_id: Option<String>,
     pub(crate) last_seen_at: Option<Micros>,
+}
+
+/// The right to work on a host in the background, for as long as no other server takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lease {
+    host: HostId,
+    pub(super) epoch: u64,
+}
+
+impl Lease {
+    /// Fails when the lease was lost; else nobody takes it before the transaction ends.
+    pub(super) async fn hold(&self, tx: &mut Tx) -> Result<(), StoreError> {
+        let arguments = args![self.host.as_str(), self.epoch];
+        match tx.write(sql::LEASE_HOLD, arguments).await? {
+            0 => Err(StoreError::LeaseLost {
+                host: self.host.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A sandbox that a host has and no row describes.
@@ -70,50 +90,58 @@ impl Store {
     /// Records that a host answered.
     pub(crate) async fn host_seen(
         &self,
-        id: &HostId,
+        lease: &Lease,
         status: HostStatus,
         root_id: &str,
         now: Micros,
     ) -> Result<(), StoreError> {
-        let arguments = args![id.as_str(), status.as_str(), root_id, now];
-        self.database
-            .write(sql::HOST_SEEN, arguments)
+        let arguments = args![lease.host.as_str(), status.as_str(), root_id, now];
+        self.write(Some(lease), sql::HOST_SEEN, arguments)
             .await
             .map(drop)
     }
 
     pub(crate) async fn set_host_status(
         &self,
-        id: &HostId,
+        lease: &Lease,
         status: HostStatus,
     ) -> Result<(), StoreError> {
-        let arguments = args![id.as_str(), status.as_str()];
-        self.database
-            .write(sql::HOST_SET_STATUS, arguments)
+        let arguments = args![lease.host.as_str(), status.as_str()];
+        self.write(Some(lease), sql::HOST_SET_STATUS, arguments)
             .await
             .map(drop)
     }
 
-    /// Takes or renews the lease of a host, and gives its epoch; `None` where another holds it.
+    /// Takes or renews the lease of a host; `None` where another server holds it.
     pub(crate) async fn take_lease(
         &self,
         host: &HostId,
         holder: &str,
         now: Micros,
         expires_at: Micros,
-    ) -> Result<Option<u64>, StoreError> {
+    ) -> Result<Option<Lease>, StoreError> {
         let mut tx = self.database.begin().await?;
         let arguments = args![host.as_str(), holder, now, expires_at];
         tx.write(sql::LEASE_TAKE, arguments).await?;
         let row = tx
             .read_one(sql::LEASE_OF_HOST, args![host.as_str()])
             .await?;
-        let epoch = match row {
-            Some(row) if row.text("holder")? == holder => Some(row.unsigned("epoch")?),
+        let lease = match row {
+            Some(row) if row.text("holder")? == holder => Some(Lease {
+                host: host.clone(),
+                epoch: row.unsigned("epoch")?,
+            }),
             _ => None,
         };
         tx.commit().await?;
-        Ok(epoch)
+        Ok(lease)
+    }
+
+    /// Fails when the lease was lost: before a host is told to do something.
+    pub(crate) async fn check_lease(&self, lease: &Lease) -> Result<(), StoreError> {
+        let mut tx = self.database.begin().await?;
+        lease.hold(&mut tx).await?;
+        tx.commit().await
     }
 
     pub(crate) async fn release_lease(
@@ -143,11 +171,13 @@ impl Store {
     /// Records orphans of a host, and forgets those that it has no longer.
     pub(crate) async fn record_orphans(
         &self,
-        host: &HostId,
+        lease: &Lease,
         seen: &[(String, String)],
         now: Micros,
     ) -> Result<(), StoreError> {
+        let host = &lease.host;
         let mut tx = self.database.begin().await?;
+        lease.hold(&mut tx).await?;
         for (sandbox, template) in seen {
             let arguments = args![sandbox, host.as_str(), template, now];
             tx.write(sql::ORPHAN_SEEN, arguments).await?;

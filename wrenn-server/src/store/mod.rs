@@ -11,7 +11,9 @@
 //! | `keyed` | idempotency keys, taken in the transaction that writes the rows |
 //!
 //! Nothing outside of this folder writes SQL. Each write of an outcome names the row's
-//! version (`changed_at`) that it was decided upon, so that a late one changes nothing.
+//! version (`changed_at`) that it was decided upon, so that a late one changes nothing. Each
+//! write of the reconciler holds its lease in the same transaction, so that one whose lease was
+//! taken changes nothing either.
 
 mod access;
 mod database;
@@ -23,7 +25,7 @@ mod sql;
 
 pub use access::NewKey;
 pub(crate) use access::{Credential, random_secret};
-pub(crate) use hosts::HostRecord;
+pub(crate) use hosts::{HostRecord, Lease};
 pub(crate) use keyed::{Begun, KeyedRequest, NewRows};
 pub(crate) use sandboxes::{Intent, SandboxFilter, SandboxRecord};
 pub(crate) use snapshots::{SnapshotFilter, SnapshotRecord};
@@ -31,7 +33,7 @@ pub(crate) use snapshots::{SnapshotFilter, SnapshotRecord};
 use std::path::Path;
 
 use database::{Database, args};
-use wrenn_api::id::TeamId;
+use wrenn_api::id::{HostId, TeamId};
 
 /// Microseconds since 1970.
 pub(crate) type Micros = i64;
@@ -49,6 +51,12 @@ pub enum StoreError {
     /// The name belongs to another row of the team.
     #[error("the name is taken")]
     NameTaken,
+    /// Another server works on the host by now.
+    #[error("the lease of host {host} was taken by another server")]
+    LeaseLost {
+        /// The host.
+        host: HostId,
+    },
     /// A row holds something that this version does not understand.
     #[error("row {id} holds an unreadable {column}")]
     Unreadable {
@@ -102,6 +110,24 @@ impl Store {
     /// Closes every connection, once what runs on it has ended.
     pub async fn close(&self) {
         self.database.close().await;
+    }
+
+    /// Writes for an operation, or, with a lease, for the reconciler: that changes nothing once
+    /// the lease is lost.
+    async fn write(
+        &self,
+        lease: Option<&Lease>,
+        sql: &'static str,
+        args: Vec<database::Arg>,
+    ) -> Result<u64, StoreError> {
+        let Some(lease) = lease else {
+            return self.database.write(sql, args).await;
+        };
+        let mut tx = self.database.begin().await?;
+        lease.hold(&mut tx).await?;
+        let changed = tx.write(sql, args).await?;
+        tx.commit().await?;
+        Ok(changed)
     }
 
     /// Whether the database takes writes.

@@ -7,7 +7,9 @@ use wrenn_api::sandbox::{Network, Ports, Sandbox, Source};
 use wrenn_api::status::{OnEnd, Status};
 
 use super::database::{Arg, Row, Tx, args};
-use super::{Micros, Store, StoreError, parse, parse_json, sql, timestamp, to_json, unreadable};
+use super::{
+    Lease, Micros, Store, StoreError, parse, parse_json, sql, timestamp, to_json, unreadable,
+};
 
 /// What a sandbox shall be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,6 +325,7 @@ impl Store {
     /// destroyed. Says whether it did.
     pub(crate) async fn replace(
         &self,
+        lease: Option<&Lease>,
         seen: &SandboxRecord,
         next: &SandboxRecord,
         now: Micros,
@@ -341,22 +344,29 @@ impl Store {
             next.memory_mb,
             seen.changed_at,
         ];
-        let changed = self.database.write(sql::SANDBOX_OBSERVE, arguments).await?;
+        let changed = self.write(lease, sql::SANDBOX_OBSERVE, arguments).await?;
         Ok(changed > 0)
     }
 
     /// Records that the host of a sandbox did not find it.
-    pub(crate) async fn count_not_found(&self, id: &SandboxId) -> Result<(), StoreError> {
-        self.database
-            .write(sql::SANDBOX_NOT_FOUND, args![id.as_str()])
+    pub(crate) async fn count_not_found(
+        &self,
+        lease: &Lease,
+        id: &SandboxId,
+    ) -> Result<(), StoreError> {
+        self.write(Some(lease), sql::SANDBOX_NOT_FOUND, args![id.as_str()])
             .await
             .map(drop)
     }
 
     /// Records that the host of a sandbox has it, and in which root directory.
-    pub(crate) async fn set_found(&self, id: &SandboxId, root_id: &str) -> Result<(), StoreError> {
-        self.database
-            .write(sql::SANDBOX_FOUND, args![id.as_str(), root_id])
+    pub(crate) async fn set_found(
+        &self,
+        lease: &Lease,
+        id: &SandboxId,
+        root_id: &str,
+    ) -> Result<(), StoreError> {
+        self.write(Some(lease), sql::SANDBOX_FOUND, args![id.as_str(), root_id])
             .await
             .map(drop)
     }
@@ -364,12 +374,13 @@ impl Store {
     /// Records that a sandbox is gone. Says whether it was not before.
     pub(crate) async fn set_stopped(
         &self,
+        lease: Option<&Lease>,
         id: &SandboxId,
         reason: Option<&str>,
         now: Micros,
     ) -> Result<bool, StoreError> {
         let arguments = args![id.as_str(), reason, now];
-        let changed = self.database.write(sql::SANDBOX_STOPPED, arguments).await?;
+        let changed = self.write(lease, sql::SANDBOX_STOPPED, arguments).await?;
         Ok(changed > 0)
     }
 
@@ -377,14 +388,14 @@ impl Store {
     /// should its host list it again, it is an orphan. Says whether it was not stopped before.
     pub(crate) async fn set_vanished(
         &self,
+        lease: &Lease,
         id: &SandboxId,
         reason: &str,
         now: Micros,
     ) -> Result<bool, StoreError> {
         let arguments = args![id.as_str(), reason, now];
         let changed = self
-            .database
-            .write(sql::SANDBOX_VANISHED, arguments)
+            .write(Some(lease), sql::SANDBOX_VANISHED, arguments)
             .await?;
         Ok(changed > 0)
     }
@@ -392,12 +403,15 @@ impl Store {
     /// Records that the host of a sandbox does not answer. Says whether its status changed.
     pub(crate) async fn set_missing(
         &self,
+        lease: &Lease,
         id: &SandboxId,
         reason: &str,
         now: Micros,
     ) -> Result<bool, StoreError> {
         let arguments = args![id.as_str(), reason, now];
-        let changed = self.database.write(sql::SANDBOX_MISSING, arguments).await?;
+        let changed = self
+            .write(Some(lease), sql::SANDBOX_MISSING, arguments)
+            .await?;
         Ok(changed > 0)
     }
 

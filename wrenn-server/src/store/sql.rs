@@ -56,8 +56,9 @@ statements! {
         holder = excluded.holder, expires_at = excluded.expires_at \
         WHERE leases.holder = excluded.holder OR leases.expires_at < $3";
     LEASE_OF_HOST = "SELECT holder, epoch, expires_at FROM leases WHERE host_id = $1";
+    // Locks the row until the transaction ends, so that nobody takes the lease in between.
+    LEASE_HOLD = "UPDATE leases SET epoch = epoch WHERE host_id = $1 AND epoch = $2";
     LEASE_RELEASE = "UPDATE leases SET expires_at = 0 WHERE host_id = $1 AND holder = $2";
-
     LEASE_RELEASE_ALL = "UPDATE leases SET expires_at = 0";
 
     SANDBOX_INSERT = concat!("INSERT INTO sandboxes (", sandbox_columns!(), ") VALUES \

@@ -7,5 +7,6 @@ mod destroy;
 mod hang_up;
 mod idempotency;
 mod kill;
+mod lease;
 mod listing;
 mod operation;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::{Executor as _, Row as _};
 use wrenn_api::id::SandboxId;
 use wrenn_api::sandbox::{Network, Source};
-use wrenn_api::status::Status;
+use wrenn_api::status::{HostStatus, Status};
 
 use super::*;
 use postgres::PostgresServer;
@@ -168,7 +168,11 @@ async fn name_is_free_again_once_its_sandbox_is_stopped() {
         fixture.insert(&second).await,
         Err(StoreError::NameTaken)
     ));
-    fixture.store.set_stopped(&first.id, None, 3).await.unwrap();
+    fixture
+        .store
+        .set_stopped(None, &first.id, None, 3)
+        .await
+        .unwrap();
     fixture.insert(&second).await.unwrap();
 }
 
@@ -189,7 +193,13 @@ async fn late_outcome_changes_nothing() {
     );
     let mut late = sandbox.clone();
     late.status = Status::Error;
-    assert!(!fixture.store.replace(&sandbox, &late, 9).await.unwrap());
+    assert!(
+        !fixture
+            .store
+            .replace(None, &sandbox, &late, 9)
+            .await
+            .unwrap()
+    );
     assert!(
         fixture
             .store
@@ -200,7 +210,11 @@ async fn late_outcome_changes_nothing() {
     let mut paused = begun.clone();
     paused.status = Status::Paused;
     assert!(
-        !fixture.store.replace(&begun, &paused, 10).await.unwrap(),
+        !fixture
+            .store
+            .replace(None, &begun, &paused, 10)
+            .await
+            .unwrap(),
         "nothing but its destruction happens to it"
     );
 }
@@ -315,6 +329,7 @@ async fn lease_epoch_grows_with_each_holder() {
             .take_lease(host, holder, now, until)
             .await
             .unwrap()
+            .map(|lease| lease.epoch)
     };
     assert_eq!(take("a", 0, 10).await, Some(1));
     assert_eq!(take("a", 5, 15).await, Some(1), "renewed");
@@ -323,6 +338,121 @@ async fn lease_epoch_grows_with_each_holder() {
     assert_eq!(take("a", 17, 27).await, None);
     fixture.store.release_lease(host, "b").await.unwrap();
     assert_eq!(take("a", 18, 28).await, Some(3));
+}
+
+/// Every row of a table: its id, and what the reconciler writes.
+async fn rows(store: &Store, table: &'static str) -> Vec<(String, String)> {
+    let text = match table {
+        "sandboxes" => {
+            "SELECT id, status || intent || changed_at || not_found AS row FROM sandboxes"
+        }
+        "hosts" => "SELECT id, status || coalesce(root_id, '') AS row FROM hosts",
+        _ => "SELECT sandbox_id AS id, host_id AS row FROM orphans",
+    };
+    let rows = store.database.read(text, args![]).await.unwrap();
+    rows.iter()
+        .map(|row| (row.text("id").unwrap(), row.text("row").unwrap()))
+        .collect()
+}
+
+async fn assert_lost_lease_changes_nothing(store: Store) {
+    let team = store.default_team(1).await.unwrap();
+    let host = store.host_named("local", 1).await.unwrap();
+    let fixture = Fixture {
+        store,
+        team,
+        host,
+        _directory: tempfile::tempdir().unwrap(),
+    };
+    let store = &fixture.store;
+    let sandbox = fixture.sandbox(None, 1);
+    fixture.insert(&sandbox).await.unwrap();
+    let host = &fixture.host.id;
+    let lease = store.take_lease(host, "a", 0, 10).await.unwrap().unwrap();
+    let mut tables = Vec::new();
+    for table in ["sandboxes", "hosts", "orphans"] {
+        tables.push((table, rows(store, table).await));
+    }
+    let next = store.take_lease(host, "b", 11, 20).await.unwrap().unwrap();
+
+    let mut paused = sandbox.clone();
+    paused.status = Status::Paused;
+    let id = &sandbox.id;
+    let orphan = [("sb1".to_owned(), "base".to_owned())];
+    let lost = [
+        store.check_lease(&lease).await,
+        store
+            .replace(Some(&lease), &sandbox, &paused, 12)
+            .await
+            .map(drop),
+        store
+            .set_stopped(Some(&lease), id, None, 12)
+            .await
+            .map(drop),
+        store.set_vanished(&lease, id, "gone", 12).await.map(drop),
+        store.set_missing(&lease, id, "away", 12).await.map(drop),
+        store.count_not_found(&lease, id).await,
+        store.set_found(&lease, id, "root").await,
+        store
+            .host_seen(&lease, HostStatus::Online, "root", 12)
+            .await,
+        store.set_host_status(&lease, HostStatus::Unreachable).await,
+        store.record_orphans(&lease, &orphan, 12).await,
+    ];
+    for outcome in lost {
+        assert!(matches!(outcome, Err(StoreError::LeaseLost { .. })));
+    }
+    for (table, before) in tables {
+        assert_eq!(rows(store, table).await, before, "{table}");
+    }
+    let replaced = store.replace(Some(&next), &sandbox, &paused, 12).await;
+    assert!(replaced.unwrap(), "the next holder writes");
+}
+
+#[tokio::test]
+async fn lost_lease_changes_no_row_on_sqlite() {
+    let fixture = fixture().await;
+    assert_lost_lease_changes_nothing(fixture.store.clone()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_lease_changes_no_row_on_postgres() {
+    let server = PostgresServer::start();
+    let store = Store::connect_postgres(&server.url()).await.unwrap();
+    assert_lost_lease_changes_nothing(store.clone()).await;
+    store.close().await;
+}
+
+/// A write under a lease and the taking of that lease come one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn lease_is_not_taken_amid_a_write() {
+    let server = PostgresServer::start();
+    let store = Store::connect_postgres(&server.url()).await.unwrap();
+    let host = store.host_named("local", 1).await.unwrap().id;
+    let lease = store.take_lease(&host, "a", 0, 10).await.unwrap().unwrap();
+    let mut tx = store.database.begin().await.unwrap();
+    lease.hold(&mut tx).await.unwrap();
+    let taking = tokio::spawn({
+        let (store, host) = (store.clone(), host.clone());
+        async move { store.take_lease(&host, "b", 11, 20).await }
+    });
+    let Database::Postgres(pool) = &store.database else {
+        panic!("a PostgreSQL store");
+    };
+    let waiting = "SELECT count(*) AS n FROM pg_locks WHERE NOT granted";
+    while sqlx::query(waiting)
+        .fetch_one(pool)
+        .await
+        .unwrap()
+        .get::<i64, _>("n")
+        == 0
+    {
+        assert!(!taking.is_finished(), "it waits for the write");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    tx.commit().await.unwrap();
+    assert!(taking.await.unwrap().unwrap().is_some());
+    store.close().await;
 }
 
 #[tokio::test]
