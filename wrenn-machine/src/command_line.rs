@@ -7,7 +7,7 @@ use wrenn_images::Recipe;
 
 use crate::accelerator::Accelerator;
 use crate::artifacts::Artifacts;
-use crate::config::{MachineConfig, MachineName, MachineNetwork};
+use crate::config::{Hardware, MachineName, MachineNetwork};
 
 /// The program.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
@@ -26,7 +26,7 @@ const WHEN_EMULATED: &str = "mitigations=off tsc=reliable no_timer_check";
 #[derive(Debug, Clone)]
 pub(crate) struct CommandLine<'a> {
     pub(crate) name: &'a MachineName,
-    pub(crate) config: &'a MachineConfig,
+    pub(crate) hardware: Hardware,
     pub(crate) accelerator: Accelerator,
     pub(crate) artifacts: &'a Artifacts,
     /// Holds the sockets, the token, the console's log and the data disk.
@@ -37,7 +37,9 @@ impl CommandLine<'_> {
     /// The arguments for a machine whose daemon is reached at the host's loopback `port`.
     pub(crate) fn arguments(&self, port: u16) -> Vec<OsString> {
         let Self {
-            config, artifacts, ..
+            hardware,
+            artifacts,
+            ..
         } = self;
         let state = |name: &str| comma_safe(&self.state.join(name));
         let mut line = Line(Vec::new());
@@ -46,11 +48,8 @@ impl CommandLine<'_> {
         line.pair("-display", "none");
         line.pair("-M", "q35,smm=off,vmport=off,hpet=off");
         line.flags(self.accelerator.arguments());
-        let cpus = config
-            .cpus
-            .unwrap_or_else(|| self.accelerator.default_cpus());
-        line.pair("-smp", cpus.to_string());
-        line.pair("-m", config.memory_mib.to_string());
+        line.pair("-smp", hardware.cpus.to_string());
+        line.pair("-m", hardware.memory_mib.to_string());
         line.pair("-kernel", artifacts.kernel.as_os_str());
         line.pair("-initrd", artifacts.initramfs.as_os_str());
         line.pair("-append", self.kernel_parameters());
@@ -72,7 +71,7 @@ impl CommandLine<'_> {
             &state("data.img"),
             "cache=unsafe,discard=unmap,detect-zeroes=unmap",
         );
-        let restrict = match config.network {
+        let restrict = match hardware.network {
             MachineNetwork::Closed => "on",
             MachineNetwork::Open => "off",
         };
@@ -95,7 +94,7 @@ impl CommandLine<'_> {
         // `wrenn-machine-init` has the other end.
         line.pair(
             "-fw_cfg",
-            format!("name=opt/wrenn/network,string={}", config.network),
+            format!("name=opt/wrenn/network,string={}", hardware.network),
         );
         // User code runs in there: what breaks out of the machine should find little.
         line.pair(
@@ -159,6 +158,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::config::MachineConfig;
 
     struct Parts {
         name: MachineName,
@@ -186,7 +186,7 @@ mod tests {
         } = parts;
         CommandLine {
             name,
-            config,
+            hardware: config.hardware(None, accelerator),
             accelerator,
             artifacts,
             state,
@@ -226,7 +226,7 @@ mod tests {
         let state = PathBuf::from("/state");
         let closed = text(&line(&parts, &state, Accelerator::Kvm), 4711);
         assert!(closed.contains("opt/wrenn/network,string=closed"));
-        parts.config.network = MachineNetwork::Open;
+        parts.config.network = Some(MachineNetwork::Open);
         let open = text(&line(&parts, &state, Accelerator::Kvm), 4711);
         assert!(
             open.contains("restrict=off,hostfwd=tcp:127.0.0.1:4711-:49983"),
@@ -272,11 +272,14 @@ mod tests {
         let plain = key(|_| {}, emulated);
         assert_eq!(plain, key(|_| {}, emulated));
         assert_ne!(plain, key(|_| {}, Accelerator::Kvm));
-        assert_ne!(plain, key(|parts| parts.config.memory_mib += 1, emulated));
+        assert_ne!(
+            plain,
+            key(|parts| parts.config.memory_mib = Some(2048), emulated)
+        );
         assert_ne!(
             plain,
             key(
-                |parts| parts.config.network = MachineNetwork::Open,
+                |parts| parts.config.network = Some(MachineNetwork::Open),
                 emulated
             )
         );

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::accelerator::Accelerator;
 
 const MAX_NAME: usize = 32;
+const DEFAULT_MEMORY_MIB: u32 = 4096;
 
 /// Name of a machine: lower-case letters, digits and dashes, up to 32 of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,19 +109,20 @@ impl FromStr for MachineNetwork {
     }
 }
 
-/// The size and contents of a machine.
+/// The size and contents of a machine. What is unset stays as it is in a machine that runs.
 #[derive(Debug, Clone)]
 pub struct MachineConfig {
-    pub memory_mib: u32,
-    /// Processors. Unless set: the host's, or [one where they are
+    /// Memory; by default 4096 MiB.
+    pub memory_mib: Option<u32>,
+    /// Processors; by default the host's, or [one where they are
     /// emulated](Accelerator::default_cpus).
     pub cpus: Option<usize>,
     /// Largest size of the data disk; it takes room only as it fills.
     pub data_gib: u64,
     /// Templates to have ready inside.
     pub templates: Vec<String>,
-    /// Changing it restarts the machine, as changing its size does.
-    pub network: MachineNetwork,
+    /// By default closed. Changing it restarts the machine, as changing its size does.
+    pub network: Option<MachineNetwork>,
     /// Forces a way to run it; otherwise the host is probed.
     pub accelerator: Option<Accelerator>,
 }
@@ -128,14 +130,38 @@ pub struct MachineConfig {
 impl Default for MachineConfig {
     fn default() -> Self {
         Self {
-            memory_mib: 4096,
+            memory_mib: None,
             cpus: None,
             data_gib: 64,
             templates: vec!["base".to_owned(), "minimal".to_owned()],
-            network: MachineNetwork::default(),
+            network: None,
             accelerator: None,
         }
     }
+}
+
+impl MachineConfig {
+    /// The hardware to have, where a machine with the given one runs already.
+    pub(crate) fn hardware(&self, running: Option<Hardware>, accelerator: Accelerator) -> Hardware {
+        let running = running.unwrap_or_else(|| Hardware {
+            memory_mib: DEFAULT_MEMORY_MIB,
+            cpus: accelerator.default_cpus(),
+            network: MachineNetwork::default(),
+        });
+        Hardware {
+            memory_mib: self.memory_mib.unwrap_or(running.memory_mib),
+            cpus: self.cpus.unwrap_or(running.cpus),
+            network: self.network.unwrap_or(running.network),
+        }
+    }
+}
+
+/// Settings that a restart alone can change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hardware {
+    pub(crate) memory_mib: u32,
+    pub(crate) cpus: usize,
+    pub(crate) network: MachineNetwork,
 }
 
 /// The programs of ours that go into the machine. They are static binaries of one build.
@@ -194,6 +220,28 @@ mod tests {
             );
         }
         assert!("Open".parse::<MachineNetwork>().is_err());
-        assert_eq!(MachineConfig::default().network, MachineNetwork::Closed);
+    }
+
+    #[test]
+    fn unset_settings_keep_running_hardware() {
+        let emulated = Accelerator::Emulation;
+        let default = MachineConfig::default().hardware(None, emulated);
+        assert_eq!(default.network, MachineNetwork::Closed);
+        assert_eq!(default.memory_mib, DEFAULT_MEMORY_MIB);
+        assert_eq!(default.cpus, 1);
+        let running = Hardware {
+            memory_mib: 8192,
+            cpus: 3,
+            network: MachineNetwork::Open,
+        };
+        let kept = MachineConfig::default().hardware(Some(running), emulated);
+        assert_eq!(kept, running);
+        let closed = MachineConfig {
+            network: Some(MachineNetwork::Closed),
+            ..MachineConfig::default()
+        };
+        let changed = closed.hardware(Some(running), emulated);
+        assert_eq!(changed.network, MachineNetwork::Closed);
+        assert_eq!(changed.memory_mib, 8192);
     }
 }

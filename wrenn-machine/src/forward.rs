@@ -100,7 +100,7 @@ mod tests {
 
     use super::*;
     use crate::accelerator::Accelerator;
-    use crate::config::MachineName;
+    use crate::config::{MachineConfig, MachineName};
     use crate::state::Record;
 
     const DAEMON_HOST_PORT: u16 = 4711;
@@ -118,6 +118,7 @@ mod tests {
             process: ProcessIdentity::of(this_process()).unwrap(),
             recipe: "r".into(),
             accelerator: Accelerator::Emulation,
+            hardware: MachineConfig::default().hardware(None, Accelerator::Emulation),
             port: DAEMON_HOST_PORT,
             forwards: BTreeMap::new(),
         };

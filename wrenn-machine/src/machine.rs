@@ -147,16 +147,18 @@ impl Machine {
                 .accelerator(),
         };
         let name = self.state.name();
+        // A record that cannot be read says nothing, and is replaced.
+        let running = self.state.running().ok().flatten();
+        let kept = running.as_ref().map(|(record, _)| record.hardware);
         let line = CommandLine {
             name,
-            config,
+            hardware: config.hardware(kept, accelerator),
             accelerator,
             artifacts: &artifacts,
             state: self.state.dir(),
         };
         let recipe = line.recipe();
-        // A record that cannot be read says nothing, and is replaced.
-        if let Ok(Some((record, process))) = self.state.running() {
+        if let Some((record, process)) = running {
             if record.recipe == recipe {
                 progress.report(Event::Reused { step: "machine" });
                 return self.running(&record);
@@ -257,7 +259,7 @@ impl Machine {
         let port = free_port()?;
         let console = self.state.console();
         File::create(&console).at("create", &console)?;
-        let (name, mib) = (line.name, line.config.memory_mib);
+        let (name, mib) = (line.name, line.hardware.memory_mib);
         let log = self.state.dir().join("qemu.log");
         let errors = File::create(&log).at("create", &log)?;
         let mut command = Program::new(QEMU).args(line.arguments(port)).into_command();
@@ -300,6 +302,7 @@ impl Machine {
             process: identity,
             recipe: recipe.to_owned(),
             accelerator: line.accelerator,
+            hardware: line.hardware,
             port,
             forwards: BTreeMap::new(),
         };

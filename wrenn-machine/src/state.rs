@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use wrenn_core::guest::AccessToken;
 
 use crate::accelerator::Accelerator;
-use crate::config::MachineName;
+use crate::config::{Hardware, MachineName};
 use crate::error::{AtPath, MachineError};
 use wrenn_core::process::{LiveProcess, ProcessIdentity, has_argument};
 
@@ -38,6 +38,7 @@ pub(crate) struct Record {
     pub(crate) process: ProcessIdentity,
     pub(crate) recipe: String,
     pub(crate) accelerator: Accelerator,
+    pub(crate) hardware: Hardware,
     /// The daemon's port on the host's loopback.
     pub(crate) port: u16,
     /// Ports of the machine that were forwarded later, and their ports on the host's loopback.
@@ -237,6 +238,7 @@ impl StateDirectory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MachineConfig;
 
     fn directory(home: &Path) -> StateDirectory {
         StateDirectory::new(home, &MachineName::default())
@@ -248,6 +250,7 @@ mod tests {
             process: ProcessIdentity::of(pid).unwrap(),
             recipe: "r".into(),
             accelerator: Accelerator::Emulation,
+            hardware: MachineConfig::default().hardware(None, Accelerator::Emulation),
             port: 4711,
             forwards: BTreeMap::from([(80, 8080)]),
         }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use wrenn_images::Cache;
-use wrenn_machine::{Machine, MachineClient, MachineConfig, MachineName, Programs, host};
+use wrenn_machine::{
+    Machine, MachineClient, MachineConfig, MachineName, MachineNetwork, Programs, host,
+};
 
 use crate::report::Report;
 
@@ -39,8 +41,13 @@ pub(crate) async fn ready(root: &Path, report: &Arc<Report>) -> Result<Place> {
         return Ok(Place::Host);
     }
     let machine = Machine::of_user(&MachineName::default())?;
+    let config = MachineConfig {
+        // Tests reach nothing outside.
+        network: Some(MachineNetwork::Closed),
+        ..MachineConfig::default()
+    };
     let running = machine
-        .start(&MachineConfig::default(), &programs, report.clone())
+        .start(&config, &programs, report.clone())
         .await
         .context("cannot start the machine")?;
     Ok(Place::Machine(Box::new(running.client()?)))

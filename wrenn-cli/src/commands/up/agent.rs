@@ -405,7 +405,7 @@ impl MachineAgent {
     async fn start(args: &Args) -> anyhow::Result<Agent> {
         let machine = Machine::of_user(&MachineName::default())?;
         let config = MachineConfig {
-            network: args.machine_network,
+            network: Some(args.machine_network),
             ..MachineConfig::default()
         };
         let running = machine::start(&machine, &config).await?;
