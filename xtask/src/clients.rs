@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::build::{self, Programs};
+use crate::build::Programs;
 use crate::provision;
 use crate::steps::step;
 use crate::tally::Tally;
@@ -20,13 +20,9 @@ const SUITE: &str = "wrenn-envd/tests/e2b";
 pub(crate) fn in_microvm(programs: &Programs, vmm: Option<&Path>) -> Result<Tally> {
     let suite = Workspace::load()?.workspace_root.join(SUITE);
     let python = python(&suite)?;
-    let expose = step("Building the example that exposes a microVM's port", || {
-        let mut cargo = build::optimised(&["build", "--release", "--example", "expose_port"]);
-        build::find(&build::executables(&mut cargo)?, "expose_port")
-    })?;
     step("Existing client, daemon in a microVM", || {
         let vmm = vmm.unwrap_or(&programs.vmm);
-        let mut command = provision::clients(programs, &expose, vmm);
+        let mut command = provision::clients(programs, vmm);
         command.arg(&python).arg(suite.join("run.py"));
         tests::counted(&mut command)
     })

@@ -28,12 +28,12 @@ pub(crate) fn kernel(programs: &Programs, plan_only: bool) -> Command {
 }
 
 /// A client's test suite, still to be named, against the daemon of a microVM.
-pub(crate) fn clients(programs: &Programs, expose: &Path, vmm: &Path) -> Command {
+pub(crate) fn clients(programs: &Programs, vmm: &Path) -> Command {
     let mut command = process::command(&programs.provision);
     command
         .arg("clients")
         .arg("--expose")
-        .arg(expose)
+        .arg(&programs.expose_port)
         .arg("--vmm")
         .arg(vmm)
         .arg("--");
