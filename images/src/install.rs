@@ -28,7 +28,9 @@ use crate::kernel::{GuestKernel, write_json};
 use crate::rootfs::RootImage;
 
 const KERNELS: &str = "kernels";
-const TEMPLATES: &str = "templates";
+pub(crate) const TEMPLATES: &str = "templates";
+/// Where new entries lie until they are put in their place.
+pub(crate) const STAGED: &str = ".install";
 /// The files that describe an entry of each. Two kernels with the same description hold the
 /// same, but for the initramfs.
 const KERNEL_DESCRIPTION: &str = "kernel.json";
@@ -69,7 +71,7 @@ pub enum TemplateKind {
 /// The directory cannot be written.
 pub fn install(root: &Path, kernel: &GuestKernel, images: &[RootImage]) -> Result<(), BuildError> {
     fs::create_dir_all(root).at("create", root)?;
-    let staged = root.join(".install");
+    let staged = root.join(STAGED);
     let _lock = lock_root(root)?;
     remove_tree(&staged)?;
     stage(&staged, kernel, images, Files::Copied)?;
@@ -154,7 +156,7 @@ pub(crate) fn image_name(sha256: &str) -> String {
 
 /// How something gets from one root directory to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Bring {
+pub(crate) enum Bring {
     /// Both lie on one file system, and the first is not needed any more.
     Moved,
     Copied,
@@ -177,7 +179,7 @@ impl Bring {
 }
 
 /// Takes over every entry of `from` that differs.
-fn adopt(from: &Path, to: &Path, bring: Bring) -> Result<(), BuildError> {
+pub(crate) fn adopt(from: &Path, to: &Path, bring: Bring) -> Result<(), BuildError> {
     let aside = to.join(".incoming");
     remove_tree(&aside)?;
     fs::create_dir(&aside).at("create", &aside)?;

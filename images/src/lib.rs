@@ -30,6 +30,7 @@ pub mod progress;
 pub mod recipe;
 pub mod rootfs;
 pub mod strip;
+pub mod transfer;
 pub mod vmlinux;
 
 pub use cache::Cache;

@@ -128,3 +128,31 @@ impl ImportBar {
         self.bar.enable_steady_tick(TICK);
     }
 }
+
+/// Shows how much of something was sent: a bar at a terminal, nothing elsewhere.
+#[derive(Debug)]
+pub(crate) struct SendBar(ProgressBar);
+
+impl SendBar {
+    pub(crate) fn new(name: &str) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::no_length();
+        let style = "{spinner} {prefix}: sending {bytes} {bytes_per_sec} {elapsed:.dim}";
+        let style = ProgressStyle::with_template(style);
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.set_prefix(name.to_owned());
+        bar.enable_steady_tick(TICK);
+        Self(bar)
+    }
+
+    /// Counts what is written to `out`.
+    pub(crate) fn counting<W: std::io::Write>(&self, out: W) -> impl std::io::Write + use<W> {
+        self.0.wrap_write(out)
+    }
+
+    pub(crate) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}

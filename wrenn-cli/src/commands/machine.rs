@@ -42,10 +42,11 @@ pub struct Args {
 enum Action {
     /// Build what is missing and start the machine; does nothing if it runs as it should.
     Start {
-        /// Memory: 4G, or a number of MiB.
-        #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = crate::size::parse_mib)]
-        memory: u64,
-        /// Processors; those of this host unless set, or one where they are emulated.
+        /// Memory: 8G, or a number of MiB; as it is in a running machine, or 4G.
+        #[arg(long, value_name = "SIZE", value_parser = crate::size::parse_mib)]
+        memory: Option<u64>,
+        /// Processors; as in a running machine, or those of this host, or one where they are
+        /// emulated.
         #[arg(long, value_name = "N")]
         cpus: Option<usize>,
     },
@@ -85,8 +86,13 @@ pub async fn run(_global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
     let machine = Machine::of_user(&args.name)?;
     match args.action {
         Action::Start { memory, cpus } => {
-            let memory_mib = u32::try_from(memory)
-                .map_err(|_| super::UsageError(format!("{memory} MiB is no size of a machine")))?;
+            let memory_mib = memory
+                .map(|mib| {
+                    u32::try_from(mib).map_err(|_| {
+                        super::UsageError(format!("{mib} MiB is no size of a machine"))
+                    })
+                })
+                .transpose()?;
             let config = MachineConfig {
                 memory_mib,
                 cpus,
@@ -208,7 +214,7 @@ pub(super) async fn run_inside(args: &run::Args) -> anyhow::Result<ExitCode> {
     let running = start(&machine, &MachineConfig::default()).await?;
     let client = running.client()?;
     let this = std::env::current_exe().context("cannot find this program")?;
-    let wrenn = push(&client, &this, PROGRAMS_INSIDE).await?;
+    let wrenn = bring_this_program(&client).await?;
     // It is found there beside the program.
     push(&client, &sibling(&this, "wrenn-pager"), PROGRAMS_INSIDE).await?;
     let vmm = match &args.vmm {
@@ -240,8 +246,7 @@ pub(super) async fn run_inside(args: &run::Args) -> anyhow::Result<ExitCode> {
 pub(super) async fn run_this_program_inside(words: Vec<String>) -> anyhow::Result<ExitCode> {
     let machine = Machine::of_user(&MachineName::default())?;
     let client = client(&machine)?;
-    let this = std::env::current_exe().context("cannot find this program")?;
-    let wrenn = push(&client, &this, PROGRAMS_INSIDE).await?;
+    let wrenn = bring_this_program(&client).await?;
     let attach = Attach {
         stdin: false,
         tty: false,
@@ -249,6 +254,15 @@ pub(super) async fn run_this_program_inside(words: Vec<String>) -> anyhow::Resul
     };
     let command = Command::new(wrenn).args(words);
     terminal::run(client.guest(), as_root(command), attach).await
+}
+
+/// Brings this program into the machine, and says where it lies there.
+///
+/// # Errors
+/// When it cannot be read or sent.
+pub(super) async fn bring_this_program(client: &MachineClient) -> anyhow::Result<String> {
+    let this = std::env::current_exe().context("cannot find this program")?;
+    push(client, &this, PROGRAMS_INSIDE).await
 }
 
 fn sibling(program: &Path, name: &str) -> PathBuf {

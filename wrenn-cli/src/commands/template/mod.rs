@@ -1,6 +1,8 @@
 //! `wrenn template`: what sandboxes are made from, on a server or in a root directory.
 
 #[cfg(feature = "host")]
+mod machine;
+#[cfg(feature = "host")]
 mod root;
 mod server;
 
@@ -40,6 +42,10 @@ enum Action {
     /// Delete a template of a root directory that nothing uses any more.
     #[cfg(feature = "host")]
     Delete(root::Delete),
+    /// Put a template that was sent here into the root directory.
+    #[cfg(feature = "host")]
+    #[command(hide = true)]
+    Receive(machine::Receive),
 }
 
 /// Runs the sub-command.
@@ -59,5 +65,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
         Action::List(args) => server::list(&Client::from_env()?, args).await,
         #[cfg(feature = "host")]
         Action::Delete(args) => root::delete(global, args).await,
+        #[cfg(feature = "host")]
+        Action::Receive(args) => root::receive(global, args).await,
     }
 }

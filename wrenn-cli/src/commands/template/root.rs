@@ -1,20 +1,22 @@
 //! `wrenn template` in a root directory of this host.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use serde_json::json;
 use wrenn_core::RootDirectory;
 use wrenn_core::sandbox::SandboxImages;
 use wrenn_core::template::{self, DeleteTemplateError, ListedTemplate};
 use wrenn_images::import::{self, ImportError, ImportOptions, Imported};
 
+use super::machine;
 use crate::GlobalArgs;
+use crate::commands::UsageError;
+use crate::commands::machine::host_can_run_sandboxes;
 use crate::commands::run::parse_variable;
-use crate::commands::{UsageError, machine};
 use crate::progress::ImportBar;
 
 /// Options of `wrenn template build`.
@@ -32,7 +34,7 @@ Examples:
   wrenn template build web --from layout/ --start 'nginx -g \"daemon off;\"' --env MODE=test
 
 A name that is there already gets the new contents; sandboxes that were made before keep the
-old ones.")]
+old ones. Where sandboxes run in the machine, the template is sent there, unless --root is given.")]
 pub(super) struct Build {
     /// The name that the template gets.
     name: String,
@@ -60,7 +62,7 @@ pub(super) struct Build {
     envd: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Options of `wrenn template delete`.
@@ -72,33 +74,37 @@ Examples:
 A template that sandboxes were made from stays, and they are named.")]
 pub(super) struct Delete {
     /// The template.
-    name: String,
+    pub(super) name: String,
     /// Print JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
-/// Makes a template.
+/// Makes a template, where the sandboxes of this host run.
 pub(super) async fn build(global: &GlobalArgs, args: Build) -> anyhow::Result<ExitCode> {
-    let name = args.name.clone();
-    let built = blocking(global, move |root| build_in(root, args)).await;
-    let lacks_kernel = built.as_ref().is_err_and(|error| {
-        let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
-        causes.any(|cause| matches!(cause, ImportError::NoKernel { .. }))
-    });
-    // A kernel would not help where no sandbox runs. If that is not known, the first error stands.
-    if lacks_kernel
-        && !machine::host_can_run_sandboxes(global)
-            .await
-            .unwrap_or(true)
-    {
-        bail!(
-            "cannot build the template {name}: sandboxes of this host run in the machine, which \
-             takes no templates of others yet; install what they need in a sandbox, and keep it: \
-             wrenn snapshot create SANDBOX {name}"
-        );
+    if sandboxes_run_in_machine(global).await {
+        return machine::build(args).await;
     }
-    built
+    blocking(global, move |root| {
+        let (name, json) = (args.name.clone(), args.json);
+        let imported = build_in(root.path(), args)?;
+        // It is there and good; what is left over now goes with the next one.
+        if let Err(error) = template::prune(root, &name, &SandboxImages::of(root)) {
+            tracing::warn!(
+                error = format!("{:#}", anyhow::Error::new(error)),
+                "older images were not looked through"
+            );
+        }
+        print_built(&imported, json)?;
+        Ok(ExitCode::SUCCESS)
+    })
+    .await
+}
+
+/// Whether the machine is meant: no directory is named, and no sandbox runs on this host itself.
+/// If that cannot be found out, the directory is.
+async fn sandboxes_run_in_machine(global: &GlobalArgs) -> bool {
+    !global.root_is_given && !host_can_run_sandboxes(global).await.unwrap_or(true)
 }
 
 /// Lists the templates of the root directory.
@@ -106,9 +112,24 @@ pub(super) async fn list(global: &GlobalArgs, json: bool) -> anyhow::Result<Exit
     blocking(global, move |root| list_in(root, json)).await
 }
 
-/// Deletes a template of the root directory.
+/// Deletes a template of the root directory, which lies where the sandboxes of this host run.
 pub(super) async fn delete(global: &GlobalArgs, args: Delete) -> anyhow::Result<ExitCode> {
+    if sandboxes_run_in_machine(global).await {
+        return machine::delete(args).await;
+    }
     blocking(global, move |root| delete_in(root, &args.name, args.json)).await
+}
+
+/// Puts a template that was sent here into the root directory.
+pub(super) async fn receive(
+    global: &GlobalArgs,
+    args: machine::Receive,
+) -> anyhow::Result<ExitCode> {
+    blocking(global, move |root| {
+        machine::receive(root.path(), &args)?;
+        Ok(ExitCode::SUCCESS)
+    })
+    .await
 }
 
 /// All of it works on files and blocks its thread.
@@ -122,12 +143,12 @@ async fn blocking(
         .context("a worker thread died")?
 }
 
-fn build_in(root: &RootDirectory, args: Build) -> anyhow::Result<ExitCode> {
+/// Makes a template in the root directory `root`, and says what was left out of it.
+pub(super) fn build_in(root: &Path, args: Build) -> anyhow::Result<Imported> {
     let name = args.name.clone();
-    let json = args.json;
     let options = options(args)?;
     let bar = Arc::new(ImportBar::new(&name));
-    let imported = import::import(root.path(), &options, &|update| bar.show(update));
+    let imported = import::import(root, &options, &|update| bar.show(update));
     bar.finish();
     let imported = imported.map_err(|error| match error {
         ImportError::Name(_) => UsageError(error.to_string()).into(),
@@ -136,15 +157,7 @@ fn build_in(root: &RootDirectory, args: Build) -> anyhow::Result<ExitCode> {
     for remark in &imported.remarks {
         eprintln!("wrenn: {remark}");
     }
-    // It is there and good; what is left over now goes with the next one.
-    if let Err(error) = template::prune(root, &name, &SandboxImages::of(root)) {
-        tracing::warn!(
-            error = format!("{:#}", anyhow::Error::new(error)),
-            "older images were not looked through"
-        );
-    }
-    print_built(&imported, json)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(imported)
 }
 
 fn options(args: Build) -> anyhow::Result<ImportOptions> {
@@ -176,7 +189,7 @@ fn daemon_beside_this_program() -> anyhow::Result<PathBuf> {
 }
 
 #[allow(clippy::print_stdout, reason = "the data that was asked for")]
-fn print_built(imported: &Imported, json: bool) -> anyhow::Result<()> {
+pub(super) fn print_built(imported: &Imported, json: bool) -> anyhow::Result<()> {
     let description = &imported.description;
     if json {
         println!("{}", serde_json::to_string_pretty(description)?);

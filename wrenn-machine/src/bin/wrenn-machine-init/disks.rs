@@ -36,6 +36,12 @@ pub(crate) fn mount_and_install(root: &Path) -> Result<(), BootError> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV;
     mount(Some(&images), IMAGES_AT, Some("ext4"), flags, None::<&str>).at("mount", IMAGES_AT)?;
     wrenn_images::install::copy_root(Path::new(IMAGES_AT), root).map_err(BootError::Install)?;
+    // A template that was on its way when the machine stopped is sent again by whoever wants it.
+    if let Err(error) = fs::remove_dir_all(root.join(wrenn_images::transfer::RECEIVED))
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        kernel_log::failure(&error);
+    }
     let root = RootDirectory::new(root);
     // What is left over takes room and hurts nobody.
     if let Err(error) = template::prune_all(&root, &SandboxImages::of(&root)) {
