@@ -23,8 +23,8 @@ use wrenn_api::event::EventKind;
 use wrenn_api::id::{HostId, SandboxId};
 use wrenn_api::status::{HostStatus, Status};
 use wrenn_proto::hostagent::{
-    AcknowledgeAutoPausedRequest, ListSandboxesRequest, ListSandboxesResponse, PauseSandboxRequest,
-    State,
+    AcknowledgeAutoPausedRequest, ListSandboxesRequest, ListSandboxesResponse,
+    ListSnapshotsRequest, PauseSandboxRequest, State,
 };
 
 use super::client::{HostClient, HostError};
@@ -34,7 +34,7 @@ use crate::service::App;
 use crate::service::error::ServiceError;
 use crate::service::events;
 use crate::service::operation::{destroy_on, observe};
-use crate::service::snapshots::finish_delete;
+use crate::service::snapshots::{delete_discarded, discard, finish_delete};
 use crate::store::{HostRecord, Intent, Lease, Micros, SandboxRecord, StoreError};
 
 /// How long a lease lasts beyond the round that takes it.
@@ -43,6 +43,10 @@ const LEASE_ROUNDS: u32 = 6;
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often old idempotency keys are looked for, in rounds.
 const EXPIRY_ROUNDS: u64 = 720;
+/// How often a host is asked for snapshots that were discarded, in rounds.
+const SNAPSHOT_ROUNDS: u64 = 12;
+/// How long after it began a creation that was given up may still end on its host.
+const DISCARDED_TIME: Duration = Duration::from_secs(24 * 3600);
 /// How long an idempotency key is kept.
 const KEYED_REQUEST_TIME: Duration = Duration::from_secs(24 * 3600);
 
@@ -133,13 +137,70 @@ impl Reconciler {
         self.present(&lease, &host, &listed).await?;
         self.settle_all(&lease, &host, &listed, asked_at).await?;
         self.find_orphans(&lease, &listed).await?;
-        for snapshot in app.store.unfinished_snapshots(&self.host).await? {
-            // One that is being made is not touched while its sandbox is worked on; it has no
-            // operation of its own, so only old ones are.
-            if snapshot.created_at < now - micros(app.settings.interrupted_after) {
-                finish_delete(&app, &snapshot).await;
+        self.settle_snapshots(&lease, now).await
+    }
+
+    /// Ends what was begun with snapshots: deletions, and creations whose server was killed.
+    async fn settle_snapshots(&self, lease: &Lease, now: Micros) -> Result<(), ServiceError> {
+        let app = &self.app;
+        // A snapshot has no operation that says whether it is worked on: only old ones count
+        // as interrupted.
+        let before = now - micros(app.settings.interrupted_after);
+        for snapshot in app.store.undeleted_snapshots(&self.host, before).await? {
+            app.store.check_lease(lease).await?;
+            finish_delete(app, Some(lease), &snapshot).await;
+        }
+        for snapshot in app.store.interrupted_snapshots(&self.host, before).await? {
+            info!(snapshot = %snapshot.id, "discarding a snapshot whose creation did not end");
+            discard(app, Some(lease), &snapshot).await?;
+        }
+        if self.round % SNAPSHOT_ROUNDS == 0 {
+            self.delete_discarded_snapshots(lease, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes snapshots that the host made after they were discarded. Others that the host has
+    /// are left alone, also those that no row describes.
+    async fn delete_discarded_snapshots(
+        &self,
+        lease: &Lease,
+        now: Micros,
+    ) -> Result<(), ServiceError> {
+        let app = &self.app;
+        let discarded = app.store.discarded_snapshots(&self.host).await?;
+        if discarded.is_empty() {
+            return Ok(());
+        }
+        let client = self.client()?;
+        let listing = client.calls.list_snapshots(ListSnapshotsRequest::default());
+        let listed = match tokio::time::timeout(LIST_TIMEOUT, listing).await {
+            Ok(Ok(listed)) => listed.into_owned(),
+            Ok(Err(error)) => {
+                let error = HostError::from(error);
+                warn!(host_id = %self.host, %error, "failed to list snapshots");
+                return Ok(());
+            }
+            Err(_) => {
+                warn!(host_id = %self.host, "failed to list snapshots in time");
+                return Ok(());
+            }
+        };
+        let there: HashSet<&str> = listed
+            .snapshots
+            .iter()
+            .map(|snapshot| snapshot.name.as_str())
+            .collect();
+        for snapshot in discarded {
+            if there.contains(snapshot.id.as_str()) {
+                app.store.check_lease(lease).await?;
+                delete_discarded(&client, &snapshot).await;
             }
         }
+        // What is there was deleted just now, or is tried again until it is that old.
+        app.store
+            .expire_discarded_snapshots(lease, &self.host, now - micros(DISCARDED_TIME))
+            .await?;
         Ok(())
     }
 

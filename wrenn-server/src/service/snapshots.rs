@@ -17,7 +17,7 @@ use super::error::ServiceError;
 use super::operation::detached;
 use super::{App, events, validate};
 use crate::hosts::client::{HostClient, HostError};
-use crate::store::{Begun, KeyedRequest, NewRows, SnapshotRecord, StoreError};
+use crate::store::{Begun, KeyedRequest, Lease, NewRows, Published, SnapshotRecord, StoreError};
 
 /// How long a host may take to list its templates.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ pub(crate) async fn create(
                 Begun::InProgress => return Err(ServiceError::IdempotencyInProgress),
                 Begun::Mismatch => return Err(ServiceError::IdempotencyMismatch),
                 // A snapshot that was not published has no name and no user: the reconciler
-                // deletes it, and the request begins anew.
+                // discards it, and the request begins anew.
                 Begun::Adopted(ids) => {
                     if let Some(request) = &request {
                         if let Some(done) = published(&app, team_of(request), &ids).await? {
@@ -120,7 +120,7 @@ async fn run(
     let host = match app.host(&snapshot.host) {
         Ok(host) => host,
         Err(error) => {
-            app.store.remove_snapshot(&snapshot.id).await?;
+            app.store.remove_snapshot(None, &snapshot.id).await?;
             return Err(error);
         }
     };
@@ -132,8 +132,9 @@ async fn run(
         Ok(answer) => answer.into_owned().snapshot.into_option(),
         Err(error) => {
             let error = HostError::from(error);
+            // One whose answer was lost may still be made: the reconciler discards it.
             if matches!(error, HostError::Refused { .. }) {
-                app.store.remove_snapshot(&snapshot.id).await?;
+                app.store.remove_snapshot(None, &snapshot.id).await?;
             }
             return Err(ServiceError::of_host(&snapshot.source, error));
         }
@@ -146,10 +147,15 @@ async fn run(
         }
     }
     let replaced = match app.store.publish_snapshot(&snapshot, overwrite).await {
-        Ok(replaced) => replaced,
+        Ok(Published::Ready { replaced }) => replaced,
+        Ok(Published::Discarded) => {
+            delete_discarded(&host, &snapshot).await;
+            return Err(ServiceError::Conflict(
+                "the snapshot took so long that it was discarded; try again".to_owned(),
+            ));
+        }
         Err(StoreError::NameTaken) => {
-            delete_on(&host, &snapshot.id).await.ok();
-            app.store.remove_snapshot(&snapshot.id).await?;
+            discard(app, None, &snapshot).await?;
             return Err(ServiceError::SnapshotNameTaken(
                 snapshot.name.unwrap_or_default(),
             ));
@@ -157,7 +163,7 @@ async fn run(
         Err(error) => return Err(error.into()),
     };
     if let Some(old) = replaced {
-        finish_delete(app, &old).await;
+        finish_delete(app, None, &old).await;
     }
     let mut event = events::event(EventKind::SnapshotCreated, app.clock.now());
     event.sandbox_id = Some(snapshot.source.clone());
@@ -178,7 +184,7 @@ pub(crate) async fn delete(
     detached(app, async move {
         let app = task;
         app.store.begin_delete_snapshot(&snapshot.id).await?;
-        let still_needed_by = finish_delete(&app, &snapshot).await;
+        let still_needed_by = finish_delete(&app, None, &snapshot).await;
         let mut event = events::event(EventKind::SnapshotDeleted, app.clock.now());
         event.template = Some(snapshot.id.to_string());
         app.events.publish(Some(snapshot.team.clone()), event);
@@ -189,7 +195,11 @@ pub(crate) async fn delete(
 
 /// Deletes a snapshot on its host and then its row. Where the host is away, the reconciler
 /// does both later. Gives the sandboxes that still need it.
-pub(crate) async fn finish_delete(app: &App, snapshot: &SnapshotRecord) -> Vec<String> {
+pub(crate) async fn finish_delete(
+    app: &App,
+    lease: Option<&Lease>,
+    snapshot: &SnapshotRecord,
+) -> Vec<String> {
     let Ok(host) = app.host(&snapshot.host) else {
         return Vec::new();
     };
@@ -200,10 +210,35 @@ pub(crate) async fn finish_delete(app: &App, snapshot: &SnapshotRecord) -> Vec<S
             return Vec::new();
         }
     };
-    if let Err(error) = app.store.remove_snapshot(&snapshot.id).await {
+    if let Err(error) = app.store.remove_snapshot(lease, &snapshot.id).await {
         tracing::warn!(snapshot = %snapshot.id, %error, "failed to remove a snapshot's row");
     }
     users
+}
+
+/// Gives up a snapshot that was not published, and deletes what its host has of it by now. Its
+/// row stays, since the host may still be making it.
+pub(crate) async fn discard(
+    app: &App,
+    lease: Option<&Lease>,
+    snapshot: &SnapshotRecord,
+) -> Result<(), ServiceError> {
+    if app.store.discard_snapshot(lease, &snapshot.id).await?
+        && let Ok(host) = app.host(&snapshot.host)
+    {
+        delete_discarded(&host, snapshot).await;
+    }
+    Ok(())
+}
+
+/// Deletes a discarded snapshot on its host. Where that fails, the reconciler tries again.
+pub(crate) async fn delete_discarded(host: &HostClient, snapshot: &SnapshotRecord) {
+    match delete_on(host, &snapshot.id).await {
+        Ok(_) => tracing::info!(snapshot = %snapshot.id, "deleted a snapshot that was discarded"),
+        Err(error) => {
+            tracing::warn!(snapshot = %snapshot.id, %error, "failed to delete a discarded snapshot");
+        }
+    }
 }
 
 /// Deletes a snapshot on its host. One that is not there is no error.

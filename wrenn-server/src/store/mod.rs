@@ -28,7 +28,7 @@ pub(crate) use access::{Credential, random_secret};
 pub(crate) use hosts::{HostRecord, Lease};
 pub(crate) use keyed::{Begun, KeyedRequest, NewRows};
 pub(crate) use sandboxes::{Intent, SandboxFilter, SandboxRecord};
-pub(crate) use snapshots::{SnapshotFilter, SnapshotRecord};
+pub(crate) use snapshots::{Published, SnapshotFilter, SnapshotRecord};
 
 use std::path::Path;
 

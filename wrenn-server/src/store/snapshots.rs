@@ -1,10 +1,18 @@
 //! Rows of snapshots.
+//!
+//! ```text
+//!  creating ─▶ ready ─▶ deleting ─▶ no row
+//!      └─▶ discarded ─▶ no row, after a day
+//! ```
+//!
+//! A host may finish a snapshot whose server was killed long after the next server gave it up.
+//! The row of one that was discarded stays for as long as that may happen.
 
 use wrenn_api::id::{HostId, SandboxId, TeamId, TemplateId};
 use wrenn_api::template::{Template, TemplateKind};
 
-use super::database::{Row, Tx, args};
-use super::{Micros, Store, StoreError, parse, sql, timestamp, unreadable};
+use super::database::{Arg, Row, Tx, args};
+use super::{Lease, Micros, Store, StoreError, parse, sql, timestamp, unreadable};
 
 /// A row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +27,15 @@ pub(crate) struct SnapshotRecord {
     pub(crate) memory_mb: u32,
     pub(crate) disk_bytes: u64,
     pub(crate) created_at: Micros,
+}
+
+/// What became of the publication of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Published {
+    /// It is there for its team. The one that had its name before is to be deleted.
+    Ready { replaced: Option<SnapshotRecord> },
+    /// It took so long that it was discarded meanwhile.
+    Discarded,
 }
 
 /// Which snapshots of a team a page holds.
@@ -125,13 +142,13 @@ impl Store {
         rows.iter().map(record).collect()
     }
 
-    /// Publishes a snapshot under its name. With `overwrite`, returns the one that had the name
-    /// before, marked for deletion in the same transaction.
+    /// Publishes a snapshot under its name. With `overwrite`, the one that had the name before is
+    /// marked for deletion in the same transaction.
     pub(crate) async fn publish_snapshot(
         &self,
         snapshot: &SnapshotRecord,
         overwrite: bool,
-    ) -> Result<Option<SnapshotRecord>, StoreError> {
+    ) -> Result<Published, StoreError> {
         let mut tx = self.database.begin().await?;
         let mut replaced = None;
         if let (true, Some(name)) = (overwrite, &snapshot.name) {
@@ -150,11 +167,15 @@ impl Store {
             snapshot.memory_mb,
             snapshot.disk_bytes,
         ];
-        tx.write(sql::SNAPSHOT_READY, arguments)
+        let published = tx
+            .write(sql::SNAPSHOT_READY, arguments)
             .await
             .map_err(StoreError::of_insert)?;
+        if published == 0 {
+            return Ok(Published::Discarded);
+        }
         tx.commit().await?;
-        Ok(replaced)
+        Ok(Published::Ready { replaced })
     }
 
     /// Hides a snapshot that is going to be deleted, and frees its name.
@@ -165,22 +186,74 @@ impl Store {
             .map(drop)
     }
 
-    pub(crate) async fn remove_snapshot(&self, id: &TemplateId) -> Result<(), StoreError> {
-        self.database
-            .write(sql::SNAPSHOT_REMOVE, args![id.as_str()])
+    pub(crate) async fn remove_snapshot(
+        &self,
+        lease: Option<&Lease>,
+        id: &TemplateId,
+    ) -> Result<(), StoreError> {
+        self.write(lease, sql::SNAPSHOT_REMOVE, args![id.as_str()])
             .await
             .map(drop)
     }
 
-    /// Snapshots of a host whose creation or deletion has not ended.
-    pub(crate) async fn unfinished_snapshots(
+    /// Gives up a snapshot that was not published. False where it was, or has no row.
+    pub(crate) async fn discard_snapshot(
+        &self,
+        lease: Option<&Lease>,
+        id: &TemplateId,
+    ) -> Result<bool, StoreError> {
+        let changed = self.write(lease, sql::SNAPSHOT_DISCARD, args![id.as_str()]);
+        Ok(changed.await? > 0)
+    }
+
+    /// Snapshots of a host whose creation began before then and has not ended.
+    pub(crate) async fn interrupted_snapshots(
+        &self,
+        host: &HostId,
+        before: Micros,
+    ) -> Result<Vec<SnapshotRecord>, StoreError> {
+        self.snapshots_by(sql::SNAPSHOT_INTERRUPTED, args![host.as_str(), before])
+            .await
+    }
+
+    /// Snapshots of a host that are older than that and whose deletion has not ended.
+    pub(crate) async fn undeleted_snapshots(
+        &self,
+        host: &HostId,
+        before: Micros,
+    ) -> Result<Vec<SnapshotRecord>, StoreError> {
+        self.snapshots_by(sql::SNAPSHOT_UNDELETED, args![host.as_str(), before])
+            .await
+    }
+
+    /// Snapshots that a host may still make, and that are to be deleted then.
+    pub(crate) async fn discarded_snapshots(
         &self,
         host: &HostId,
     ) -> Result<Vec<SnapshotRecord>, StoreError> {
-        let rows = self
-            .database
-            .read(sql::SNAPSHOT_UNFINISHED, args![host.as_str()])
-            .await?;
+        self.snapshots_by(sql::SNAPSHOT_DISCARDED, args![host.as_str()])
+            .await
+    }
+
+    /// Forgets discarded snapshots of a host that are older than `before`.
+    pub(crate) async fn expire_discarded_snapshots(
+        &self,
+        lease: &Lease,
+        host: &HostId,
+        before: Micros,
+    ) -> Result<(), StoreError> {
+        let arguments = args![host.as_str(), before];
+        self.write(Some(lease), sql::SNAPSHOT_DISCARDED_EXPIRE, arguments)
+            .await
+            .map(drop)
+    }
+
+    async fn snapshots_by(
+        &self,
+        statement: &'static str,
+        arguments: Vec<Arg>,
+    ) -> Result<Vec<SnapshotRecord>, StoreError> {
+        let rows = self.database.read(statement, arguments).await?;
         rows.iter().map(record).collect()
     }
 }

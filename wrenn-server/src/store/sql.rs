@@ -121,8 +121,18 @@ statements! {
         ORDER BY created_at DESC, id DESC LIMIT $6");
     SNAPSHOT_DELETING = "UPDATE snapshots SET status = 'deleting' WHERE id = $1";
     SNAPSHOT_REMOVE = "DELETE FROM snapshots WHERE id = $1";
-    SNAPSHOT_UNFINISHED = concat!("SELECT ", snapshot_columns!(), " FROM snapshots \
-        WHERE host_id = $1 AND status <> 'ready'");
+    SNAPSHOT_INTERRUPTED = concat!("SELECT ", snapshot_columns!(), " FROM snapshots \
+        WHERE host_id = $1 AND status = 'creating' AND created_at < $2");
+    SNAPSHOT_UNDELETED = concat!("SELECT ", snapshot_columns!(), " FROM snapshots \
+        WHERE host_id = $1 AND status = 'deleting' AND created_at < $2");
+    // Never published, and never to be: its row says that it is the server's own, whenever its
+    // host has it.
+    SNAPSHOT_DISCARD = "UPDATE snapshots SET status = 'discarded' \
+        WHERE id = $1 AND status = 'creating'";
+    SNAPSHOT_DISCARDED = concat!("SELECT ", snapshot_columns!(), " FROM snapshots \
+        WHERE host_id = $1 AND status = 'discarded'");
+    SNAPSHOT_DISCARDED_EXPIRE = "DELETE FROM snapshots \
+        WHERE host_id = $1 AND status = 'discarded' AND created_at < $2";
 
     KEYED_REQUEST_INSERT = "INSERT INTO idempotency_keys (team_id, route, idempotency_key, \
         body_hash, resources, owner, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7)";

@@ -10,3 +10,4 @@ mod kill;
 mod lease;
 mod listing;
 mod operation;
+mod snapshot;

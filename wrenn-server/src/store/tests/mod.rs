@@ -516,13 +516,53 @@ async fn snapshot_takes_the_name_of_the_one_that_it_overwrites() {
     let taken = fixture.store.publish_snapshot(&second, false).await;
     assert!(matches!(taken, Err(StoreError::NameTaken)));
     let replaced = fixture.store.publish_snapshot(&second, true).await.unwrap();
+    let Published::Ready { replaced } = replaced else {
+        panic!("it was not discarded");
+    };
     assert_eq!(replaced.unwrap().id, first.id);
     let named = fixture.store.snapshot(&fixture.team, "warm").await.unwrap();
     assert_eq!(named.unwrap().id, second.id);
     let rest = fixture
         .store
-        .unfinished_snapshots(&fixture.host.id)
+        .undeleted_snapshots(&fixture.host.id, 2)
         .await
         .unwrap();
     assert_eq!(rest.len(), 1, "the old one is still to be deleted");
+}
+
+#[tokio::test]
+async fn discarded_snapshot_is_not_published() {
+    let fixture = fixture().await;
+    let store = &fixture.store;
+    let host = &fixture.host.id;
+    let snapshot = SnapshotRecord {
+        id: wrenn_api::id::TemplateId::random(),
+        team: fixture.team.clone(),
+        host: host.clone(),
+        name: None,
+        source: SandboxId::random(),
+        parent: "base".to_owned(),
+        vcpus: 1,
+        memory_mb: 128,
+        disk_bytes: 7,
+        created_at: 1,
+    };
+    let rows = NewRows::Snapshot(&snapshot);
+    store.begin_request(rows, None, "me", 1).await.unwrap();
+    let young = store.interrupted_snapshots(host, 1).await.unwrap();
+    assert_eq!(young.len(), 0);
+    let old = store.interrupted_snapshots(host, 2).await.unwrap();
+    assert_eq!(old.len(), 1);
+    assert!(store.discard_snapshot(None, &snapshot.id).await.unwrap());
+    let published = store.publish_snapshot(&snapshot, false).await.unwrap();
+    assert_eq!(published, Published::Discarded);
+    let read = store.snapshot(&fixture.team, snapshot.id.as_str()).await;
+    assert_eq!(read.unwrap(), None);
+    assert_eq!(store.discarded_snapshots(host).await.unwrap().len(), 1);
+    let lease = store.take_lease(host, "me", 0, 10).await.unwrap().unwrap();
+    store
+        .expire_discarded_snapshots(&lease, host, 2)
+        .await
+        .unwrap();
+    assert_eq!(store.discarded_snapshots(host).await.unwrap().len(), 0);
 }
