@@ -1,4 +1,4 @@
-//! A sandbox's console.
+//! A sandbox's console, and the output of its start command.
 
 use std::future::IntoFuture;
 
@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::transport::{Call, whole};
 
-/// Reads the console when it is awaited: its end, as the server keeps it.
+/// Reads the console when it is awaited: its end, as the host keeps it.
 ///
 /// The bytes come from the guest and may hold control codes of a terminal.
 #[derive(Clone, Debug)]
@@ -19,6 +19,7 @@ use crate::transport::{Call, whole};
 pub struct Logs {
     client: Client,
     sandbox: SandboxId,
+    source: &'static str,
     query: Vec<(&'static str, String)>,
 }
 
@@ -27,8 +28,17 @@ impl Logs {
         Self {
             client,
             sandbox,
-            query: vec![("source", "console".to_owned())],
+            source: "console",
+            query: Vec::new(),
         }
+    }
+
+    /// What the start command of the template printed, in place of the console, as far as the
+    /// guest keeps it. The sandbox must run. An error where there is no such command, or it ended
+    /// more than half a minute ago.
+    pub fn start_command(mut self) -> Self {
+        self.source = "start";
+        self
     }
 
     /// How many bytes of its end.
@@ -46,7 +56,7 @@ impl Logs {
     /// Goes on with what is said from then on.
     ///
     /// # Errors
-    /// `not_found` when the sandbox is gone.
+    /// `not_found` when the sandbox is gone, or has no start command whose output is wanted.
     pub async fn follow(mut self) -> Result<LogStream> {
         self.query.push(("follow", "true".to_owned()));
         let response = self.client.transport.send(self.call()?).await?;
@@ -55,7 +65,9 @@ impl Logs {
 
     fn call(&self) -> Result<Call> {
         let path = ["v1", "sandboxes", self.sandbox.as_str(), "logs"];
-        self.client.call_with(Method::GET, &path, &self.query)
+        let mut query = self.query.clone();
+        query.push(("source", self.source.to_owned()));
+        self.client.call_with(Method::GET, &path, &query)
     }
 }
 
@@ -71,14 +83,15 @@ impl IntoFuture for Logs {
     }
 }
 
-/// A console as it grows.
+/// A log as it grows.
 #[derive(Debug)]
 pub struct LogStream {
     response: reqwest::Response,
 }
 
 impl LogStream {
-    /// The next bytes; nothing at the end, which comes with the end of the sandbox.
+    /// The next bytes; nothing at the end, which comes with the end of the sandbox, or of its
+    /// start command.
     ///
     /// # Errors
     /// When the connection breaks.

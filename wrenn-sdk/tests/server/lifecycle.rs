@@ -52,6 +52,16 @@ async fn sandbox_goes_through_its_life() {
 
     assert_eq!(sandbox.metrics().await.unwrap().len(), 1);
     sandbox.logs().await.unwrap();
+    let missing = sandbox.logs().start_command().await.unwrap_err();
+    assert!(missing.is_not_found(), "{missing}");
+    let start = sandbox.spawn("echo", ["serving"]).tag("start");
+    let mut started = start.await.unwrap();
+    while started.next().await.unwrap().is_some() {}
+    let printed = sandbox.logs().start_command().await.unwrap();
+    assert_eq!(printed, "serving\n");
+    let mut followed = sandbox.logs().start_command().follow().await.unwrap();
+    assert_eq!(followed.next().await.unwrap().unwrap(), "serving\n");
+    assert_eq!(followed.next().await.unwrap(), None);
     assert!(sandbox.destroy().await.unwrap());
     let status = sandbox
         .wait_for(Status::Stopped, Duration::from_secs(10))

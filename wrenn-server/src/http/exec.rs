@@ -1,24 +1,22 @@
-//! Commands that run to their end, processes, metrics and logs.
+//! Commands that run to their end, processes and metrics.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
-use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use wrenn_api::error::ErrorBody;
 use wrenn_api::exec::{Encoding, Exec, ExecResult, MAX_EXEC_BYTES, Process, Processes, Started};
 use wrenn_api::sandbox::Metrics;
 use wrenn_api::stream::Start;
 use wrenn_proto::hostagent::{
-    Command, ExecRequest, ExitStatus, FollowConsoleRequest, GetConsoleRequest, GetMetricsRequest,
-    ListProcessesRequest, SignalProcessRequest, TerminalSize,
+    Command, ExecRequest, ExitStatus, GetMetricsRequest, ListProcessesRequest,
+    SignalProcessRequest, TerminalSize,
 };
 
 use super::authentication::Caller;
@@ -29,8 +27,6 @@ use crate::hosts::convert;
 use crate::service::App;
 use crate::service::error::ServiceError;
 
-/// The most of a log that comes before what is followed, or at all.
-const MAX_LOG_BYTES: u32 = 1 << 20;
 const SIGKILL: u32 = 9;
 
 type Answered<T> = Result<T, HttpError>;
@@ -266,88 +262,4 @@ pub(crate) async fn metrics(
     Ok(Json(Metrics {
         points: vec![convert::metrics(&said.into_owned(), app.clock.now())],
     }))
-}
-
-/// The console of a sandbox
-///
-/// What its kernel and its first processes print. Looking at it is no use of it.
-#[utoipa::path(
-    get, path = "/v1/sandboxes/{id}/logs", tag = "sandboxes",
-    params(
-        ("id" = String, Path, description = "Id or name"),
-        ("source" = Option<String>, Query, description = "`console`", pattern = "^console$"),
-        ("tail" = Option<u32>, Query, description = "How many bytes of the end; 65536 unless set", maximum = 1048576),
-        ("start" = Option<bool>, Query, description = "From the beginning, and not the end"),
-        ("follow" = Option<bool>, Query, description = "Go on with what is added"),
-    ),
-    responses((status = 200, body = String, content_type = "text/plain"), (status = "default", body = ErrorBody))
-)]
-pub(crate) async fn logs(
-    State(app): State<Arc<App>>,
-    Caller(team): Caller,
-    Path(id): Path<String>,
-    mut query: Query,
-) -> Answered<Response> {
-    let source = query.text("source")?;
-    let max_bytes: u32 = query.parse("tail", "a number of bytes")?.unwrap_or(0);
-    let from_start = query.flag("start")?;
-    let follow = query.flag("follow")?;
-    query.finish()?;
-    if source.as_deref().is_some_and(|source| source != "console") {
-        return Err(HttpError::invalid("'source' is not known; give console"));
-    }
-    if max_bytes > MAX_LOG_BYTES {
-        return Err(HttpError::invalid(format!(
-            "'tail' is {max_bytes}; give at most {MAX_LOG_BYTES}"
-        )));
-    }
-    let sandbox = app.sandbox(&team, &id).await?;
-    let host = app.host(&sandbox.host)?;
-    let sandbox_id = sandbox.id.to_string();
-    if !follow {
-        let request = GetConsoleRequest {
-            id: sandbox_id,
-            max_bytes,
-            from_start,
-        };
-        let said = host.calls.get_console(request).await;
-        let said = said.map_err(|error| ServiceError::of_host(&sandbox.id, error.into()))?;
-        return Ok(text(HttpBody::from(said.into_owned().data)));
-    }
-    let request = FollowConsoleRequest {
-        id: sandbox_id,
-        max_bytes,
-        from_start,
-    };
-    let followed = host.streams.follow_console(request).await;
-    let followed = followed.map_err(|error| ServiceError::of_host(&sandbox.id, error.into()))?;
-    let stopping = app.shutdown.clone();
-    let chunks =
-        futures::stream::try_unfold((followed, stopping), |(mut followed, stopping)| async {
-            let message = tokio::select! {
-                message = followed.message() => message,
-                () = stopping.cancelled() => return Ok(None),
-            };
-            match message {
-                Ok(Some(message)) => Ok(Some((
-                    message.to_owned_message().data,
-                    (followed, stopping),
-                ))),
-                Ok(None) => Ok(None),
-                Err(error) => Err(std::io::Error::other(error)),
-            }
-        });
-    Ok(text(HttpBody::from_stream(chunks)))
-}
-
-/// Text of a guest: never anything that a browser would run.
-fn text(body: HttpBody) -> Response {
-    let mut response = Response::new(body);
-    let headers = response.headers_mut();
-    headers.insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
 }

@@ -10,7 +10,7 @@
 //! | `extract` | strict bodies and queries |
 //! | `error` | the one place where an error becomes an answer |
 //! | `idempotency` | the Idempotency-Key of a request, and answers that are replayed |
-//! | `sandboxes`, `exec`, `exec_stream`, `files`, `transfers`, `snapshots`, `templates`, `events`, `server_info`, `orphans` | `/v1` |
+//! | `sandboxes`, `exec`, `exec_stream`, `logs`, `files`, `transfers`, `snapshots`, `templates`, `events`, `server_info`, `orphans` | `/v1` |
 //! | `pages` | `/docs`, `/test`, `/openapi.*`, `/healthz`, `/readyz` |
 //! | [`openapi`] | the description of all of it |
 
@@ -24,6 +24,7 @@ mod files;
 mod guard;
 mod idempotency;
 pub(crate) mod listener;
+mod logs;
 pub mod openapi;
 mod orphans;
 mod pages;

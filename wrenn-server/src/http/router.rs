@@ -12,8 +12,8 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::error::{self, HttpError};
 use super::{
-    events, exec, exec_stream, files, guard, orphans, pages, sandboxes, server_info, snapshots,
-    templates, transfers,
+    events, exec, exec_stream, files, guard, logs, orphans, pages, sandboxes, server_info,
+    snapshots, templates, transfers,
 };
 use crate::service::App;
 
@@ -39,7 +39,7 @@ pub(crate) fn described() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(exec::signal_process))
         .routes(routes!(exec_stream::process_stream))
         .routes(routes!(exec::metrics))
-        .routes(routes!(exec::logs))
+        .routes(routes!(logs::logs))
         .routes(routes!(files::write_file))
         .routes(routes!(files::read_file))
         .routes(routes!(transfers::stream_write))

@@ -117,7 +117,8 @@ async fn unknown_query_names_and_values_are_named() {
     }
     for (query, words) in [
         ("tail=9999999", "at most 1048576"),
-        ("source=kernel", "give console"),
+        ("source=kernel", "give console or start"),
+        ("source=start&follow=true&tail=5", "leave it out"),
         ("follow=maybe", "give true or false"),
     ] {
         let answer = api.get(&format!("/v1/sandboxes/{id}/logs?{query}")).await;

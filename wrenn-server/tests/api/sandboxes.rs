@@ -273,6 +273,56 @@ async fn metrics_and_logs_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn output_of_start_command_is_read() {
+    let api = Api::start().await;
+    let id = api.create().await;
+    let logs = |query: &str| format!("/v1/sandboxes/{id}/logs?source=start{query}");
+    let none = api.get(&logs("")).await;
+    none.refused(404, "not_found", "no start command");
+    // As a host starts the command of a template.
+    let script = "echo one; echo two >&2; read line; echo $line";
+    let body = json!({"cmd": "sh", "args": ["-c", format!("{{ {script}; }} < pipe")],
+        "background": true, "tag": "start", "timeout_sec": 0});
+    let exec = format!("/v1/sandboxes/{id}/exec");
+    let made = api.post(&exec, json!({"cmd": "mkfifo", "args": ["pipe"]}));
+    made.await.ok(200);
+    api.post(&exec, body).await.ok(202);
+    let follow = api.request(Method::GET, &logs("&follow=true"));
+    let mut followed = follow.send().await.unwrap();
+    // A shell that opens the pipe for writing lets the command begin.
+    let open = json!({"cmd": "sh", "args": ["-c", "exec 3> pipe; sleep 1000"],
+        "background": true, "tag": "input", "timeout_sec": 0});
+    api.post(&exec, open).await.ok(202);
+    let mut text = Vec::new();
+    while text.len() < b"one\ntwo\n".len() {
+        text.extend(followed.chunk().await.unwrap().unwrap());
+    }
+    let answer = api.get(&logs("")).await;
+    assert_eq!((answer.status.as_u16(), answer.body.len()), (200, 8));
+    assert_eq!(answer.headers["content-type"], "text/plain; charset=utf-8");
+    assert_eq!(answer.headers["x-content-type-options"], "nosniff");
+    assert_eq!(api.get(&logs("&tail=2")).await.body, text[6..]);
+    let beginning = api.get(&logs("&tail=2&start=true")).await;
+    assert_eq!(beginning.body, text[..2]);
+    let line = json!({"cmd": "sh", "args": ["-c", "echo three > pipe"]});
+    api.post(&exec, line).await.ok(200);
+    // The command ends, and what follows it as well.
+    while let Some(chunk) = followed.chunk().await.unwrap() {
+        text.extend(chunk);
+    }
+    assert!(
+        text.ends_with(b"three\n"),
+        "{}",
+        String::from_utf8_lossy(&text)
+    );
+    api.post(&format!("/v1/sandboxes/{id}/pause"), json!({}))
+        .await
+        .ok(200);
+    let paused = api.get(&logs("")).await;
+    paused.refused(409, "invalid_state", "resume it first");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unknown_outcome_is_retried_only_where_safe() {
     let api = Api::start().await;
     let id = api.create().await;

@@ -25,7 +25,7 @@ pub(crate) struct Command {
     pub(super) tag: String,
     pub(super) tty: bool,
     pub(super) input: Input,
-    pub(super) events: BoxStream<'static, Result<wire::ProcessEvent, ConnectError>>,
+    pub(crate) events: BoxStream<'static, Result<wire::ProcessEvent, ConnectError>>,
 }
 
 /// What goes up to the agent, in the words of the call that was made.
@@ -121,7 +121,7 @@ impl Command {
     }
 
     /// Follows a command that runs.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         id: &SandboxId,
         host: &HostClient,
         connect: Connect,
