@@ -94,6 +94,24 @@ pub enum Error {
     /// The process has ended or was let go, and takes no more input.
     #[error("the process takes no more input")]
     InputClosed,
+    /// The connection broke during a download, and when it was there again the file was another
+    /// one.
+    #[error("the file {path:?} of the sandbox changed while it was copied; copy it again")]
+    FileChanged {
+        /// The file.
+        path: String,
+    },
+    /// The connection broke during an upload. Uploads are not resumed: the next one sends the
+    /// file from its start. Until then the file of the sandbox is the old one, or the new one
+    /// where the connection broke after the last byte; never a part.
+    #[error("the connection to the server broke after {sent} bytes of an upload; start it again")]
+    UploadInterrupted {
+        /// Bytes that were sent. Not all of them have arrived.
+        sent: u64,
+        /// The error of the connection.
+        #[source]
+        source: Source,
+    },
     /// A local file or directory cannot be used.
     #[error("cannot {operation} {}", path.display())]
     Io {

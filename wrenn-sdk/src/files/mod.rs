@@ -84,7 +84,8 @@ impl Files {
         Write::new(self.clone(), path.into(), contents.into())
     }
 
-    /// Copies a local file into the sandbox when awaited, with its mode.
+    /// Copies a local file into the sandbox when awaited, with its mode. An upload whose
+    /// connection broke has to be started again.
     pub fn upload(&self, local: impl Into<PathBuf>, path: impl Into<String>) -> Upload {
         Upload::file(self.clone(), local.into(), path.into())
     }
@@ -98,7 +99,7 @@ impl Files {
     }
 
     /// Copies a file of the sandbox to a local file when awaited, with its mode. The local
-    /// file is atomically replaced.
+    /// file is atomically replaced. A download goes on after its connection broke.
     pub fn download(&self, path: impl Into<String>, local: impl Into<PathBuf>) -> Download {
         Download::new(self.clone(), path.into(), local.into())
     }
@@ -106,8 +107,8 @@ impl Files {
     /// Copies a file of the sandbox into a writer, and returns its size.
     ///
     /// # Errors
-    /// `not_found`; when the writer fails; when the connection breaks, after part of the file
-    /// was written.
+    /// `not_found`; when the writer fails; when the connection breaks and cannot be replaced, or
+    /// the file changed meanwhile, after part of the file was written.
     pub async fn read_to<W>(&self, path: impl Into<String>, writer: &mut W) -> Result<u64>
     where
         W: AsyncWrite + Unpin + ?Sized,

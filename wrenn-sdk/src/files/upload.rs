@@ -24,6 +24,9 @@ const ROUTE: &str = "stream/write";
 const MODE: u32 = 0o7777;
 
 /// Writes a file when it is awaited.
+///
+/// A connection that breaks is [`Error::UploadInterrupted`]: the old file stays, and the next
+/// write begins anew.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is written until it is awaited"]
 pub struct Write {
@@ -71,7 +74,15 @@ fn call(files: &Files, path: &str, mode: Option<u32>) -> Result<Call> {
 
 /// Sends the call, and makes sure that all arrived.
 async fn send(files: &Files, call: Call, sent: impl FnOnce() -> u64) -> Result<()> {
-    let response = files.client.transport.send(call).await?;
+    let response = match files.client.transport.send(call).await {
+        Err(Error::Disconnected { source, .. }) => {
+            return Err(Error::UploadInterrupted {
+                sent: sent(),
+                source,
+            });
+        }
+        response => response?,
+    };
     let arrived = response
         .headers()
         .get("x-size")
@@ -93,6 +104,9 @@ enum From {
 }
 
 /// Copies into a file of the sandbox when it is awaited.
+///
+/// A connection that breaks is [`Error::UploadInterrupted`]: the old file stays, and the next
+/// upload begins anew, since a reader cannot be read twice.
 #[must_use = "nothing is copied until it is awaited"]
 pub struct Upload {
     files: Files,

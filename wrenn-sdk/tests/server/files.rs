@@ -2,11 +2,18 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
 use wrenn_api::error::ErrorCode;
 use wrenn_api::file::{ChangeKind, FileKind};
 use wrenn_testing::TestServer;
+
+use crate::link::Link;
 
 #[tokio::test]
 async fn files_are_written_listed_moved_and_removed() {
@@ -105,6 +112,118 @@ async fn large_files_and_directories_go_both_ways() {
         Some("a/script")
     );
     assert!(local("tree2/a/empty").is_dir());
+}
+
+/// Bytes that do not repeat.
+fn contents(size: usize) -> Vec<u8> {
+    let numbers = (0..size as u64 / 8 + 1).flat_map(u64::to_le_bytes);
+    numbers.take(size).collect()
+}
+
+#[tokio::test]
+async fn download_survives_cut_links() {
+    const SIZE: usize = 24 << 20;
+    let server = TestServer::start().await.unwrap();
+    let link = Arc::new(Link::to(&server).await);
+    let sandboxes = link.client(&server).sandboxes();
+    let sandbox = sandboxes.create("base").await.unwrap();
+    let home = server.host().home(sandbox.id().as_str()).unwrap();
+    fs::write(home.join("large"), contents(SIZE)).unwrap();
+    sandbox.shell("ln -s large link").await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["large", "link"] {
+        let local = directory.path().join(name);
+        let (cut, cuts) = (Arc::clone(&link), Arc::new(AtomicU64::new(0)));
+        let counted = Arc::clone(&cuts);
+        let download = sandbox.files().download(name, &local);
+        let downloaded = download
+            .on_progress(move |progress| {
+                assert_eq!(progress.total, Some(SIZE as u64));
+                if progress.done > (counted.load(Relaxed) + 1) * SIZE as u64 / 5 {
+                    counted.fetch_add(1, Relaxed);
+                    cut.cut();
+                }
+            })
+            .await
+            .unwrap();
+        assert_eq!(downloaded.bytes, SIZE as u64);
+        assert_eq!(cuts.load(Relaxed), 4);
+        assert!(
+            Sha256::digest(fs::read(&local).unwrap()) == Sha256::digest(contents(SIZE)),
+            "every byte is there once"
+        );
+    }
+}
+
+#[tokio::test]
+async fn download_of_changed_file_is_refused() {
+    const SIZE: usize = 24 << 20;
+    let server = TestServer::start().await.unwrap();
+    let link = Arc::new(Link::to(&server).await);
+    let sandboxes = link.client(&server).sandboxes();
+    let sandbox = sandboxes.create("base").await.unwrap();
+    let home = server.host().home(sandbox.id().as_str()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let local = directory.path().join("local");
+    fs::write(&local, "old").unwrap();
+    // Of the same size, shorter, and another file under the name.
+    let changes: [fn(&Path); 3] = [
+        |path| fs::write(path, vec![1; SIZE]).unwrap(),
+        |path| fs::write(path, "short").unwrap(),
+        |path| {
+            fs::write(path.with_extension("new"), vec![1; SIZE]).unwrap();
+            fs::rename(path.with_extension("new"), path).unwrap();
+        },
+    ];
+    for change in changes {
+        let path = home.join("large");
+        fs::write(&path, contents(SIZE)).unwrap();
+        let (cut, mut done) = (Arc::clone(&link), false);
+        let download = sandbox.files().download("large", &local);
+        let download = download.on_progress(move |progress| {
+            if progress.done > SIZE as u64 / 3 && !std::mem::replace(&mut done, true) {
+                change(&path);
+                cut.cut();
+            }
+        });
+        let refused = download.await.unwrap_err();
+        assert!(
+            matches!(refused, wrenn_sdk::Error::FileChanged { .. }),
+            "{refused:?}"
+        );
+        assert_eq!(fs::read_to_string(&local).unwrap(), "old");
+    }
+    let left = fs::read_dir(directory.path()).unwrap();
+    assert_eq!(left.count(), 1, "no temporary file stays");
+}
+
+#[tokio::test]
+async fn upload_over_cut_link_says_to_start_again() {
+    const SIZE: usize = 24 << 20;
+    let server = TestServer::start().await.unwrap();
+    let link = Arc::new(Link::to(&server).await);
+    let sandboxes = link.client(&server).sandboxes();
+    let sandbox = sandboxes.create("base").await.unwrap();
+    sandbox.files().write("large", "old").await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let local = directory.path().join("local");
+    fs::write(&local, contents(SIZE)).unwrap();
+    let cut = Arc::clone(&link);
+    let upload = sandbox.files().upload(&local, "large");
+    let upload = upload.on_progress(move |progress| {
+        if progress.done > SIZE as u64 / 3 {
+            cut.cut();
+        }
+    });
+    let broken = upload.await.unwrap_err();
+    assert!(
+        matches!(broken, wrenn_sdk::Error::UploadInterrupted { sent, .. } if sent > 0),
+        "{broken:?}"
+    );
+    assert!(broken.to_string().contains("start it again"), "{broken}");
+    assert_eq!(sandbox.files().read_text("large").await.unwrap(), "old");
+    let again = sandbox.files().upload(&local, "large").await.unwrap();
+    assert_eq!(again.bytes, SIZE as u64);
 }
 
 #[tokio::test]
