@@ -7,6 +7,7 @@
 //! Without the feature `host` it is a client only, and links no engine.
 
 pub mod commands;
+mod completion;
 mod escape;
 mod explain;
 mod logging;
@@ -59,7 +60,11 @@ pub struct GlobalArgs {
 
 /// Runs the program with the given arguments, the program's name first.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let cli = match parse(args) {
+    let args: Vec<OsString> = args.collect();
+    if let Some(code) = completion::answer(&args) {
+        return code;
+    }
+    let cli = match parse(args.into_iter()) {
         Ok(cli) => cli,
         Err(error) => {
             // Printing help to a closed pipe is nobody's failure.

@@ -85,7 +85,7 @@ pub async fn dispatch(global: GlobalArgs, command: Command) -> anyhow::Result<Ex
         Command::Agent(args) => agent::run(&global.root, args).await,
         #[cfg(feature = "host")]
         Command::Machine(args) => machine::run(&global, args).await,
-        Command::Completions(args) => Ok(completions::run(&args)),
+        Command::Completions(args) => completions::run(&args),
     }
 }
 

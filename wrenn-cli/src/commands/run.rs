@@ -15,6 +15,7 @@ use wrenn_core::vm::Resources;
 
 use super::UsageError;
 use crate::GlobalArgs;
+use crate::completion;
 use crate::size::parse_mib;
 use crate::terminal::{self, Attach};
 
@@ -32,7 +33,7 @@ The exit code is the command's own; 128 and the signal's number if it died by a 
 124 if --timeout ended it; 1 if the sandbox failed; 2 for a usage error.")]
 pub struct Args {
     /// Template that the sandbox is made from.
-    #[arg(long, value_name = "NAME", default_value = "base")]
+    #[arg(long, value_name = "NAME", default_value = "base", add = completion::templates())]
     pub template: String,
     /// Snapshot that the sandbox goes on from, in place of a template.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["template", "kernel"])]

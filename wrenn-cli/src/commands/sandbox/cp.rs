@@ -10,7 +10,7 @@ use wrenn_sdk::{Client, Error, Files, Skipped};
 
 use super::transfer_bar::TransferBar;
 use crate::commands::UsageError;
-use crate::escape;
+use crate::{completion, escape};
 
 /// Options of `wrenn sandbox cp`.
 #[derive(Debug, clap::Args)]
@@ -34,8 +34,10 @@ pub(super) struct Args {
     #[arg(long, short)]
     quiet: bool,
     /// A local path, `-` for standard input, or SANDBOX:PATH.
+    #[arg(add = completion::copy_ends())]
     from: String,
     /// A local path, `-` for standard output, or SANDBOX:PATH.
+    #[arg(add = completion::copy_ends())]
     to: String,
 }
 

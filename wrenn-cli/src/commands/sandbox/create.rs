@@ -10,7 +10,7 @@ use super::exec::{self, How};
 use crate::commands::UsageError;
 use crate::size::parse_mib;
 use crate::variable::parse_pair;
-use crate::{escape, output};
+use crate::{completion, escape, output};
 
 /// The shell where no command is given: bash if there is one.
 const SHELL: [&str; 3] = [
@@ -33,7 +33,7 @@ Standard output has the id alone. With -i, -t or a command it is the command's, 
 is returned; without a command a shell runs.")]
 pub(super) struct Args {
     /// Template or snapshot that the sandbox is made from.
-    #[arg(long, value_name = "NAME", default_value = "base")]
+    #[arg(long, value_name = "NAME", default_value = "base", add = completion::templates())]
     template: String,
     /// A name to use in place of the id: up to 63 lower-case letters, digits and dashes.
     #[arg(long, value_name = "NAME")]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use wrenn_sdk::{Client, ListOptions};
 
 use super::several::{each, ids};
-use crate::escape;
+use crate::{completion, escape};
 
 /// Options of `wrenn sandbox destroy`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "sandboxes")]
     all: bool,
     /// The sandboxes.
-    #[arg(required_unless_present = "all", value_name = "SANDBOX")]
+    #[arg(required_unless_present = "all", value_name = "SANDBOX", add = completion::sandboxes())]
     sandboxes: Vec<String>,
 }
 

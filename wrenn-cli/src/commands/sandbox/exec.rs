@@ -7,9 +7,9 @@ use serde_json::json;
 use wrenn_sdk::{Client, Sandbox};
 
 use super::attached::AttachedProcess;
-use crate::output;
 use crate::terminal::{self, Attach, terminal_size};
 use crate::variable;
+use crate::{completion, output};
 
 /// Options of `wrenn sandbox exec`.
 #[derive(Debug, clap::Args)]
@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(long, requires = "detach")]
     json: bool,
     /// The sandbox.
-    #[arg(value_name = "SANDBOX")]
+    #[arg(value_name = "SANDBOX", add = completion::sandboxes())]
     sandbox: String,
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]

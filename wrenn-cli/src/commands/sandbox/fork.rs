@@ -7,7 +7,7 @@ use wrenn_sdk::{Client, ForkOptions};
 
 use crate::commands::UsageError;
 use crate::explain::of_sdk;
-use crate::{escape, output};
+use crate::{completion, escape, output};
 
 /// Options of `wrenn sandbox fork`.
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     /// The sandbox.
-    #[arg(value_name = "SANDBOX")]
+    #[arg(value_name = "SANDBOX", add = completion::sandboxes())]
     sandbox: String,
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use wrenn_sdk::Client;
 use wrenn_sdk::api::sandbox::{Sandbox, Source};
 
-use crate::output;
+use crate::{completion, output};
 
 /// Options of `wrenn sandbox get`.
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,7 @@ pub(super) struct Args {
     #[arg(long, short, conflicts_with = "json")]
     quiet: bool,
     /// The sandbox.
-    #[arg(value_name = "SANDBOX")]
+    #[arg(value_name = "SANDBOX", add = completion::sandboxes())]
     sandbox: String,
 }
 

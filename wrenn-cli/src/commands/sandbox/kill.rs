@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use wrenn_sdk::{Client, Signal};
 
+use crate::completion;
+
 /// Options of `wrenn sandbox kill`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -17,7 +19,7 @@ pub(super) struct Args {
     #[arg(long, short, value_name = "SIGNAL", default_value = "TERM")]
     signal: Signal,
     /// The sandbox.
-    #[arg(value_name = "SANDBOX")]
+    #[arg(value_name = "SANDBOX", add = completion::sandboxes())]
     sandbox: String,
     /// The command's process id in the guest, or its tag.
     #[arg(value_name = "PID|TAG")]

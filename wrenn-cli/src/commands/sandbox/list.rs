@@ -7,8 +7,8 @@ use std::time::Duration;
 use wrenn_sdk::api::status::Status;
 use wrenn_sdk::{Client, ListOptions, Sandbox};
 
-use crate::output;
 use crate::variable::parse_pair;
+use crate::{completion, output};
 
 /// How old a watched list may be: times move on without events.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "STATUS")]
     status: Vec<Status>,
     /// Only those made from this template or snapshot.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = completion::templates())]
     template: Option<String>,
     /// Only the one with this name.
     #[arg(long, value_name = "NAME")]

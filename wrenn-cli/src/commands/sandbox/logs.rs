@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use wrenn_sdk::Client;
 
+use crate::completion;
 use crate::escape::Escaping;
 
 /// Options of `wrenn sandbox logs`.
@@ -28,7 +29,7 @@ pub(super) struct Args {
     #[arg(long, short)]
     follow: bool,
     /// The sandbox.
-    #[arg(value_name = "SANDBOX")]
+    #[arg(value_name = "SANDBOX", add = completion::sandboxes())]
     sandbox: String,
 }
 

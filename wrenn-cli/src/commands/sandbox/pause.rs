@@ -6,6 +6,7 @@ use wrenn_sdk::api::status::Status;
 use wrenn_sdk::{Client, ListOptions};
 
 use super::several::{each, ids};
+use crate::completion;
 
 /// Options of `wrenn sandbox pause`.
 #[derive(Debug, clap::Args)]
@@ -23,7 +24,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "sandboxes")]
     all: bool,
     /// The sandboxes.
-    #[arg(required_unless_present = "all", value_name = "SANDBOX")]
+    #[arg(required_unless_present = "all", value_name = "SANDBOX", add = completion::sandboxes())]
     sandboxes: Vec<String>,
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use wrenn_sdk::Client;
 
 use super::several::each;
+use crate::completion;
 
 /// Options of `wrenn sandbox ping`.
 #[derive(Debug, clap::Args)]
@@ -23,7 +24,7 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     /// The sandboxes.
-    #[arg(required = true, value_name = "SANDBOX")]
+    #[arg(required = true, value_name = "SANDBOX", add = completion::sandboxes())]
     sandboxes: Vec<String>,
 }
 

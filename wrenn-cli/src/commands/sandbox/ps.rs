@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use wrenn_sdk::Client;
 
-use crate::output;
+use crate::{completion, output};
 
 /// Options of `wrenn sandbox ps`.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
     /// The sandbox.
-    #[arg(value_name = "SANDBOX")]
+    #[arg(value_name = "SANDBOX", add = completion::sandboxes())]
     sandbox: String,
 }
 

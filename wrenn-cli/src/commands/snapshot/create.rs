@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use wrenn_sdk::{Client, SnapshotOptions};
 
-use crate::output;
+use crate::{completion, output};
 
 /// Options of `wrenn snapshot create`.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     /// The sandbox.
-    #[arg(value_name = "SANDBOX")]
+    #[arg(value_name = "SANDBOX", add = completion::sandboxes())]
     sandbox: String,
     /// A name of up to 63 lower-case letters, digits and dashes; it goes by its id without.
     #[arg(value_name = "NAME")]

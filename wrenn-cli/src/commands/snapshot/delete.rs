@@ -6,7 +6,7 @@ use serde_json::json;
 use wrenn_sdk::Client;
 
 use crate::explain::of_sdk;
-use crate::{escape, output};
+use crate::{completion, escape, output};
 
 /// Options of `wrenn snapshot delete`.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
     /// The snapshots, by name or id.
-    #[arg(required = true, value_name = "SNAPSHOT")]
+    #[arg(required = true, value_name = "SNAPSHOT", add = completion::snapshots())]
     snapshots: Vec<String>,
 }
 

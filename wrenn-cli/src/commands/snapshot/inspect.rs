@@ -11,6 +11,7 @@ use wrenn_sdk::Client;
 
 use crate::GlobalArgs;
 use crate::commands::machine;
+use crate::completion;
 use crate::size::show;
 
 /// Options of `wrenn snapshot inspect`.
@@ -25,7 +26,7 @@ Examples:
 Where sandboxes run in the machine, builds are looked for there, unless --root is given.")]
 pub(super) struct Args {
     /// A build's directory; or the id of a build, or the name of a snapshot.
-    #[arg(value_name = "PATH|ID|NAME")]
+    #[arg(value_name = "PATH|ID|NAME", add = completion::snapshots_or_paths())]
     build: PathBuf,
     /// Read all that it needs, and compare every checksum.
     #[arg(long)]

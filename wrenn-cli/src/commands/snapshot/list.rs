@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use wrenn_sdk::Client;
 
 use crate::commands::template::table;
-use crate::output;
+use crate::{completion, output};
 
 /// Options of `wrenn snapshot list`.
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,7 @@ Examples:
   wrenn snapshot list --json | jq -r '.[].name'")]
 pub(super) struct Args {
     /// Only those of this sandbox.
-    #[arg(long, value_name = "SANDBOX")]
+    #[arg(long, value_name = "SANDBOX", add = completion::sandboxes())]
     sandbox: Option<String>,
     /// Print names only, or ids where there is no name.
     #[arg(long, short)]
