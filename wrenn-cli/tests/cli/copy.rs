@@ -5,13 +5,6 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use crate::wrenn::{Wrenn, run_with_input};
 
-impl Wrenn {
-    async fn shell(&self, script: &str) -> String {
-        self.ok(&["sandbox", "exec", "web", "--", "sh", "-c", script])
-            .await
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn files_go_both_ways_with_modes() {
     let wrenn = Wrenn::start().await;

@@ -7,6 +7,7 @@ mod completions;
 mod copy;
 mod errors;
 mod exec;
+mod faulty_copy;
 mod sandboxes;
 mod terminal;
 mod transcripts;

@@ -55,6 +55,12 @@ impl Wrenn {
         ran.stdout
     }
 
+    /// Runs a script in the sandbox `web`, and gives its standard output.
+    pub(crate) async fn shell(&self, script: &str) -> String {
+        self.ok(&["sandbox", "exec", "web", "--", "sh", "-c", script])
+            .await
+    }
+
     /// Creates a sandbox with a name.
     pub(crate) async fn create(&self, name: &str) {
         self.ok(&["sandbox", "create", "--name", name]).await;
@@ -93,13 +99,15 @@ pub(crate) async fn run_with_input(mut command: Command, input: &[u8]) -> Ran {
         writer.map(std::thread::JoinHandle::join);
         output
     });
-    ran(output.await.unwrap())
+    output.await.unwrap().into()
 }
 
-fn ran(output: Output) -> Ran {
-    Ran {
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
     }
 }

@@ -79,14 +79,14 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
             let hint = "one of the two must be here; copy in two steps, or with `-` and a pipe";
             return Err(UsageError(hint.to_owned()).into());
         }
-        (End::Sandbox { id, .. }, _) => (id, &args.from),
-        (_, End::Sandbox { id, .. }) => (id, &args.from),
+        (End::Sandbox { id, .. }, _) => (id.clone(), &args.from),
+        (_, End::Sandbox { id, .. }) => (id.clone(), &args.from),
         _ => {
             let hint = "one of the two must be SANDBOX:PATH, a path in a sandbox";
             return Err(UsageError(hint.to_owned()).into());
         }
     };
-    let sandbox = client.sandboxes().get(id).await?;
+    let sandbox = client.sandboxes().get(&id).await?;
     let copying = Copying {
         files: sandbox.files().user(args.user),
         bar: TransferBar::new(other, args.quiet),
@@ -111,7 +111,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
         }
     };
     copying.bar.finish();
-    let skipped = copied?;
+    let skipped = copied.map_err(|error| in_sandbox(error, &id))?;
     for entry in &skipped {
         eprintln!(
             "wrenn: left out {}: {}",
@@ -127,6 +127,17 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
 }
 
 type Copied = anyhow::Result<Vec<Skipped>>;
+
+/// Says whose disk, files or rights an error of the server is about: those of this host could be
+/// meant as well.
+fn in_sandbox(error: anyhow::Error, id: &str) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(Error::Api { message, .. }) if !message.contains("sandbox") => {
+            error.context(format!("sandbox {id}"))
+        }
+        _ => error,
+    }
+}
 
 impl Copying {
     async fn download_stdout(&self, path: &str) -> Copied {
@@ -202,9 +213,15 @@ impl Copying {
             target.extend(own_name(Path::new(path)));
         }
         if directory {
-            let download = self.files.download_dir(path, target);
-            let downloaded = download.on_progress(self.bar.observer()).await?;
-            return Ok(downloaded.skipped);
+            let download = self.files.download_dir(path, &target);
+            let downloaded = download.on_progress(self.bar.observer()).await;
+            return match downloaded {
+                Ok(downloaded) => Ok(downloaded.skipped),
+                // It names an entry, by its path in the directory.
+                Err(error @ Error::Archive(_)) => Err(anyhow::Error::new(error)
+                    .context(format!("cannot copy into {}", target.display()))),
+                Err(error) => Err(error.into()),
+            };
         }
         let download = self.files.download(path, target);
         download.on_progress(self.bar.observer()).await?;
