@@ -1,12 +1,14 @@
 //! A real terminal.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::pty::{Winsize, openpty};
+use nix::sys::termios::tcgetattr;
 
 use crate::wrenn::Wrenn;
 
@@ -38,12 +40,21 @@ impl AtTerminal {
         }
     }
 
-    /// Reads until this is shown, or to the end. Keys before a prompt would be for the shell
-    /// that started the program.
+    /// Reads until this is the last thing that is shown, or to the end. Keys before a prompt
+    /// would be for the shell that started the program.
     fn read_until(&mut self, text: &str) {
+        self.read_while(|shown| !shown.ends_with(text.as_bytes()) || text.is_empty());
+    }
+
+    /// Reads until this has been shown, or to the end.
+    fn read_past(&mut self, text: &str) {
+        self.read_while(|shown| !String::from_utf8_lossy(shown).contains(text));
+    }
+
+    fn read_while(&mut self, more: impl Fn(&[u8]) -> bool) {
         let mut buffer = [0; 4096];
         // The end of a terminal is an error.
-        while !self.shown.ends_with(text.as_bytes()) || text.is_empty() {
+        while more(&self.shown) {
             match self.terminal.read(&mut buffer) {
                 Ok(count @ 1..) => self.shown.extend_from_slice(&buffer[..count]),
                 _ => break,
@@ -55,12 +66,31 @@ impl AtTerminal {
         self.terminal.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// All that was shown, and the exit code.
+    /// All that was shown, and the exit code as a shell has it.
     fn finish(mut self) -> (String, i32) {
         self.read_until("");
-        let code = self.child.wait().unwrap().code().unwrap();
-        (String::from_utf8_lossy(&self.shown).into_owned(), code)
+        let status = self.child.wait().unwrap();
+        let code = status.code().or_else(|| Some(128 + status.signal()?));
+        (
+            String::from_utf8_lossy(&self.shown).into_owned(),
+            code.unwrap(),
+        )
     }
+}
+
+/// The same command in a session of its own, whose terminal makes a signal of Ctrl-C.
+fn in_session(command: &Command) -> Command {
+    let mut session = Command::new("setsid");
+    session
+        .arg("--ctty")
+        .arg(command.get_program())
+        .args(command.get_args())
+        .current_dir(command.get_current_dir().unwrap())
+        .env_clear();
+    for (name, value) in command.get_envs() {
+        session.env(name, value.unwrap());
+    }
+    session
 }
 
 /// Types lines at the first prompt, and gives all that is shown and the exit code.
@@ -132,4 +162,54 @@ async fn console_is_escaped_at_a_terminal() {
     let (shown, code) = type_into(wrenn.command(&["sandbox", "logs", "web"]), "").await;
     assert_eq!(code, 0, "{shown:?}");
     assert!(!shown.contains('\u{1b}'), "{shown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watched_list_shows_changes_until_interrupted() {
+    let wrenn = Wrenn::start().await;
+    wrenn.create("first").await;
+    let command = in_session(&wrenn.command(&["sandbox", "list", "--watch"]));
+    let mut program = AtTerminal::start(command);
+    let before = tcgetattr(&program.terminal).unwrap();
+    let mut program = tokio::task::spawn_blocking(move || {
+        program.read_past("first");
+        program
+    })
+    .await
+    .unwrap();
+    wrenn.create("second").await;
+    let (shown, code) = tokio::task::spawn_blocking(move || {
+        program.read_past("second");
+        assert_eq!(tcgetattr(&program.terminal).unwrap(), before);
+        program.type_keys("\u{3}");
+        program.finish()
+    })
+    .await
+    .unwrap();
+    assert_eq!(code, 130, "{shown:?}");
+    // Each table clears the screen; nothing else has to be put back.
+    let clear = "\u{1b}[H\u{1b}[2J";
+    assert!(shown.starts_with(clear), "{shown:?}");
+    assert!(!shown.replace(clear, "").contains('\u{1b}'), "{shown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watched_list_ends_with_its_reader() {
+    let wrenn = Wrenn::start().await;
+    let mut command = wrenn.command(&["sandbox", "list", "--watch"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let stdout = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert!(line.starts_with("ID"), "{line}");
+        stdout
+    });
+    drop(stdout.await.unwrap());
+    wrenn.create("web").await;
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+    let ended = ended.await.unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert!(ended.stderr.is_empty(), "{ended:?}");
 }

@@ -114,11 +114,17 @@ async fn watch(client: &Client, args: &Args) -> anyhow::Result<ExitCode> {
     loop {
         let sandboxes = client.sandboxes().list(options(args)).all().await?;
         let table = table(&sandboxes);
-        if terminal {
-            output::print(&format!("{CLEAR}{table}"))?;
+        let is_read = if terminal {
+            output::print_while_read(&format!("{CLEAR}{table}"))?
         } else if table != shown {
-            output::print(&format!("{table}\n"))?;
+            let is_read = output::print_while_read(&format!("{table}\n"))?;
             shown = table;
+            is_read
+        } else {
+            true
+        };
+        if !is_read {
+            return Ok(ExitCode::SUCCESS);
         }
         let changed = async {
             // Where events cannot be had, the list is read every few seconds.
