@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+#[cfg(feature = "host")]
+mod agent;
 mod completions;
 mod copy;
 mod errors;

@@ -29,7 +29,11 @@ pub(super) async fn run(agent: &AgentClient, args: Args) -> anyhow::Result<()> {
             from_start: args.from_start,
         };
         let answer = agent.rpc.get_console(request).await;
-        return print(&agent.check(answer)?.into_owned().data);
+        let data = agent.check(answer)?.into_owned().data;
+        if data.is_empty() {
+            eprintln!("wrenn: the console is empty: a healthy guest boots quietly");
+        }
+        return print(&data);
     }
     let request = FollowConsoleRequest {
         id: args.id,

@@ -9,6 +9,7 @@ use super::client::AgentClient;
 use super::show;
 use crate::commands::UsageError;
 use crate::commands::run::parse_variable;
+use crate::output;
 use crate::size::parse_mib;
 
 /// Options of `wrenn agent create`.
@@ -61,6 +62,5 @@ pub(super) async fn run(agent: &AgentClient, args: Args, json: bool) -> anyhow::
     if json {
         return show::json(&answer);
     }
-    show::line(&answer.sandbox.as_option().cloned().unwrap_or_default().id);
-    Ok(())
+    output::line(&answer.sandbox.as_option().cloned().unwrap_or_default().id)
 }

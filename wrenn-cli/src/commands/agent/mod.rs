@@ -5,6 +5,7 @@ mod console;
 mod copy;
 mod create;
 mod exec;
+mod json;
 mod pause;
 mod show;
 mod signal;

@@ -4,7 +4,7 @@ use anyhow::bail;
 use wrenn_proto::hostagent::{PauseAllRequest, PauseSandboxRequest};
 
 use super::client::AgentClient;
-use super::show;
+use crate::output;
 
 /// Pauses these, or all that run; of all, prints which.
 pub(super) async fn run(agent: &AgentClient, ids: Vec<String>, all: bool) -> anyhow::Result<()> {
@@ -18,7 +18,7 @@ pub(super) async fn run(agent: &AgentClient, ids: Vec<String>, all: bool) -> any
     let answer = agent.rpc.pause_all(PauseAllRequest::default()).await;
     let answer = agent.check(answer)?.into_owned();
     for id in &answer.paused {
-        show::line(id);
+        output::line(id)?;
     }
     if answer.failed.is_empty() {
         return Ok(());

@@ -1,6 +1,7 @@
 //! `wrenn agent snapshot` and `wrenn agent fork`.
 
 use anyhow::bail;
+use serde_json::json;
 use wrenn_core::SandboxId;
 use wrenn_proto::hostagent::{
     CreateSnapshotRequest, DeleteSnapshotRequest, ForkSandboxRequest, ListSnapshotsRequest,
@@ -8,6 +9,7 @@ use wrenn_proto::hostagent::{
 
 use super::client::AgentClient;
 use super::show;
+use crate::{escape, output};
 
 /// Sub-commands of `wrenn agent snapshot`.
 #[derive(Debug, clap::Subcommand)]
@@ -21,7 +23,7 @@ pub(super) enum Command {
     },
     /// List the snapshots that have a name.
     List,
-    /// Take names away. What sandboxes need of them stays as long as they do.
+    /// Delete snapshots and print their names. Sandboxes that keep the data of one are named.
     Delete {
         #[arg(required = true)]
         names: Vec<String>,
@@ -49,18 +51,33 @@ pub(super) async fn run(agent: &AgentClient, command: Command, json: bool) -> an
                 return show::json(&answer);
             }
             let snapshot = answer.snapshot.as_option().cloned().unwrap_or_default();
-            show::line(&snapshot.build_id);
+            output::line(&snapshot.build_id)?;
         }
         Command::List => show::snapshots(agent, ListSnapshotsRequest::default(), json).await?,
         Command::Delete { names } => {
             for name in names {
-                let answer = agent.rpc.delete_snapshot(DeleteSnapshotRequest { name });
-                let answer = agent.check(answer.await)?.into_owned();
-                if json {
-                    show::json(&answer)?;
-                }
+                delete(agent, name, json).await?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Deletes a snapshot and prints its name; names the sandboxes that keep its data.
+async fn delete(agent: &AgentClient, name: String, as_json: bool) -> anyhow::Result<()> {
+    let request = DeleteSnapshotRequest { name: name.clone() };
+    let answer = agent.rpc.delete_snapshot(request).await;
+    let users = agent.check(answer)?.into_owned().still_needed_by;
+    if as_json {
+        return output::json(&json!({ "deleted": name, "stillNeededBy": users }));
+    }
+    output::line(&name)?;
+    if !users.is_empty() {
+        eprintln!(
+            "wrenn: {}: its data is kept for {}",
+            escape::line(&name),
+            escape::line(&users.join(", "))
+        );
     }
     Ok(())
 }
@@ -78,7 +95,7 @@ pub(super) async fn fork(agent: &AgentClient, args: ForkArgs, json: bool) -> any
         show::json(&answer)?;
     } else {
         for sandbox in &answer.sandboxes {
-            show::line(&sandbox.id);
+            output::line(&sandbox.id)?;
         }
     }
     let failed: Vec<_> = answer
