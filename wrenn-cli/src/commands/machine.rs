@@ -14,6 +14,7 @@ use wrenn_machine::{
 
 use super::run;
 use crate::GlobalArgs;
+use crate::logging;
 use crate::progress::Steps;
 use crate::terminal::{self, Attach};
 
@@ -209,7 +210,7 @@ pub(super) async fn host_can_run_sandboxes(global: &GlobalArgs) -> anyhow::Resul
 ///
 /// # Errors
 /// When the machine or the connection to it fails.
-pub(super) async fn run_inside(args: &run::Args) -> anyhow::Result<ExitCode> {
+pub(super) async fn run_inside(global: &GlobalArgs, args: &run::Args) -> anyhow::Result<ExitCode> {
     let machine = Machine::of_user(&MachineName::default())?;
     let running = start(&machine, &MachineConfig::default()).await?;
     let client = running.client()?;
@@ -228,15 +229,27 @@ pub(super) async fn run_inside(args: &run::Args) -> anyhow::Result<ExitCode> {
         }
         None => push(&client, &sibling(&this, "wrenn-vmm"), PROGRAMS_INSIDE).await?,
     };
-    let command = Command::new(wrenn)
-        .args(["run", "--here", "--vmm", &vmm])
-        .args(args.for_another_host());
+    let mut command = Command::new(wrenn).args(words_inside(global, args, &vmm));
+    for (name, value) in logging::environment_elsewhere() {
+        command = command.env(name, value);
+    }
     let attach = Attach {
         stdin: args.interactive || args.tty,
         tty: args.tty,
         timeout: None,
     };
     terminal::run(client.guest(), as_root(command), attach).await
+}
+
+/// The words of `wrenn run` in the machine. It logs as much as this program does.
+fn words_inside(global: &GlobalArgs, args: &run::Args, vmm: &str) -> Vec<String> {
+    let mut words = ["run", "--here", "--vmm", vmm].map(str::to_owned).to_vec();
+    words.extend(std::iter::repeat_n(
+        "--verbose".to_owned(),
+        global.verbose.into(),
+    ));
+    words.extend(args.for_another_host());
+    words
 }
 
 /// Runs this program with other words in the machine, which must run already.
@@ -276,4 +289,33 @@ async fn push(client: &MachineClient, local: &Path, directory: &str) -> anyhow::
     let pushed = client.push_program(local, &remote, 0o755).await;
     pushed.with_context(|| format!("cannot bring {} into the machine", local.display()))?;
     Ok(remote)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn detail_is_asked_for_in_the_machine_too() {
+        let parsed = |words: &[&str]| {
+            let words = std::iter::once(&"wrenn").chain(words);
+            let cli = crate::parse(words.map(Into::into)).unwrap();
+            let crate::commands::Command::Run(args) = cli.command else {
+                panic!("it is another command");
+            };
+            (cli.global, args)
+        };
+        for (words, verbose) in [
+            (&["run", "--", "ls", "-v"][..], 0),
+            (&["-v", "run", "ls"], 1),
+            (&["run", "-vv", "ls"], 2),
+        ] {
+            let (global, args) = parsed(words);
+            let inside = words_inside(&global, &args, "/vmm");
+            let inside: Vec<_> = inside.iter().map(String::as_str).collect();
+            let (global, again) = parsed(&inside);
+            assert_eq!(global.verbose, verbose, "{words:?}");
+            assert_eq!(again.command, args.command, "{words:?}");
+        }
+    }
 }

@@ -125,7 +125,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
     resources(&args, Resources::default())?;
     refuse_volume(global, &args)?;
     if !args.here && !super::machine::host_can_run_sandboxes(global).await? {
-        return super::machine::run_inside(&args).await;
+        return super::machine::run_inside(global, &args).await;
     }
     run_here(global, &args).await
 }

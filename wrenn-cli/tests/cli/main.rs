@@ -11,6 +11,7 @@ mod errors;
 mod exec;
 mod faulty_copy;
 mod sandboxes;
+mod startup;
 mod terminal;
 mod transcripts;
 #[cfg(feature = "host")]

@@ -213,3 +213,16 @@ async fn watched_list_ends_with_its_reader() {
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");
     assert!(ended.stderr.is_empty(), "{ended:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_have_colours_unless_refused() {
+    let wrenn = Wrenn::start().await;
+    for (no_color, coloured) in [("", true), ("1", false)] {
+        let mut command = wrenn.command(&["-vv", "sandbox", "list"]);
+        command.env("NO_COLOR", no_color);
+        let (shown, code) = type_into(command, "").await;
+        assert_eq!(code, 0, "{shown:?}");
+        assert!(shown.contains("DEBUG"), "{shown:?}");
+        assert_eq!(shown.contains('\u{1b}'), coloured, "{shown:?}");
+    }
+}
