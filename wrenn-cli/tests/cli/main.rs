@@ -8,9 +8,13 @@ mod agent;
 mod completions;
 mod copy;
 mod errors;
+#[cfg(feature = "host")]
+mod examples;
 mod exec;
 mod faulty_copy;
 mod sandboxes;
+#[cfg(feature = "host")]
+mod shell;
 mod startup;
 mod terminal;
 mod transcripts;

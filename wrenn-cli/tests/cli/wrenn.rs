@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
-use wrenn_testing::TestServer;
+use wrenn_testing::{FakeHost, FakeHostBuilder, TestServer};
 
 /// A server and an empty configuration.
 pub(crate) struct Wrenn {
@@ -22,8 +22,12 @@ pub(crate) struct Ran {
 
 impl Wrenn {
     pub(crate) async fn start() -> Self {
+        Self::with_host(FakeHost::builder()).await
+    }
+
+    pub(crate) async fn with_host(host: FakeHostBuilder) -> Self {
         Self {
-            server: TestServer::start().await.unwrap(),
+            server: TestServer::builder().host(host).start().await.unwrap(),
             directory: tempfile::tempdir().unwrap(),
         }
     }
@@ -35,9 +39,15 @@ impl Wrenn {
 
     /// The program with these words, for this server, in the directory for local files.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let mut command = program(self.directory.path());
+        let mut command = self.shell_command(env!("CARGO_BIN_EXE_wrenn"));
+        command.args(words);
         command
-            .args(words)
+    }
+
+    /// Another program, which may call ours.
+    pub(crate) fn shell_command(&self, program: &str) -> Command {
+        let mut command = in_directory(program, self.directory.path());
+        command
             .env("WRENN_API_URL", self.server.url())
             .env("WRENN_API_KEY", self.server.api_key());
         command
@@ -69,7 +79,11 @@ impl Wrenn {
 
 /// The program with nothing of this user's environment.
 pub(crate) fn program(directory: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wrenn"));
+    in_directory(env!("CARGO_BIN_EXE_wrenn"), directory)
+}
+
+fn in_directory(program: &str, directory: &Path) -> Command {
+    let mut command = Command::new(program);
     command
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap())

@@ -13,7 +13,7 @@ use crate::{completion, escape};
 #[command(after_help = "\
 Examples:
   wrenn sandbox destroy web
-  wrenn sandbox list --status paused -q | xargs wrenn sandbox destroy
+  wrenn sandbox list --status paused -q | xargs -r wrenn sandbox destroy
   wrenn sandbox destroy --all
 
 Snapshots that were made of a sandbox stay.")]

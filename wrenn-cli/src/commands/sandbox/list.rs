@@ -21,7 +21,7 @@ const SHORTEST: Duration = Duration::from_millis(300);
 Examples:
   wrenn sandbox list
   wrenn sandbox list --status running --metadata project=web
-  wrenn sandbox list -q --status paused | xargs wrenn sandbox destroy
+  wrenn sandbox list -q --status paused | xargs -r wrenn sandbox destroy
   wrenn sandbox list --json | jq -r '.[].id'
   wrenn sandbox list --watch
 

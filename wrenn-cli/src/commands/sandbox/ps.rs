@@ -11,7 +11,7 @@ use crate::{completion, output};
 #[command(after_help = "\
 Examples:
   wrenn sandbox ps web
-  wrenn sandbox ps web -q | xargs -n 1 wrenn sandbox kill web
+  wrenn sandbox ps web -q | xargs -r -n 1 wrenn sandbox kill web
 
 Shows what was started through the server; `wrenn sandbox exec web -- ps` shows all.")]
 pub(super) struct Args {

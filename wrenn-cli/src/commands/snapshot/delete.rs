@@ -13,7 +13,7 @@ use crate::{completion, escape, output};
 #[command(after_help = "\
 Examples:
   wrenn snapshot delete warmed-up
-  wrenn snapshot list -q | xargs wrenn snapshot delete
+  wrenn snapshot list -q | xargs -r wrenn snapshot delete
 
 Sandboxes that were created from a snapshot keep its data until they are destroyed; they are
 named.")]
