@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use wrenn_core::Chain;
 use wrenn_core::fleet::{Fleet, OpenFleetError};
 use wrenn_core::network::PoolConfig;
 use wrenn_core::sandbox::{Host, HostConfig, OpenHostError};
@@ -23,6 +24,7 @@ use wrenn_core::sandbox::{Host, HostConfig, OpenHostError};
 use crate::access::{AgentToken, Guard};
 use crate::config::Config;
 use crate::generated::{self, GeneratedFileError};
+use crate::kvm;
 use crate::lock::{AgentLock, LockError};
 use crate::metrics::Metrics;
 use crate::server::{Face, Server, State};
@@ -90,7 +92,14 @@ impl Agent {
                 disk_limits: config.disk_limits,
                 ..HostConfig::default()
             };
-            Ok(Fleet::open(Host::open(host).await?, config.limits).await?)
+            let fleet = Fleet::open(Host::open(host).await?, config.limits).await?;
+            if let Err(problem) = kvm::check() {
+                warn!(
+                    problem = %Chain(&problem),
+                    "no sandbox will start here; wrenn up runs them in a machine of its own"
+                );
+            }
+            Ok(fleet)
         })
         .await
     }

@@ -19,6 +19,7 @@ pub mod agent;
 pub mod config;
 mod errors;
 mod generated;
+mod kvm;
 mod lock;
 mod logging;
 mod metrics;
