@@ -101,6 +101,7 @@ async fn detached_command_goes_on_and_is_killed_by_tag() {
     let pid = wrenn.ok(&words).await;
     assert_eq!(wrenn.ok(&["sandbox", "ps", "web", "-q"]).await, pid);
     wrenn.ok(&["sandbox", "kill", "web", "nap"]).await;
+    while !wrenn.ok(&["sandbox", "ps", "web", "-q"]).await.is_empty() {}
     let words = ["sandbox", "kill", "web", "nap", "--signal", "KILL"];
     let gone = wrenn.run(&words).await;
     assert_eq!(gone.code, Some(1), "{gone:?}");

@@ -5,6 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -118,6 +120,15 @@ struct Link {
     address: SocketAddr,
 }
 
+/// What becomes of a link whose connection broke.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Afterwards {
+    /// It takes another connection.
+    Mended,
+    /// It ends every other connection too.
+    Broken,
+}
+
 /// The direction in which bytes are counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
@@ -127,12 +138,22 @@ enum Direction {
 
 impl Link {
     /// A link that breaks each connection in the middle of a large file.
-    async fn start(server: SocketAddr, direction: Direction) -> Self {
+    async fn start(server: SocketAddr, direction: Direction, afterwards: Afterwards) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let is_broken = Arc::new(AtomicBool::new(false));
         tokio::spawn(async move {
-            while let Ok((program, _)) = listener.accept().await {
-                tokio::spawn(carry(program, server, direction));
+            while let Ok((mut program, _)) = listener.accept().await {
+                let is_broken = Arc::clone(&is_broken);
+                tokio::spawn(async move {
+                    if is_broken.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    // The program must not come again before that is known.
+                    let broke = carry(&mut program, server, direction).await;
+                    let lasts = afterwards == Afterwards::Broken;
+                    is_broken.fetch_or(broke && lasts, Ordering::SeqCst);
+                });
             }
         });
         Self { address }
@@ -145,7 +166,8 @@ impl Link {
     }
 }
 
-async fn carry(mut program: TcpStream, server: SocketAddr, counted: Direction) {
+/// True when it broke the connection, and false when an end did.
+async fn carry(program: &mut TcpStream, server: SocketAddr, counted: Direction) -> bool {
     let mut server = TcpStream::connect(server).await.unwrap();
     let (mut up, mut down) = ([0; 16 << 10], [0; 16 << 10]);
     let mut left = LARGE / 2;
@@ -155,15 +177,16 @@ async fn carry(mut program: TcpStream, server: SocketAddr, counted: Direction) {
                 (Direction::ToServer, pass(read, &up, &mut server).await)
             }
             read = server.read(&mut down) => {
-                (Direction::ToProgram, pass(read, &down, &mut program).await)
+                (Direction::ToProgram, pass(read, &down, program).await)
             }
         };
         match carried {
             Ok(count @ 1..) if direction == counted => left = left.saturating_sub(count),
             Ok(1..) => {}
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return false,
         }
     }
+    true
 }
 
 async fn pass(read: io::Result<usize>, buffer: &[u8], to: &mut TcpStream) -> io::Result<usize> {
@@ -173,30 +196,33 @@ async fn pass(read: io::Result<usize>, buffer: &[u8], to: &mut TcpStream) -> io:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn broken_download_leaves_old_file() {
+async fn broken_download_is_resumed_or_told() {
     let wrenn = Wrenn::start().await;
     wrenn.create("web").await;
-    let make = format!("mkdir tree; head -c {LARGE} /dev/zero | tee tree/large > large");
+    let make = format!("mkdir tree; head -c {LARGE} /dev/urandom | tee tree/large > large");
     wrenn.shell(&make).await;
     fs::write(wrenn.path("copy"), "old").unwrap();
-    let link = Link::start(wrenn.server.address(), Direction::ToProgram).await;
-    let ran = run(link.command(&wrenn, &["sandbox", "cp", "web:large", "copy"])).await;
-    assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(
-        ran.stderr.contains("the connection to the server broke"),
-        "{ran:?}"
-    );
-    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
-    assert_eq!(fs::read(wrenn.path("copy")).unwrap(), b"old");
+    for (from, to, afterwards) in [
+        ("web:large", "copy", Afterwards::Broken),
+        ("web:tree", "tree", Afterwards::Mended),
+    ] {
+        let link = Link::start(wrenn.server.address(), Direction::ToProgram, afterwards).await;
+        let ran = run(link.command(&wrenn, &["sandbox", "cp", from, to])).await;
+        assert_eq!(ran.code, Some(1), "{from}: {ran:?}");
+        let said = "wrenn: the connection to the server broke";
+        assert!(ran.stderr.starts_with(said), "{from}: {ran:?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{from}: {ran:?}");
+        assert_eq!(files(&wrenn.path("")), [wrenn.path("copy")]);
+        assert_eq!(fs::read(wrenn.path("copy")).unwrap(), b"old");
+    }
 
-    let link = Link::start(wrenn.server.address(), Direction::ToProgram).await;
-    let ran = run(link.command(&wrenn, &["sandbox", "cp", "web:tree", "tree"])).await;
-    assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(
-        ran.stderr.contains("the connection to the server broke"),
-        "{ran:?}"
-    );
-    assert_eq!(files(&wrenn.path("")), [wrenn.path("copy")]);
+    let address = wrenn.server.address();
+    let link = Link::start(address, Direction::ToProgram, Afterwards::Mended).await;
+    let ran = run(link.command(&wrenn, &["sandbox", "cp", "web:large", "copy"])).await;
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+    wrenn.ok(&["sandbox", "cp", "web:large", "whole"]).await;
+    let copies = ["copy", "whole"].map(|name| fs::read(wrenn.path(name)).unwrap());
+    assert!(copies[0] == copies[1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,7 +235,12 @@ async fn broken_upload_leaves_old_file() {
     }
     wrenn.shell("printf old > copy").await;
     for (from, to) in [("large", "web:copy"), ("tree", "web:tree")] {
-        let link = Link::start(wrenn.server.address(), Direction::ToServer).await;
+        let link = Link::start(
+            wrenn.server.address(),
+            Direction::ToServer,
+            Afterwards::Mended,
+        )
+        .await;
         let ran = run(link.command(&wrenn, &["sandbox", "cp", from, to])).await;
         assert_eq!(ran.code, Some(1), "{ran:?}");
         assert!(
