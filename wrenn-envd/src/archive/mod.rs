@@ -16,8 +16,9 @@
 //!   meanwhile is left out, as with any copy of a log that grows; one that shrank is filled up
 //!   with zeros, and the transfer ends with an error instead of the archive's end.
 //! - **Unpacking** writes nothing outside of the directory. Names that are absolute or contain
-//!   `..`, links that lead out, entries below a link, and devices are refused, and the refusal
-//!   names the entry. Earlier entries stay. A file takes its place when it is complete.
+//!   `..`, hard links that lead out, entries below a link, and devices are refused, and the
+//!   refusal names the entry. Symbolic links are made as they are, and not followed. Earlier
+//!   entries stay. A file takes its place when it is complete.
 
 mod pack;
 mod pipe;

@@ -2,8 +2,9 @@
 //!
 //! Every name is walked from the directory's own descriptor, one component after another, by
 //! openat2(2) with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`. So a directory that an entry
-//! lies in is one of the tree, at the depth that its name says, and a symbolic link with no
-//! more `..` at its beginning than that leads to a place inside.
+//! lies in is one of the tree. A symbolic link is made as it is, wherever it leads, and never
+//! followed: an entry below one is refused, and one of the same name replaces it. A Python
+//! environment has links to `/usr/bin`, and links that lead nowhere yet are nothing strange.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -48,7 +49,7 @@ enum Problem {
     LongName,
     #[error("lies below something that is no directory, or a link")]
     NotBelowDirectory,
-    #[error("is a link that leads out of the directory")]
+    #[error("is a hard link that leads out of the directory")]
     LinkEscapes,
     #[error("is a link to nothing")]
     LinkToNothing,
@@ -143,7 +144,7 @@ impl Tree<'_> {
         // Everything that the entry says is checked before anything is made for it.
         match entry.kind {
             EntryType::Regular | EntryType::Directory => {}
-            EntryType::Symlink => check_target(&entry.link, above.len())?,
+            EntryType::Symlink => check_target(&entry.link)?,
             EntryType::Link => {
                 components(&entry.link).map_err(|_| Problem::LinkEscapes)?;
             }
@@ -359,9 +360,9 @@ fn components(raw: &[u8]) -> Result<Vec<OsString>, Problem> {
     Ok(components)
 }
 
-/// Whether a symbolic link that lies so deep leads to a place inside. A `..` behind a name is
-/// refused, since that name may be a link itself and then means another directory.
-fn check_target(target: &[u8], depth: usize) -> Result<(), Problem> {
+/// Whether there can be a symbolic link to this. Where it leads is nothing to the unpacking,
+/// which follows none.
+fn check_target(target: &[u8]) -> Result<(), Problem> {
     if target.is_empty() {
         return Err(Problem::LinkToNothing);
     }
@@ -370,21 +371,6 @@ fn check_target(target: &[u8], depth: usize) -> Result<(), Problem> {
     }
     if target.len() > LONGEST_PATH {
         return Err(Problem::LongName);
-    }
-    if target.starts_with(b"/") {
-        return Err(Problem::LinkEscapes);
-    }
-    let (mut up, mut named) = (0, false);
-    for component in target.split(|byte| *byte == b'/') {
-        match component {
-            b"" | b"." => {}
-            b".." if named => return Err(Problem::LinkEscapes),
-            b".." => up += 1,
-            _ => named = true,
-        }
-    }
-    if up > depth {
-        return Err(Problem::LinkEscapes);
     }
     Ok(())
 }

@@ -53,6 +53,22 @@ pub enum ArchiveError {
     Read(#[source] io::Error),
 }
 
+/// What becomes of symbolic links that lead out of the target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum OutwardLinks {
+    #[default]
+    Keep,
+    LeaveOut,
+}
+
+/// What a caller should know of an archive that was unpacked.
+#[derive(Debug, Default)]
+pub(crate) struct Unpacked {
+    pub(crate) skipped: Vec<Skipped>,
+    /// Names of links that were made and lead out of the target.
+    pub(crate) outward_links: Vec<String>,
+}
+
 /// An entry that was left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

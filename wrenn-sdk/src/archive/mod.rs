@@ -7,5 +7,6 @@ mod records;
 mod unpack;
 
 pub use error::{ArchiveError, Skipped};
+pub(crate) use error::{OutwardLinks, Unpacked};
 pub(crate) use pack::{pack, size_of};
 pub(crate) use unpack::unpack;

@@ -3,9 +3,13 @@
 //! | entry | what happens |
 //! |---|---|
 //! | a name that is absolute or has `..`; below a file or link | error, the rest is not read |
-//! | a symbolic link that leads out of the target, a device, a pipe | left out, and reported |
+//! | a symbolic link | made as it is and never followed; one that leads out of the target is reported, and left out where the caller wants that |
+//! | a device, a pipe | left out, and reported |
 //! | a sparse file | error: a short archive would fill the disk |
 //! | set-user-ID, set-group-ID, owner | dropped |
+//!
+//! Links are kept as tar, git and rsync keep them: a Python environment is not one without its
+//! links to `/usr/bin`. Nothing is written through one, of this archive or of an earlier one.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,7 +24,7 @@ use tar::{Archive, Entry, EntryType};
 
 use super::place::{Parts, Target, parts, replace, stays_inside};
 use super::records::Extension;
-use super::{ArchiveError, Skipped};
+use super::{ArchiveError, OutwardLinks, Skipped, Unpacked};
 
 const MODE: u32 = 0o777;
 /// Permissions that this program needs in a directory that it fills.
@@ -31,8 +35,9 @@ const COPY_BUFFER: usize = 128 << 10;
 pub(crate) fn unpack(
     reader: impl Read,
     root: &Path,
+    outward_links: OutwardLinks,
     progress: impl FnMut(u64),
-) -> Result<Vec<Skipped>, ArchiveError> {
+) -> Result<Unpacked, ArchiveError> {
     let target = Target::open(root).map_err(|source| ArchiveError::Write {
         name: root.to_string_lossy().into_owned(),
         source,
@@ -40,7 +45,8 @@ pub(crate) fn unpack(
     let mut unpacking = Unpacking {
         target,
         directories: Vec::new(),
-        skipped: Vec::new(),
+        outward_links,
+        unpacked: Unpacked::default(),
         progress,
         done: 0,
     };
@@ -70,14 +76,15 @@ pub(crate) fn unpack(
         }
     }
     unpacking.finish_directories()?;
-    Ok(unpacking.skipped)
+    Ok(unpacking.unpacked)
 }
 
 struct Unpacking<P> {
     target: Target,
     /// With their modes, which are set at the end: one may forbid to write.
     directories: Vec<(Parts, u32)>,
-    skipped: Vec<Skipped>,
+    outward_links: OutwardLinks,
+    unpacked: Unpacked,
     progress: P,
     done: u64,
 }
@@ -136,7 +143,12 @@ impl<P: FnMut(u64)> Unpacking<P> {
                 written.map_err(refused)?;
             }
             EntryType::Symlink => {
-                if !stays_inside(&link, above.len()) {
+                if link.is_empty() || link.contains(&0) {
+                    self.skip(&name, "a link to nothing");
+                    return Ok(());
+                }
+                let leads_out = !stays_inside(&link, above.len());
+                if leads_out && self.outward_links == OutwardLinks::LeaveOut {
                     self.skip(&name, "a link that leads out of the target");
                     return Ok(());
                 }
@@ -147,6 +159,9 @@ impl<P: FnMut(u64)> Unpacking<P> {
                     Ok(rustix::fs::symlinkat(link, &directory, temporary)?)
                 })
                 .map_err(refused)?;
+                if leads_out {
+                    self.unpacked.outward_links.push(shown());
+                }
             }
             EntryType::Link => {
                 let source = super::place::parts(&link)?;
@@ -175,7 +190,7 @@ impl<P: FnMut(u64)> Unpacking<P> {
     }
 
     fn skip(&mut self, name: &[u8], reason: &'static str) {
-        self.skipped.push(Skipped::new(name, reason));
+        self.unpacked.skipped.push(Skipped::new(name, reason));
     }
 
     /// Writes the data of `entry`. An error of the archive goes to `read`.

@@ -46,8 +46,13 @@ impl Fixture {
     }
 
     fn unpack(&mut self) -> Result<Vec<Skipped>, ArchiveError> {
+        let unpacked = self.unpack_with(OutwardLinks::Keep)?;
+        Ok(unpacked.skipped)
+    }
+
+    fn unpack_with(&mut self, links: OutwardLinks) -> Result<Unpacked, ArchiveError> {
         let bytes = self.archive.get_ref().clone();
-        unpack(&bytes[..], &self.path("target"), |_| {})
+        unpack(&bytes[..], &self.path("target"), links, |_| {})
     }
 }
 
@@ -85,12 +90,91 @@ fn names_that_lead_out_end_unpacking() {
 }
 
 #[test]
-fn links_that_lead_out_are_left_out() {
+fn links_that_lead_out_are_kept_and_told() {
+    for target in [
+        "/usr/bin/python3",
+        "/no/such",
+        "..",
+        "../../x",
+        "a/../..",
+        "x/..",
+    ] {
+        let mut fixture = Fixture::new().link("l", target).link("in", "later");
+        let unpacked = fixture.unpack_with(OutwardLinks::Keep).unwrap();
+        assert_eq!(unpacked.skipped.len(), 0, "{target}");
+        assert_eq!(unpacked.outward_links, ["l"], "{target}");
+        let link = fs::read_link(fixture.path("target/l")).unwrap();
+        assert_eq!(link.to_str(), Some(target));
+        // Again over itself.
+        fixture.unpack_with(OutwardLinks::Keep).unwrap();
+    }
+}
+
+#[test]
+fn unwanted_links_that_lead_out_are_left_out() {
     for target in ["/etc", "..", "../../x", "a/../..", "x/.."] {
         let mut fixture = Fixture::new().link("l", target).file("later", b"x");
-        assert_eq!(fixture.unpack().unwrap().len(), 1, "{target}");
+        let unpacked = fixture.unpack_with(OutwardLinks::LeaveOut).unwrap();
+        assert_eq!(unpacked.skipped.len(), 1, "{target}");
+        assert_eq!(unpacked.outward_links.len(), 0, "{target}");
         assert!(fixture.path("target/l").symlink_metadata().is_err());
         assert!(fixture.path("target/later").exists());
+    }
+}
+
+#[test]
+fn links_to_nothing_are_left_out() {
+    let mut fixture = Fixture::new().link("l", "").file("later", b"x");
+    assert_eq!(fixture.unpack().unwrap().len(), 1);
+    assert!(fixture.path("target/later").exists());
+}
+
+/// Links into a directory outside, and entries that would go through them.
+#[test]
+fn links_of_archive_are_not_followed() {
+    let outside = tempfile::tempdir().unwrap();
+    let to = outside.path().to_str().unwrap().to_owned();
+    let secret = format!("{to}/secret");
+    fs::write(&secret, "untouched").unwrap();
+    fs::set_permissions(&to, fs::Permissions::from_mode(0o751)).unwrap();
+    let linked = || Fixture::new().link("l", &to);
+    let to_secret = || Fixture::new().link("l", &secret);
+    let directory = |fixture: Fixture, name| fixture.add(EntryType::Directory, name, "", b"");
+    let hard_link = |fixture: Fixture, target| fixture.add(EntryType::Link, "h", target, b"");
+    for (number, (mut fixture, is_refused)) in [
+        (linked().file("l/evil", b"x"), true),
+        (linked().file("l/secret", b"x"), true),
+        (directory(linked(), "l/evil/"), true),
+        (directory(linked(), "l/"), true),
+        (linked().link("l/evil", "x"), true),
+        (hard_link(linked(), "l/secret"), true),
+        (linked().link("m", "l").file("m/evil", b"x"), true),
+        (
+            directory(Fixture::new(), "l/")
+                .link("l", &to)
+                .file("l/evil", b"x"),
+            true,
+        ),
+        // The link itself is replaced, or gets another name.
+        (to_secret().file("l", b"new"), false),
+        (to_secret().link("l", &to), false),
+        (hard_link(to_secret(), "l"), false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let unpacked = fixture.unpack();
+        assert_eq!(unpacked.is_err(), is_refused, "{number}: {unpacked:?}");
+        let names = fs::read_dir(&to).unwrap();
+        assert_eq!(names.count(), 1, "{number}");
+        assert_eq!(
+            fs::read_to_string(&secret).unwrap(),
+            "untouched",
+            "{number}"
+        );
+        assert_eq!(fs::metadata(&secret).unwrap().nlink(), 1, "{number}");
+        let mode = fs::metadata(&to).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o751, "{number}");
     }
 }
 
@@ -196,7 +280,13 @@ fn truncated_archive_is_an_error_and_leaves_old_file() {
     let bytes = fixture.archive.get_ref();
     fs::create_dir_all(fixture.path("target")).unwrap();
     fs::write(fixture.path("target/f"), "old").unwrap();
-    let error = unpack(&bytes[..1000], &fixture.path("target"), |_| {}).unwrap_err();
+    let error = unpack(
+        &bytes[..1000],
+        &fixture.path("target"),
+        OutwardLinks::Keep,
+        |_| {},
+    )
+    .unwrap_err();
     assert!(matches!(error, ArchiveError::Read(_)), "{error:?}");
     assert_eq!(fs::read(fixture.path("target/f")).unwrap(), b"old");
     assert_eq!(fs::read_dir(fixture.path("target")).unwrap().count(), 1);
@@ -217,7 +307,8 @@ fn packed_tree_unpacks_alike() {
     let skipped = crate::archive::pack(&source, &mut bytes, |_| {}).unwrap();
     assert_eq!(skipped.len(), 1);
     let target = fixture.path("target");
-    assert!(unpack(&bytes[..], &target, |_| {}).unwrap().is_empty());
+    let unpacked = unpack(&bytes[..], &target, OutwardLinks::Keep, |_| {}).unwrap();
+    assert_eq!(unpacked.skipped.len(), 0);
     assert_eq!(fs::read(target.join("a/link")).unwrap(), vec![7; 100_000]);
     assert!(target.join("n".repeat(200)).is_file());
     let mode = fs::metadata(target.join("a/b/file")).unwrap().permissions();

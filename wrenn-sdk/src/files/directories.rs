@@ -10,7 +10,7 @@ use http::Method;
 use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 
 use super::Files;
-use crate::archive::{ArchiveError, Skipped, pack, size_of, unpack};
+use crate::archive::{ArchiveError, OutwardLinks, Skipped, pack, size_of, unpack};
 use crate::error::{Error, Result};
 use crate::progress::{Observer, Progress};
 use crate::transport::{Call, request_id};
@@ -103,6 +103,10 @@ fn pack_into(writer: impl io::Write, local: &Path, observer: &Observer) -> Resul
 }
 
 /// Copies a directory of the sandbox into a local one when it is awaited.
+///
+/// Symbolic links are made as they are, wherever they lead, and nothing is written through one.
+/// The sandbox chooses where they lead: treat what was copied like a repository or an archive of
+/// the same origin, before a program follows them.
 #[derive(Debug)]
 #[must_use = "nothing is copied until it is awaited"]
 pub struct DownloadDir {
@@ -110,14 +114,19 @@ pub struct DownloadDir {
     path: String,
     local: PathBuf,
     observer: Observer,
+    outward_links: OutwardLinks,
 }
 
 /// The result of a download.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DownloadedDir {
-    /// Devices, and links that lead out of the directory, which were left out.
+    /// Devices and pipes, which were left out, and links that lead out of the directory, where
+    /// those were not wanted.
     pub skipped: Vec<Skipped>,
+    /// Symbolic links that were made and lead out of the directory, as `/usr/bin/python3` does.
+    /// Their names may hold control codes of a terminal.
+    pub outward_links: Vec<String>,
 }
 
 impl DownloadDir {
@@ -127,7 +136,14 @@ impl DownloadDir {
             path,
             local,
             observer: Observer::default(),
+            outward_links: OutwardLinks::default(),
         }
+    }
+
+    /// Leaves out symbolic links that lead out of the directory.
+    pub fn without_outward_links(mut self) -> Self {
+        self.outward_links = OutwardLinks::LeaveOut;
+        self
     }
 
     /// Calls `observer` as bytes arrive.
@@ -154,7 +170,9 @@ impl IntoFuture for DownloadDir {
             let unpacking = tokio::task::spawn_blocking(move || {
                 let mut reader = SyncIoBridge::new(reader);
                 let observer = self.observer;
-                let unpacked = unpack(&mut reader, &self.local, |done| observer.report(done, None));
+                let unpacked = unpack(&mut reader, &self.local, self.outward_links, |done| {
+                    observer.report(done, None);
+                });
                 // The blocks after the end, so that the connection can be used again.
                 if unpacked.is_ok() {
                     io::copy(&mut reader, &mut io::sink()).map_err(ArchiveError::Read)?;
@@ -163,7 +181,10 @@ impl IntoFuture for DownloadDir {
             });
             let unpacked = unpacking.await.map_err(|error| worker_died(&error))?;
             unpacked
-                .map(|skipped| DownloadedDir { skipped })
+                .map(|unpacked| DownloadedDir {
+                    skipped: unpacked.skipped,
+                    outward_links: unpacked.outward_links,
+                })
                 .map_err(|error| match error {
                     ArchiveError::Read(source)
                         if source

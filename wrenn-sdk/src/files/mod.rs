@@ -123,7 +123,8 @@ impl Files {
     }
 
     /// Copies what is in a directory of the sandbox into a local directory when awaited.
-    /// Whatever the sandbox sends, nothing is written outside of it.
+    /// Whatever the sandbox sends, nothing is written outside of it; symbolic links are made as
+    /// they are.
     pub fn download_dir(&self, path: impl Into<String>, local: impl Into<PathBuf>) -> DownloadDir {
         DownloadDir::new(self.clone(), path.into(), local.into())
     }

@@ -88,12 +88,14 @@ async fn large_files_and_directories_go_both_ways() {
     fs::set_permissions(local("tree/a/script"), fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(local("tree").join("ü".repeat(100)), &contents).unwrap();
     symlink("a/script", local("tree/link")).unwrap();
+    fs::create_dir(local("tree/bin")).unwrap();
+    symlink("/usr/bin/python3", local("tree/bin/python")).unwrap();
     files.upload_dir(local("tree"), "tree").await.unwrap();
     let found = sandbox
-        .shell("cd tree && test -x a/script && readlink link")
+        .shell("cd tree && test -x a/script && readlink link bin/python")
         .await
         .unwrap();
-    assert_eq!(found.stdout_text(), "a/script\n");
+    assert_eq!(found.stdout_text(), "a/script\n/usr/bin/python3\n");
     sandbox
         .shell("ln -s /etc tree/out; mkfifo tree/pipe")
         .await
@@ -105,7 +107,18 @@ async fn large_files_and_directories_go_both_ways() {
         .map(|entry| entry.name.as_str())
         .collect();
     skipped.retain(|name| *name != "pipe");
-    assert_eq!(skipped, ["out"]);
+    assert_eq!(skipped, [""; 0]);
+    let mut outward = copied.outward_links;
+    outward.sort();
+    assert_eq!(outward, ["bin/python", "out"]);
+    for (name, target) in [("bin/python", "/usr/bin/python3"), ("out", "/etc")] {
+        let link = fs::read_link(local("tree2").join(name)).unwrap();
+        assert_eq!(link.to_str(), Some(target));
+    }
+    let inward = files.download_dir("tree", local("tree3"));
+    let copied = inward.without_outward_links().await.unwrap();
+    assert_eq!(copied.outward_links, [""; 0]);
+    assert!(local("tree3/out").symlink_metadata().is_err());
     assert!(fs::read(local("tree2").join("ü".repeat(100))).unwrap() == contents);
     assert_eq!(
         fs::read_link(local("tree2/link")).unwrap().to_str(),
