@@ -4,6 +4,7 @@
 //! | variable | default | meaning |
 //! |---|---|---|
 //! | `WRENN_LOAD_FILE_MIB` | 64 | size of the file that goes up and down |
+//! | `WRENN_LOAD_ARCHIVE_MIB` | 64 | size of the directory that goes up and down as an archive |
 //! | `WRENN_LOAD_OUTPUT_MIB` | 32 | output of the command whose connection is cut |
 //! | `WRENN_LOAD_SILENT` | 500 | connections that send nothing |
 //! | `WRENN_LOAD_DRIBBLING` | 200 | connections whose headers come a byte at a time |

@@ -98,6 +98,17 @@ impl Checksum {
     }
 }
 
+impl io::Write for Checksum {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl AsyncWrite for Checksum {
     fn poll_write(
         self: Pin<&mut Self>,
