@@ -42,13 +42,18 @@ impl Secrets {
         self.0.push((place, STANDARD.encode(secret)));
     }
 
+    /// The first secret in a text: where it was planted, and the line that it is in.
+    fn find<'a>(&self, text: &'a str) -> Option<(&'static str, &'a str)> {
+        self.0.iter().find_map(|(place, secret)| {
+            let at = text.find(secret.as_str())?;
+            let line = text[..at].matches('\n').count();
+            Some((*place, text.lines().nth(line).unwrap_or_default()))
+        })
+    }
+
     fn assert_absent(&self, text: &str, medium: &str) {
-        for (place, secret) in &self.0 {
-            if let Some(at) = text.find(secret.as_str()) {
-                let line = text[..at].matches('\n').count();
-                let line = text.lines().nth(line).unwrap_or_default();
-                panic!("the {place} is in the {medium}: {line}");
-            }
+        if let Some((place, line)) = self.find(text) {
+            panic!("the {place} is in the {medium}: {line}");
         }
     }
 }
@@ -350,6 +355,67 @@ async fn secrets_are_in_no_log_error_or_event() {
     let log = log.text();
     assert!(log.contains("answered a request"), "the log is captured");
     secrets.assert_absent(&log, "log");
+}
+
+/// The search that the other tests rely on: it finds what is leaked on purpose, in the log that
+/// they read, in each form that a secret takes there.
+#[test]
+fn leaked_secret_is_found() {
+    let log = Log::capture();
+    let mut secrets = Secrets::default();
+    let kept = secrets.plant("secret that is kept");
+    tracing::info!(target: "wrenn_server", kept_bytes = kept.len(), "kept a secret");
+    assert_eq!(secrets.find(&log.text()), None);
+
+    // As a server logs: in the text, in a field, in a span, in base64, at each level.
+    let leaks: [(&'static str, fn(&str)); 6] = [
+        (
+            "text",
+            |secret| tracing::info!(target: "wrenn_server", "sent {secret} on"),
+        ),
+        (
+            "field",
+            |secret| tracing::warn!(target: "wrenn_server", secret, "sent it on"),
+        ),
+        ("debug field", |secret| {
+            let headers = [("x-api-key", secret)];
+            tracing::debug!(target: "wrenn_server", ?headers, "sent it on");
+        }),
+        ("span", |secret| {
+            let span = tracing::error_span!(target: "wrenn_server", "request", secret);
+            span.in_scope(|| tracing::trace!(target: "wrenn_server", "sent it on"));
+        }),
+        ("base64", |secret| {
+            let input = STANDARD.encode(secret);
+            tracing::info!(target: "wrenn_server", input, "sent it on");
+        }),
+        (
+            "library",
+            |secret| tracing::debug!(target: "hyper", "read {secret}"),
+        ),
+    ];
+    for (place, leak) in leaks {
+        let mut secrets = Secrets::default();
+        let secret = secrets.plant(place);
+        leak(&secret);
+        let text = log.text();
+        let (found, line) = secrets
+            .find(&text)
+            .unwrap_or_else(|| panic!("the {place} is not found"));
+        assert_eq!(found, place);
+        assert!(
+            line.contains(if place == "library" { "read" } else { "sent" }),
+            "{line}"
+        );
+    }
+    let leaked = secrets.plant("secret that is leaked");
+    let answer = json!({"error": {"message": format!("bad {leaked}")}}).to_string();
+    let refused = std::panic::catch_unwind(|| secrets.assert_absent(&answer, "error"));
+    let message = *refused.unwrap_err().downcast::<String>().unwrap();
+    assert!(
+        message.starts_with("the secret that is leaked is in the error"),
+        "{message}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
