@@ -31,14 +31,19 @@ impl Flow {
         due
     }
 
-    /// Waits while too much was sent that the client has not acknowledged. Not while its input
-    /// waits: acknowledgements are behind it, and the command may wait for us.
+    /// Whether more may be sent: the client has acknowledged enough. Or its input waits:
+    /// acknowledgements are behind it, and the command may wait for us.
+    pub(super) fn has_room(&self, client: &watch::Receiver<ClientState>) -> bool {
+        self.allows(&client.borrow())
+    }
+
+    fn allows(&self, client: &ClientState) -> bool {
+        client.input_waits || self.sent.saturating_sub(client.acknowledged) < MAX_UNACKNOWLEDGED
+    }
+
+    /// Waits for room.
     pub(super) async fn until_acknowledged(&self, client: &mut watch::Receiver<ClientState>) {
-        let sent = self.sent;
-        let enough = |client: &ClientState| {
-            client.input_waits || sent.saturating_sub(client.acknowledged) < MAX_UNACKNOWLEDGED
-        };
-        if client.wait_for(enough).await.is_err() {
+        if client.wait_for(|client| self.allows(client)).await.is_err() {
             // The reader has ended, and with it this connection.
             std::future::pending::<()>().await;
         }

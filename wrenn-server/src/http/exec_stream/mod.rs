@@ -26,7 +26,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
-use futures::{SinkExt as _, StreamExt as _};
+use futures::{FutureExt as _, SinkExt as _, StreamExt as _};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use wrenn_api::error::{ErrorBody, ErrorCode};
@@ -301,9 +301,17 @@ impl Session {
         let mut silent_pings = 0;
         let mut offsets = Offsets::default();
         let mut flow = Flow::default();
+        // An event that came while the last one was sent.
+        let mut ready = None;
         loop {
             let event = tokio::select! {
-                event = events.next() => event,
+                biased;
+                event = async {
+                    match ready.take() {
+                        Some(event) => event,
+                        None => events.next().await,
+                    }
+                } => event,
                 read = &mut reader => return match read {
                     Ok(Ok(())) => Ok(None),
                     Ok(Err(error)) => Err(error),
@@ -342,10 +350,20 @@ impl Session {
             };
             offsets.set(channel, event.offset);
             let sending = async {
-                // More would be lost with the connection than the guest keeps.
-                flow.until_acknowledged(&mut client_state).await;
-                self.send_output(sink, channel, &mut offsets, &mut flow, data)
-                    .await
+                if !flow.has_room(&client_state) {
+                    // More would be lost with the connection than the guest keeps.
+                    sink.flush().await?;
+                    flow.until_acknowledged(&mut client_state).await;
+                }
+                self.feed_output(sink, channel, &mut offsets, &mut flow, data)
+                    .await?;
+                // Output that comes at once goes out with this: each flush is a system call here,
+                // and wakes the client.
+                ready = events.next().now_or_never();
+                if ready.is_none() {
+                    sink.flush().await?;
+                }
+                Ok::<_, axum::Error>(())
             };
             let sent = tokio::select! {
                 sent = sending => sent,
@@ -361,7 +379,8 @@ impl Session {
         }
     }
 
-    async fn send_output(
+    /// Puts output into the socket's buffer, which is written where it is full.
+    async fn feed_output(
         &self,
         sink: &mut Sink,
         channel: Channel,
@@ -380,17 +399,17 @@ impl Session {
                     offset,
                     data: STANDARD.encode(&chunk),
                 };
-                send_text(sink, &output).await?;
+                sink.feed(text(&output)?).await?;
             } else {
                 let output = Output {
                     channel,
                     offset,
                     data: chunk,
                 };
-                sink.send(Message::Binary(output.encode())).await?;
+                sink.feed(Message::Binary(output.encode())).await?;
             }
             if flow.ping_is_due() {
-                sink.send(ping(flow.sent)).await?;
+                sink.feed(ping(flow.sent)).await?;
             }
         }
         Ok(())
@@ -412,6 +431,10 @@ fn exit_message(exit: &wire::ExitStatus) -> Exit {
 }
 
 async fn send_text(sink: &mut Sink, message: &ServerMessage) -> Result<(), axum::Error> {
+    sink.send(text(message)?).await
+}
+
+fn text(message: &ServerMessage) -> Result<Message, axum::Error> {
     let text = serde_json::to_string(message).map_err(axum::Error::new)?;
-    sink.send(Message::Text(text.into())).await
+    Ok(Message::Text(text.into()))
 }
