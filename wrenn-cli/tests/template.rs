@@ -125,7 +125,12 @@ fn build_list_and_delete() {
     }
     assert_eq!(listed[0]["rootfs_sha256"], built["rootfs_sha256"]);
     let table = text(&scene.template(&["list"]).stdout);
-    assert!(table.lines().nth(1).unwrap().starts_with("tiny"), "{table}");
+    let lines: Vec<_> = table.lines().collect();
+    let [head, row] = lines[..] else {
+        panic!("{table}")
+    };
+    assert!(row.starts_with("tiny "), "{table}");
+    assert_eq!(head.find("USER"), row.find("root"), "{table}");
 
     assert!(scene.template(&["delete", "tiny"]).status.success());
     assert!(scene.list().is_empty());

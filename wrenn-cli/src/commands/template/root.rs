@@ -18,6 +18,7 @@ use crate::commands::UsageError;
 use crate::commands::machine::host_can_run_sandboxes;
 use crate::commands::run::parse_variable;
 use crate::progress::ImportBar;
+use crate::{escape, output};
 
 /// Options of `wrenn template build`.
 #[derive(Debug, clap::Args)]
@@ -206,7 +207,6 @@ pub(super) fn print_built(imported: &Imported, json: bool) -> anyhow::Result<()>
     Ok(())
 }
 
-#[allow(clippy::print_stdout, reason = "the data that was asked for")]
 fn list_in(root: &RootDirectory, json: bool) -> anyhow::Result<ExitCode> {
     let templates = template::list(root)?;
     let users = SandboxImages::of(root);
@@ -215,25 +215,36 @@ fn list_in(root: &RootDirectory, json: bool) -> anyhow::Result<ExitCode> {
             .iter()
             .map(|template| in_json(template, &users))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        println!("{}", serde_json::to_string_pretty(&templates)?);
+        output::json(&templates)?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
-        "{:<20} {:>9} {:>9}  {:<24} {:<10} IMAGE",
-        "NAME", "SIZE", "ON DISK", "KERNEL", "USER"
-    );
-    for template in &templates {
-        let disk_mib = template.disk_bytes.div_ceil(1 << 20);
+    let head = ["NAME", "SIZE", "ON DISK", "KERNEL", "USER", "IMAGE"];
+    let rows = templates.iter().map(|template| {
+        let on_disk = format!("{} MiB", template.disk_bytes.div_ceil(1 << 20));
         match &template.manifest {
-            Ok(manifest) => println!(
-                "{:<20} {:>5} MiB {disk_mib:>5} MiB  {:<24} {:<10} {:.12}",
-                template.name,
-                manifest.size_mib,
-                manifest.kernel,
-                manifest.default_user,
-                manifest.rootfs_sha256
-            ),
-            Err(error) => println!("{:<20} damaged: {error}", template.name),
+            Ok(manifest) => [
+                template.name.clone(),
+                format!("{} MiB", manifest.size_mib),
+                on_disk,
+                manifest.kernel.clone(),
+                manifest.default_user.clone(),
+                format!("{:.12}", manifest.rootfs_sha256),
+            ],
+            Err(_) => {
+                let unknown = "-".to_owned();
+                let [size, kernel, user, image] = std::array::from_fn(|_| unknown.clone());
+                [template.name.clone(), size, on_disk, kernel, user, image]
+            }
+        }
+    });
+    output::print(&output::table(head, &[1, 2], rows))?;
+    for template in &templates {
+        if let Err(error) = &template.manifest {
+            eprintln!(
+                "wrenn: the template {} is damaged: {}",
+                escape::line(&template.name),
+                escape::line(&error.to_string())
+            );
         }
     }
     Ok(ExitCode::SUCCESS)
