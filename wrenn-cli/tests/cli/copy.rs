@@ -78,20 +78,26 @@ async fn standard_streams_are_copied() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn links_that_lead_out_are_left_out_and_told() {
+async fn outward_links_are_kept_or_left_out() {
     let wrenn = Wrenn::start().await;
     wrenn.create("web").await;
     wrenn
         .shell("mkdir d && cd d && ln -s /etc 'out\u{1b}[2J' && ln -s ../.. up && echo f > f")
         .await;
-    let ran = wrenn.run(&["sandbox", "cp", "web:d", "d"]).await;
-    assert_eq!(ran.code, Some(1), "{ran:?}");
-    assert!(
-        ran.stderr.contains("left out up: a link that leads out"),
-        "{ran:?}"
-    );
+    let ran = wrenn.run(&["sandbox", "cp", "web:d", "kept"]).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let said = "symbolic links that lead out of the directory: 2, the first is";
+    assert!(ran.stderr.contains(said), "{ran:?}");
     assert!(!ran.stderr.contains('\u{1b}'), "{ran:?}");
-    let names = fs::read_dir(wrenn.path("d")).unwrap();
+    let link = fs::read_link(wrenn.path("kept/up")).unwrap();
+    assert_eq!(link.to_str(), Some("../.."));
+
+    let words = ["sandbox", "cp", "--safe-links", "web:d", "safe"];
+    let ran = wrenn.run(&words).await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("left out up: "), "{ran:?}");
+    assert!(!ran.stderr.contains('\u{1b}'), "{ran:?}");
+    let names = fs::read_dir(wrenn.path("safe")).unwrap();
     assert_eq!(names.count(), 1);
 }
 

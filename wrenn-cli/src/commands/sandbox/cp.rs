@@ -24,12 +24,16 @@ Examples:
 
 A path in the sandbox that is not absolute begins in the user's home. Files keep their modes,
 and directories are copied whole: onto a directory that is there, they go into it. Write ./a:b
-for a local name with a colon. Files from a sandbox stay below the local path: links that
-lead elsewhere and devices are left out, and the exit code is 1.")]
+for a local name with a colon. Symbolic links of a directory are kept, and nothing is written
+through one; those of a sandbox lead where it wants, so --safe-links leaves out what leads out
+of the directory. Where something is left out, as devices are, the exit code is 1.")]
 pub(super) struct Args {
     /// User of the guest whose files they are.
     #[arg(long, short, value_name = "USER", default_value = "")]
     user: String,
+    /// Leave out symbolic links of a sandbox that lead out of the directory that is copied.
+    #[arg(long)]
+    safe_links: bool,
     /// Show no progress.
     #[arg(long, short)]
     quiet: bool,
@@ -70,6 +74,7 @@ fn is_name(text: &str) -> bool {
 struct Copying {
     files: Files,
     bar: TransferBar,
+    safe_links: bool,
 }
 
 pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
@@ -90,6 +95,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
     let copying = Copying {
         files: sandbox.files().user(args.user),
         bar: TransferBar::new(other, args.quiet),
+        safe_links: args.safe_links,
     };
     let copy = async {
         match ends {
@@ -97,7 +103,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
             (End::Sandbox { path, .. }, End::Local(local)) => copying.down(&path, local).await,
             (End::Streams, End::Sandbox { path, .. }) => copying.upload_stdin(&path).await,
             (End::Local(local), End::Sandbox { path, .. }) => copying.up(&local, &path).await,
-            _ => Ok(Vec::new()),
+            _ => Ok(Copied::default()),
         }
     };
     let copied = tokio::select! {
@@ -111,22 +117,36 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
         }
     };
     copying.bar.finish();
-    let skipped = copied.map_err(|error| in_sandbox(error, &id))?;
-    for entry in &skipped {
+    let copied = copied.map_err(|error| in_sandbox(error, &id))?;
+    for entry in &copied.skipped {
         eprintln!(
             "wrenn: left out {}: {}",
             escape::line(&entry.name),
             entry.reason
         );
     }
-    Ok(if skipped.is_empty() {
+    if let Some(first) = copied.outward_links.first() {
+        eprintln!(
+            "wrenn: symbolic links that lead out of the directory: {}, the first is {}; \
+             --safe-links leaves them out",
+            copied.outward_links.len(),
+            escape::line(first)
+        );
+    }
+    Ok(if copied.skipped.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-type Copied = anyhow::Result<Vec<Skipped>>;
+/// What a caller should know of a copy.
+#[derive(Debug, Default)]
+struct Copied {
+    skipped: Vec<Skipped>,
+    /// Names of links that were made and lead out of the directory.
+    outward_links: Vec<String>,
+}
 
 /// Says whose disk, files or rights an error of the server is about: those of this host could be
 /// meant as well.
@@ -140,31 +160,31 @@ fn in_sandbox(error: anyhow::Error, id: &str) -> anyhow::Error {
 }
 
 impl Copying {
-    async fn download_stdout(&self, path: &str) -> Copied {
+    async fn download_stdout(&self, path: &str) -> anyhow::Result<Copied> {
         let mut stdout = tokio::io::stdout();
         match self.files.read_to(path, &mut stdout).await {
             // The reader has read enough, as `head` does.
             Err(Error::Stream { source, .. })
                 if source.kind() == std::io::ErrorKind::BrokenPipe =>
             {
-                Ok(Vec::new())
+                Ok(Copied::default())
             }
             Err(error) => Err(error.into()),
-            Ok(_) => Ok(Vec::new()),
+            Ok(_) => Ok(Copied::default()),
         }
     }
 
-    async fn upload_stdin(&self, path: &str) -> Copied {
+    async fn upload_stdin(&self, path: &str) -> anyhow::Result<Copied> {
         if path.is_empty() || path.ends_with('/') {
             let hint = "standard input has no name: give the file's path in the sandbox";
             return Err(UsageError(hint.to_owned()).into());
         }
         let upload = self.files.write_from(path, tokio::io::stdin());
         upload.on_progress(self.bar.observer()).await?;
-        Ok(Vec::new())
+        Ok(Copied::default())
     }
 
-    async fn up(&self, local: &Path, path: &str) -> Copied {
+    async fn up(&self, local: &Path, path: &str) -> anyhow::Result<Copied> {
         let metadata = tokio::fs::metadata(local).await;
         let metadata = metadata.map_err(|source| Error::Io {
             operation: "read",
@@ -175,11 +195,14 @@ impl Copying {
         if metadata.is_dir() {
             let upload = self.files.upload_dir(local, target);
             let uploaded = upload.on_progress(self.bar.observer()).await?;
-            return Ok(uploaded.skipped);
+            return Ok(Copied {
+                skipped: uploaded.skipped,
+                ..Copied::default()
+            });
         }
         let upload = self.files.upload(local, target);
         upload.on_progress(self.bar.observer()).await?;
-        Ok(Vec::new())
+        Ok(Copied::default())
     }
 
     /// Where in the sandbox a local file or directory goes.
@@ -197,7 +220,7 @@ impl Copying {
         })
     }
 
-    async fn down(&self, path: &str, local: PathBuf) -> Copied {
+    async fn down(&self, path: &str, local: PathBuf) -> anyhow::Result<Copied> {
         let entry = self.files.stat(path).await?;
         let directory = match entry.kind {
             FileKind::Directory => true,
@@ -213,10 +236,16 @@ impl Copying {
             target.extend(own_name(Path::new(path)));
         }
         if directory {
-            let download = self.files.download_dir(path, &target);
+            let mut download = self.files.download_dir(path, &target);
+            if self.safe_links {
+                download = download.without_outward_links();
+            }
             let downloaded = download.on_progress(self.bar.observer()).await;
             return match downloaded {
-                Ok(downloaded) => Ok(downloaded.skipped),
+                Ok(downloaded) => Ok(Copied {
+                    skipped: downloaded.skipped,
+                    outward_links: downloaded.outward_links,
+                }),
                 // It names an entry, by its path in the directory.
                 Err(error @ Error::Archive(_)) => Err(anyhow::Error::new(error)
                     .context(format!("cannot copy into {}", target.display()))),
@@ -225,7 +254,7 @@ impl Copying {
         }
         let download = self.files.download(path, target);
         download.on_progress(self.bar.observer()).await?;
-        Ok(Vec::new())
+        Ok(Copied::default())
     }
 
     async fn is_directory(&self, path: &str) -> anyhow::Result<bool> {
