@@ -368,7 +368,8 @@ fn leaked_secret_is_found() {
     assert_eq!(secrets.find(&log.text()), None);
 
     // As a server logs: in the text, in a field, in a span, in base64, at each level.
-    let leaks: [(&'static str, fn(&str)); 6] = [
+    type Leak = (&'static str, fn(&str));
+    let leaks: [Leak; 6] = [
         (
             "text",
             |secret| tracing::info!(target: "wrenn_server", "sent {secret} on"),

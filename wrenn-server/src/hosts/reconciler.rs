@@ -154,7 +154,7 @@ impl Reconciler {
             info!(snapshot = %snapshot.id, "discarding a snapshot whose creation did not end");
             discard(app, Some(lease), &snapshot).await?;
         }
-        if self.round % SNAPSHOT_ROUNDS == 0 {
+        if self.round.is_multiple_of(SNAPSHOT_ROUNDS) {
             self.delete_discarded_snapshots(lease, now).await?;
         }
         Ok(())
