@@ -99,3 +99,28 @@ fn a_build_is_found_by_id_by_directory_and_by_its_header() {
         build
     );
 }
+
+#[test]
+fn build_is_found_by_name_of_snapshot() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = RootDirectory::new(directory.path());
+    let id = "bdaaaaaaaaaaaaaaaaaaaa";
+    let named = serde_json::json!({
+        "version": 1,
+        "name": "warmed-up",
+        "created_at": "2026-11-20T12:00:00Z",
+        "source": "sbaaaaaaaaaaaaaaaaaaaa",
+        "template": "base",
+        "frozen": {
+            "build": id,
+            "resources": { "vcpus": 1, "memory_mib": 128 },
+            "setup": { "env": {} },
+        },
+    });
+    std::fs::create_dir_all(root.named_snapshots()).unwrap();
+    let record = root.named_snapshots().join("warmed-up.json");
+    std::fs::write(record, named.to_string()).unwrap();
+    let found = |name: &str| directory_of(&root, Path::new(name)).unwrap();
+    assert_eq!(found("warmed-up"), root.builds().join(id));
+    assert!(!found("another").exists());
+}
