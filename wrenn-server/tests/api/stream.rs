@@ -259,3 +259,47 @@ async fn refusal_before_the_upgrade_has_a_status() {
     let paused = Socket::open(&api, &stream(&id), Some(key)).await;
     assert_eq!(status(paused.err().unwrap()), 409);
 }
+
+/// The command has ended before its client reads: what the client sends meanwhile must not cost
+/// it the rest of the output, and the exit.
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_reaches_client_that_reads_late() {
+    const SIZE: usize = 600 << 10;
+    let api = Api::start().await;
+    let id = api.create().await;
+    let mut socket = Socket::open(
+        &api,
+        &format!("/v1/sandboxes/{id}/exec/stream"),
+        Some(api.server.api_key()),
+    )
+    .await
+    .unwrap();
+    let script = format!("head -c {SIZE} /dev/zero");
+    let start = json!({"type": "start", "cmd": "sh", "args": ["-c", script]});
+    socket.send(start).await;
+    assert_eq!(socket.text().await["type"], "started");
+    let processes = format!("/v1/sandboxes/{id}/processes");
+    let running = async || {
+        let listed = api.get(&processes).await.ok(200);
+        listed["items"].as_array().unwrap().len()
+    };
+    while running().await > 0 {}
+    for _ in 0..50 {
+        // As a browser that is busy answers pings.
+        let pong = Message::Pong(vec![0; 8].into());
+        socket.0.send(pong).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut bytes = 0;
+    loop {
+        match socket.next().await {
+            Message::Binary(frame) => bytes += Output::decode(&frame).unwrap().data.len(),
+            Message::Text(text) => {
+                assert!(text.contains("\"exit\""), "{text}");
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(bytes, SIZE);
+}

@@ -51,6 +51,8 @@ use reader::{Reader, next_message};
 /// How long the first frames may take: credential, and what to run.
 const FIRST_FRAME_TIMEOUT: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long a client may take to read what it was sent before the end, and to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that was silent for this many pings is gone.
 const MISSED_PINGS: u32 = 3;
 /// Memory of a socket for input, which is little as a rule.
@@ -174,10 +176,12 @@ impl Session {
             begun = self.begin(&mut stream) => begun,
             () = self.app.shutdown.cancelled() => Err(stopping()),
         };
+        let mut reader = None;
         let outcome = match begun {
             Ok(Begun::Command(begun)) => {
                 let (command, id, host) = *begun;
-                self.follow(command, id, host, &mut sink, stream).await
+                self.follow(command, id, host, &mut sink, stream, &mut reader)
+                    .await
             }
             Ok(Begun::NotStarted(exit)) => Ok(Some(exit)),
             Err(error) => Err(error),
@@ -203,6 +207,14 @@ impl Session {
             reason: Utf8Bytes::default(),
         };
         sink.send(Message::Close(Some(frame))).await.ok();
+        // A connection that is closed with unread frames of the client is reset, and the client
+        // loses what it has not read by then, the exit among it.
+        if let Some(reader) = reader.filter(|reader| !reader.is_finished()) {
+            tokio::select! {
+                _ = tokio::time::timeout(CLOSE_TIMEOUT, reader) => {}
+                () = self.app.shutdown.cancelled() => {}
+            }
+        }
     }
 
     /// Reads the first frames, and starts or joins the command.
@@ -261,7 +273,8 @@ impl Session {
         Ok(Begun::Command(Box::new((command, sandbox.id, host))))
     }
 
-    /// Follows a command to its end. `None`: the client left first.
+    /// Follows a command to its end. `None`: the client left first. What reads the client's
+    /// frames goes on afterwards, in `reader`.
     async fn follow(
         &self,
         command: Command,
@@ -269,6 +282,7 @@ impl Session {
         host: HostClient,
         sink: &mut Sink,
         stream: SplitStream<WebSocket>,
+        reader: &mut Option<AbortOnDropHandle<Result<(), HttpError>>>,
     ) -> Result<Option<Exit>, HttpError> {
         let Command {
             pid,
@@ -283,7 +297,7 @@ impl Session {
         }
         let heard = Arc::new(AtomicBool::new(false));
         let (client, mut client_state) = watch::channel(ClientState::default());
-        let reader = Reader {
+        let reading = Reader {
             id: id.clone(),
             host,
             pid,
@@ -293,8 +307,8 @@ impl Session {
             client,
             json: self.json,
         };
-        let reader = self.app.tasks.spawn(reader.run(stream));
-        let mut reader = AbortOnDropHandle::new(reader);
+        let reading = self.app.tasks.spawn(reading.run(stream));
+        let reader = reader.insert(AbortOnDropHandle::new(reading));
         let mut pings = tokio::time::interval(PING_INTERVAL);
         pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         pings.reset();
@@ -312,7 +326,7 @@ impl Session {
                         None => events.next().await,
                     }
                 } => event,
-                read = &mut reader => return match read {
+                read = &mut *reader => return match read {
                     Ok(Ok(())) => Ok(None),
                     Ok(Err(error)) => Err(error),
                     Err(_) => Ok(None),
@@ -367,7 +381,7 @@ impl Session {
             };
             let sent = tokio::select! {
                 sent = sending => sent,
-                read = &mut reader => return match read {
+                read = &mut *reader => return match read {
                     Ok(Err(error)) => Err(error),
                     _ => Ok(None),
                 },
