@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use clap::{CommandFactory as _, Parser, ValueEnum};
 use ipnet::Ipv4Net;
 use wrenn_core::RootDirectory;
 use wrenn_core::fleet::Limits;
-use wrenn_core::network::{ConfigError as NetworkError, NetworkConfig};
+use wrenn_core::network::{ConfigError as NetworkError, ConnectionLimits, NetworkConfig};
 use wrenn_core::vm::DiskLimits;
 
 use crate::access::AllowedHost;
@@ -114,6 +115,24 @@ struct Options {
         default_value = "10.12.0.0/16"
     )]
     link_network: Ipv4Net,
+    /// Connections to the outside that a sandbox may have open; 0 for no limit. All sandboxes
+    /// share the host's table of connections (`nf_conntrack_max`).
+    #[arg(
+        long,
+        value_name = "N",
+        env = "AGENT_SANDBOX_CONNECTIONS",
+        default_value_t = ConnectionLimits::default().open.map_or(0, NonZeroU32::get)
+    )]
+    sandbox_connections: u32,
+    /// Connections that a sandbox may begin in a second, after a burst of twice as many; 0 for no
+    /// limit.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "AGENT_SANDBOX_CONNECTIONS_PER_SECOND",
+        default_value_t = ConnectionLimits::default().new_per_second.map_or(0, NonZeroU32::get)
+    )]
+    sandbox_connections_per_second: u32,
     /// Network slots that are made ahead of need.
     #[arg(
         long,
@@ -292,7 +311,11 @@ impl Options {
             return Err(ConfigError::SameAddress(self.listen));
         }
         let network = NetworkConfig::new(self.slot_network, self.link_network)
-            .map_err(ConfigError::Network)?;
+            .map_err(ConfigError::Network)?
+            .with_connection_limits(ConnectionLimits {
+                open: NonZeroU32::new(self.sandbox_connections),
+                new_per_second: NonZeroU32::new(self.sandbox_connections_per_second),
+            });
         let capacity = network.plan().capacity();
         if self.slot_pool_size > capacity.div_ceil(2) {
             return Err(ConfigError::Pool {
@@ -383,6 +406,14 @@ impl fmt::Display for Config {
         }
         writeln!(f, "AGENT_SLOT_NETWORK={}", self.networks.0)?;
         writeln!(f, "AGENT_LINK_NETWORK={}", self.networks.1)?;
+        let connections = self.network.connection_limits();
+        let number = |limit: Option<NonZeroU32>| limit.map_or(0, NonZeroU32::get);
+        writeln!(f, "AGENT_SANDBOX_CONNECTIONS={}", number(connections.open))?;
+        writeln!(
+            f,
+            "AGENT_SANDBOX_CONNECTIONS_PER_SECOND={}",
+            number(connections.new_per_second)
+        )?;
         writeln!(f, "AGENT_SLOT_POOL_SIZE={}", self.slot_pool_size)?;
         let deadline = humantime::format_duration(self.boot_deadline).to_string();
         writeln!(f, "AGENT_BOOT_DEADLINE={}", deadline.replace(' ', ""))?;

@@ -60,6 +60,7 @@ const KERNEL: DebianKernel = DebianKernel {
         "nft_redir",
         "nft_ct",
         "nft_limit",
+        "nft_connlimit",
         "nft_log",
         "nft_reject_inet",
         "nft_reject_ipv4",

@@ -151,7 +151,8 @@ fn check_inside(host: &Host, slot: SlotNumber, namespace: &OwnedFd) -> Result<()
     {
         return Err(AdoptSlotError::RulesGone { slot });
     }
-    firewall.commit(&policy::slot_table(host.plan().reachable(slot)))?;
+    let rules = policy::slot_table(host.plan().reachable(slot), host.connection_limits());
+    firewall.commit(&rules)?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! What can be chosen about a host's network, checked before anything is made.
 
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 
 use ipnet::Ipv4Net;
 
@@ -42,10 +43,32 @@ impl std::fmt::Display for MacAddress {
     }
 }
 
+/// How many connections to the outside each sandbox may have. All sandboxes of a host share its
+/// table of connections; when that is full, the host itself loses packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// At once. A further one is refused. No limit if unset.
+    pub open: Option<NonZeroU32>,
+    /// Begun in a second, after a burst of twice as many. Further ones have to wait. No limit if
+    /// unset.
+    pub new_per_second: Option<NonZeroU32>,
+}
+
+impl Default for ConnectionLimits {
+    /// 4096 at once, 500 a second.
+    fn default() -> Self {
+        Self {
+            open: NonZeroU32::new(4096),
+            new_per_second: NonZeroU32::new(500),
+        }
+    }
+}
+
 /// A host's network settings, valid by construction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetworkConfig {
     plan: AddressPlan,
+    limits: ConnectionLimits,
 }
 
 /// Why networks cannot be used for slots.
@@ -97,7 +120,20 @@ impl NetworkConfig {
         }
         Ok(Self {
             plan: AddressPlan::new(reachable, links),
+            limits: ConnectionLimits::default(),
         })
+    }
+
+    /// The same with other limits of connections.
+    #[must_use]
+    pub const fn with_connection_limits(mut self, limits: ConnectionLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// How many connections each sandbox may have.
+    pub const fn connection_limits(&self) -> ConnectionLimits {
+        self.limits
     }
 
     /// Which addresses belong to which slot under these settings.
@@ -114,6 +150,7 @@ impl Default for NetworkConfig {
                 Ipv4Net::new_assert(Ipv4Addr::new(10, 11, 0, 0), 16),
                 Ipv4Net::new_assert(Ipv4Addr::new(10, 12, 0, 0), 16),
             ),
+            limits: ConnectionLimits::default(),
         }
     }
 }

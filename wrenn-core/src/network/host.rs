@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
-use super::config::{MacAddress, NetworkConfig};
+use super::config::{ConnectionLimits, MacAddress, NetworkConfig};
 use super::lease::SlotDirectory;
 use super::link::{Link, LinkError, Links};
 use super::nftables::{Batch, Firewall, NftError, SetKey};
@@ -58,6 +58,10 @@ impl Host {
 
     pub(super) const fn plan(&self) -> AddressPlan {
         self.config.plan()
+    }
+
+    pub(super) const fn connection_limits(&self) -> ConnectionLimits {
+        self.config.connection_limits()
     }
 
     pub(super) const fn slots(&self) -> &SlotDirectory {

@@ -45,6 +45,7 @@
 
 mod adopt;
 mod config;
+mod conntrack;
 mod counters;
 mod egress;
 mod host;
@@ -71,8 +72,8 @@ pub use ipnet::Ipv4Net;
 
 pub use adopt::AdoptSlotError;
 pub use config::{
-    ConfigError, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, GUEST_PREFIX, MacAddress,
-    NetworkConfig, TAP_NAME,
+    ConfigError, ConnectionLimits, GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC,
+    GUEST_PREFIX, MacAddress, NetworkConfig, TAP_NAME,
 };
 pub use counters::{CountError, SlotCounters, Traffic};
 pub use egress::{

@@ -172,7 +172,7 @@ impl Pieces {
         // Errors go to the slot's own guest alone. Were they rationed, most of what it may
         // not reach would seem to be silent.
         namespace::set("ipv4/icmp_ratelimit", "0", true)?;
-        let mut rules = policy::slot_table(plan.reachable(slot));
+        let mut rules = policy::slot_table(plan.reachable(slot), host.connection_limits());
         policy::exchange_open(&mut rules, &EgressPolicy::default());
         Firewall::open()?.commit(&rules)?;
         sys::keep_tap(TAP_NAME, None).map_err(|source| CreateSlotError::Tap { source })?;

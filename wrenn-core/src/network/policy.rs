@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::config::{GATEWAY_ADDRESS, GUEST_ADDRESS, TAP_NAME};
+use super::config::{ConnectionLimits, GATEWAY_ADDRESS, GUEST_ADDRESS, TAP_NAME};
 use super::egress::EgressPolicy;
 use super::link::UPLINK_NAME;
 use super::nftables::{Batch, Chain, Hook, KeyType, Policy, Rule, Set, SetKey, intervals};
@@ -20,23 +20,25 @@ use super::ranges::AddressRanges;
 pub(super) const TABLE: &str = "wrenn";
 
 /// What no sandbox reaches: everything that the IANA special-purpose registry does not
-/// call globally reachable, and multicast.
-const CLOSED_NETWORKS: [(Ipv4Addr, u8); 15] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),       // this network
-    (Ipv4Addr::new(10, 0, 0, 0), 8),      // private
-    (Ipv4Addr::new(100, 64, 0, 0), 10),   // carrier-grade NAT
-    (Ipv4Addr::new(127, 0, 0, 0), 8),     // loopback
-    (Ipv4Addr::new(169, 254, 0, 0), 16),  // link-local, metadata services
-    (Ipv4Addr::new(172, 16, 0, 0), 12),   // private
-    (Ipv4Addr::new(192, 0, 0, 0), 24),    // protocol assignments
-    (Ipv4Addr::new(192, 0, 2, 0), 24),    // documentation
-    (Ipv4Addr::new(192, 88, 99, 0), 24),  // 6to4 relays, withdrawn
-    (Ipv4Addr::new(192, 168, 0, 0), 16),  // private
-    (Ipv4Addr::new(198, 18, 0, 0), 15),   // benchmarking
-    (Ipv4Addr::new(198, 51, 100, 0), 24), // documentation
-    (Ipv4Addr::new(203, 0, 113, 0), 24),  // documentation
-    (Ipv4Addr::new(224, 0, 0, 0), 4),     // multicast
-    (Ipv4Addr::new(240, 0, 0, 0), 4),     // reserved, and broadcast
+/// call globally reachable, multicast, and the one public address at which a cloud has
+/// services for its hosts.
+const CLOSED_NETWORKS: [(Ipv4Addr, u8); 16] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),        // this network
+    (Ipv4Addr::new(10, 0, 0, 0), 8),       // private
+    (Ipv4Addr::new(100, 64, 0, 0), 10),    // carrier-grade NAT
+    (Ipv4Addr::new(127, 0, 0, 0), 8),      // loopback
+    (Ipv4Addr::new(168, 63, 129, 16), 32), // Azure's services for hosts, secrets among them
+    (Ipv4Addr::new(169, 254, 0, 0), 16),   // link-local, metadata services
+    (Ipv4Addr::new(172, 16, 0, 0), 12),    // private
+    (Ipv4Addr::new(192, 0, 0, 0), 24),     // protocol assignments
+    (Ipv4Addr::new(192, 0, 2, 0), 24),     // documentation
+    (Ipv4Addr::new(192, 88, 99, 0), 24),   // 6to4 relays, withdrawn
+    (Ipv4Addr::new(192, 168, 0, 0), 16),   // private
+    (Ipv4Addr::new(198, 18, 0, 0), 15),    // benchmarking
+    (Ipv4Addr::new(198, 51, 100, 0), 24),  // documentation
+    (Ipv4Addr::new(203, 0, 113, 0), 24),   // documentation
+    (Ipv4Addr::new(224, 0, 0, 0), 4),      // multicast
+    (Ipv4Addr::new(240, 0, 0, 0), 4),      // reserved, and broadcast
 ];
 
 /// Destinations that are closed.
@@ -164,7 +166,10 @@ pub(super) fn host_table() -> Batch {
 
 /// The table of a slot whose guest the host reaches at this address. Safe to commit again
 /// at any time. It is closed until an egress policy fills its set, and keeps that.
-pub(super) fn slot_table(reachable: Ipv4Addr) -> Batch {
+///
+/// The limits stand behind the policy: what is closed is no connection of the host's, whose
+/// table of connections they protect. Connections of the host to the guest do not count.
+pub(super) fn slot_table(reachable: Ipv4Addr, limits: ConnectionLimits) -> Batch {
     const PINNING: Chain = chain(
         "pinning",
         "filter",
@@ -202,8 +207,9 @@ pub(super) fn slot_table(reachable: Ipv4Addr) -> Batch {
     );
 
     let outgoing = || Rule::new().input_is(TAP_NAME).output_is(UPLINK_NAME);
+    let beginning = || outgoing().destination_in(OPEN.name).begins_connection();
     let incoming = || Rule::new().input_is(UPLINK_NAME).output_is(TAP_NAME);
-    let rules = [
+    let mut rules = vec![
         (
             PINNING,
             Rule::new()
@@ -232,6 +238,15 @@ pub(super) fn slot_table(reachable: Ipv4Addr) -> Batch {
             outgoing().destination_translated().established().accept(),
         ),
         (FORWARD, outgoing().destination_in(CLOSED.name).reject()),
+    ];
+    // TCP tries again what was dropped, and so becomes as slow as it may be.
+    if let Some(rate) = limits.new_per_second {
+        rules.push((FORWARD, beginning().rate_over(rate.get()).drop()));
+    }
+    if let Some(open) = limits.open {
+        rules.push((FORWARD, beginning().connections_over(open.get()).reject()));
+    }
+    rules.extend([
         // Not only the first packet of a connection is asked: a policy can change.
         (FORWARD, outgoing().destination_in(OPEN.name).accept()),
         (FORWARD, outgoing().tcp().ongoing().reset()),
@@ -255,7 +270,7 @@ pub(super) fn slot_table(reachable: Ipv4Addr) -> Batch {
                 .destination_is(GUEST_ADDRESS)
                 .translate_source(GATEWAY_ADDRESS),
         ),
-    ];
+    ]);
     let mut batch = Batch::new(TABLE);
     batch.add_table();
     for set in [CLOSED, OPEN] {
@@ -338,6 +353,7 @@ mod tests {
             "8.8.4.4",
             "100.63.255.255",
             "100.128.0.0",
+            "168.63.129.17",
             "172.15.0.1",
         ] {
             assert!(!is_closed(open.parse().unwrap()), "{open} is public");
@@ -347,6 +363,7 @@ mod tests {
             "10.12.0.14",
             "100.64.0.1",
             "127.0.0.1",
+            "168.63.129.16",
             "169.254.169.254",
             "172.31.255.255",
             "192.168.1.1",

@@ -10,12 +10,14 @@
 //! | named namespace | its link is ours, or its inode is what the owner wrote down |
 //! | name without a namespace | there is no link of that name with another mark |
 
+use super::conntrack;
 use super::host::Host;
 use super::lease::SlotLease;
 use super::link::{Links, Request};
 use super::namespace::{self, Pinned};
 use super::plan::SlotNumber;
 use super::slot::{CreateSlotError, RemoveSlotError};
+use crate::Chain;
 
 /// Hands back a slot that was just leased if its names are free. Another root directory on
 /// this host may use them, or a dead owner whose lease is lost.
@@ -52,6 +54,11 @@ pub(super) fn remove_remains(
     let foreign = link.is_some() && !ours;
     if !foreign {
         host.close(slot)?;
+        // Replies to connections of this guest would reach the next one that has the slot.
+        let address = host.plan().reachable(slot);
+        if let Err(error) = conntrack::forget(address) {
+            tracing::warn!(%slot, %address, error = %Chain(&error), "connections are left to end by themselves");
+        }
     }
     if let Some(link) = link.filter(|_| ours)
         && let Err(error) = links.execute(vec![Request::delete_link(&link)])

@@ -7,6 +7,7 @@
 )]
 
 mod adopt;
+mod connections;
 mod counters;
 mod doomed;
 mod egress;

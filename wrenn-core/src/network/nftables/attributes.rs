@@ -7,12 +7,12 @@ const NESTED: u16 = 0x8000;
 
 /// A list of attributes in the order in which they were added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Attributes {
+pub(in crate::network) struct Attributes {
     bytes: Vec<u8>,
 }
 
 impl Attributes {
-    pub(super) fn new() -> Self {
+    pub(in crate::network) fn new() -> Self {
         Self::default()
     }
 
@@ -21,7 +21,7 @@ impl Attributes {
     /// # Panics
     /// When the value is longer than an attribute can be, 65,531 bytes. Nothing of ours
     /// comes near: long lists of elements are split over several messages.
-    pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(in crate::network) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         let length = u16::try_from(ATTRIBUTE_HEADER_LEN + value.len())
             .expect("an attribute holds less than 64 KiB");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
@@ -43,17 +43,27 @@ impl Attributes {
         self.bytes(kind, &value.to_be_bytes())
     }
 
+    /// Adds a number of 64 bits in network byte order.
+    pub(super) fn long_number(self, kind: u16, value: u64) -> Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
     /// Adds one byte.
     pub(super) fn byte(self, kind: u16, value: u8) -> Self {
         self.bytes(kind, &[value])
     }
 
     /// Adds a list of attributes as one.
-    pub(super) fn nest(self, kind: u16, inner: &Self) -> Self {
-        self.bytes(kind | NESTED, &inner.bytes)
+    pub(in crate::network) fn nest(self, kind: u16, inner: &Self) -> Self {
+        self.nested_bytes(kind, &inner.bytes)
     }
 
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    /// Adds a list of attributes that is encoded already.
+    pub(in crate::network) fn nested_bytes(self, kind: u16, inner: &[u8]) -> Self {
+        self.bytes(kind | NESTED, inner)
+    }
+
+    pub(in crate::network) fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 }

@@ -271,7 +271,7 @@ impl Batch {
 }
 
 /// Appends one message: `nlmsghdr`, `nfgenmsg`, attributes.
-pub(super) fn put_message(
+pub(in crate::network) fn put_message(
     bytes: &mut Vec<u8>,
     kind: u16,
     flags: u16,

@@ -104,6 +104,10 @@ pub(in crate::network) enum Expression {
     Load { value: Vec<u8>, into: Register },
     /// Counts packets and bytes that came this far.
     Counter,
+    /// Goes on with the rule if more connections than this came here and have not ended.
+    ConnectionsOver(u32),
+    /// Goes on with the rule if packets come here faster than this, after a burst of so many.
+    RateOver { per_second: u32, burst: u32 },
     /// Ends the rule.
     Verdict(Verdict),
     /// Answers and drops.
@@ -128,6 +132,8 @@ impl Expression {
             Self::Lookup { .. } => "lookup",
             Self::Load { .. } | Self::Verdict(_) => "immediate",
             Self::Counter => "counter",
+            Self::ConnectionsOver(_) => "connlimit",
+            Self::RateOver { .. } => "limit",
             Self::Reject(_) => "reject",
             Self::Translate { .. } => "nat",
             Self::Masquerade => "masq",
@@ -199,6 +205,14 @@ impl Expression {
                 .number(1, into.0)
                 .nest(2, &value(constant)),
             Self::Counter | Self::Masquerade => Attributes::new(),
+            // NFTA_CONNLIMIT_COUNT, NFTA_CONNLIMIT_FLAGS: NFT_CONNLIMIT_F_INV
+            Self::ConnectionsOver(count) => Attributes::new().number(1, *count).number(2, 1),
+            Self::RateOver { per_second, burst } => Attributes::new()
+                .long_number(1, u64::from(*per_second)) // NFTA_LIMIT_RATE
+                .long_number(2, 1) // NFTA_LIMIT_UNIT: a second
+                .number(3, *burst)
+                .number(4, 0) // NFTA_LIMIT_TYPE: NFT_LIMIT_PKTS
+                .number(5, 1), // NFTA_LIMIT_FLAGS: NFT_LIMIT_F_INV
             Self::Verdict(verdict) => {
                 // NFTA_DATA_VERDICT { NFTA_VERDICT_CODE } into NFT_REG_VERDICT
                 let code = Attributes::new().number(1, verdict.code());

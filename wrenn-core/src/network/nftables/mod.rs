@@ -28,7 +28,8 @@ mod listing;
 mod rule;
 mod set;
 
-pub(super) use batch::{Batch, Chain, Hook, Policy};
+pub(super) use attributes::Attributes;
+pub(super) use batch::{Batch, Chain, Hook, Policy, put_message};
 pub(super) use rule::Rule;
 pub(super) use set::{KeyType, Set, SetKey, intervals};
 
@@ -37,7 +38,7 @@ use std::io;
 use super::netlink::NetlinkSocket;
 
 /// `NETLINK_NETFILTER` of `linux/netlink.h`.
-const NETLINK_NETFILTER: isize = 12;
+pub(super) const NETLINK_NETFILTER: isize = 12;
 /// `NFNL_SUBSYS_NFTABLES` of `linux/netfilter/nfnetlink.h`.
 const SUBSYSTEM: u16 = 10;
 /// `NFPROTO_INET`.

@@ -22,6 +22,8 @@ const ADDRESS_LENGTH: u32 = 4;
 /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)` and `NF_CT_STATE_BIT(IP_CT_RELATED)`.
 const ESTABLISHED: u32 = 0x2;
 const RELATED: u32 = 0x4;
+/// `IPS_CONFIRMED`: a packet of the connection was let through.
+const CONFIRMED: u32 = 1 << 3;
 /// `IPS_DST_NAT`.
 const DESTINATION_TRANSLATED: u32 = 1 << 5;
 
@@ -202,23 +204,48 @@ impl Rule {
         self.connection_has(ConnectionKey::State, RELATED)
     }
 
+    /// The packet is the first one of its connection. A state of `new` says less: of UDP that is
+    /// not answered every packet is.
+    pub(in crate::network) fn begins_connection(self) -> Self {
+        self.connection(ConnectionKey::Status, CONFIRMED, Comparison::Equal)
+    }
+
+    /// More connections than this came to this rule and have not ended. To be asked of packets
+    /// that [begin one](Self::begins_connection): the kernel looks through its list.
+    pub(in crate::network) fn connections_over(self, count: u32) -> Self {
+        self.push(Expression::ConnectionsOver(count))
+    }
+
+    /// Packets come to this rule faster than this, after a burst of as many as in two seconds.
+    pub(in crate::network) fn rate_over(self, per_second: u32) -> Self {
+        self.push(Expression::RateOver {
+            per_second,
+            burst: per_second.saturating_mul(2),
+        })
+    }
+
     /// The destination of the packet's connection has been translated.
     pub(in crate::network) fn destination_translated(self) -> Self {
         self.connection_has(ConnectionKey::Status, DESTINATION_TRANSLATED)
     }
 
     fn connection_has(self, key: ConnectionKey, any_of: u32) -> Self {
+        self.connection(key, any_of, Comparison::NotEqual)
+    }
+
+    /// Compares these bits of something about the connection with none.
+    fn connection(self, key: ConnectionKey, bits: u32, with_none: Comparison) -> Self {
         self.push(Expression::Connection {
             key,
             into: Register::FIRST,
         })
         .push(Expression::Mask {
             register: Register::FIRST,
-            mask: any_of.to_ne_bytes().to_vec(),
+            mask: bits.to_ne_bytes().to_vec(),
         })
         .push(Expression::Compare {
             register: Register::FIRST,
-            comparison: Comparison::NotEqual,
+            comparison: with_none,
             with: vec![0; 4],
         })
     }
