@@ -6,6 +6,7 @@
 //!
 //! Without the feature `host` it is a client only, and links no engine.
 
+pub mod broken_pipe;
 pub mod commands;
 mod completion;
 mod escape;

@@ -104,3 +104,28 @@ async fn misspelt_words_suggest_the_near_one() {
         assert!(ran.stderr.contains(near), "{ran:?}");
     }
 }
+
+#[cfg(feature = "host")]
+#[test]
+fn closed_output_ends_program_quietly() {
+    let directory = tempfile::tempdir().unwrap();
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    // It prints a line and fails, since no machine runs.
+    let status = || {
+        let mut command = program(directory.path());
+        command.args(["machine", "status"]);
+        command
+    };
+    assert_eq!(status().output().unwrap().stdout, b"stopped\n");
+    let output = status().stdout(closed()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+
+    let mut wrong = program(directory.path());
+    wrong.args(["machine", "exec", "true"]).stderr(closed());
+    assert_eq!(wrong.output().unwrap().status.code(), Some(1));
+}
