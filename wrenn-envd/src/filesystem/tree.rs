@@ -27,50 +27,47 @@ pub enum ListError {
     },
 }
 
-/// Entries up to `depth` levels below a directory, each level sorted by name, a
-/// directory before what is in it. Links are not followed, except for `path` itself.
+/// Entries up to `depth` levels below a directory, as a depth-first walk meets them: sorted by
+/// name, each directory before what is in it. Links are not followed, except for `path` itself.
 pub fn list(path: &Path, depth: u32) -> Result<Vec<EntryInfo>, ListError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| ListError::Read { path, source }
+    let failed = |source| ListError::Read {
+        path: path.to_owned(),
+        source,
     };
-    if !fs::metadata(path).map_err(failed(path))?.is_dir() {
+    if !fs::metadata(path).map_err(failed)?.is_dir() {
         return Err(ListError::NotADirectory {
             path: path.to_owned(),
         });
     }
     let names = Names::load();
     let mut entries = Vec::new();
-    let mut pending = vec![(path.to_owned(), 1)];
-    while let Some((directory, level)) = pending.pop() {
-        let children = fs::read_dir(&directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-        let mut children = match children {
-            Ok(children) => children,
-            // Below the top, a directory that vanished or is closed to us is left out.
-            Err(_) if level > 1 => continue,
-            Err(error) => return Err(failed(&directory)(error)),
+    // The next one is the last.
+    let mut pending = children(path, 1).map_err(failed)?;
+    while let Some((child, level)) = pending.pop() {
+        let Ok(entry) = describe(&child, &names) else {
+            continue;
         };
-        children.sort_by_key(fs::DirEntry::file_name);
-        let mut deeper = Vec::new();
-        for child in children {
-            let child = child.path();
-            let Ok(entry) = describe(&child, &names) else {
-                continue;
-            };
-            if entries.len() == MAX_ENTRIES {
-                return Err(ListError::TooMany {
-                    path: path.to_owned(),
-                });
-            }
-            if level < depth && child.symlink_metadata().is_ok_and(|own| own.is_dir()) {
-                deeper.push((child, level + 1));
-            }
-            entries.push(entry);
+        if entries.len() == MAX_ENTRIES {
+            return Err(ListError::TooMany {
+                path: path.to_owned(),
+            });
         }
-        // The stack gives them back in order.
-        pending.extend(deeper.into_iter().rev());
+        entries.push(entry);
+        if level < depth && child.symlink_metadata().is_ok_and(|own| own.is_dir()) {
+            // A directory that vanished or is closed to us is left out.
+            pending.extend(children(&child, level + 1).unwrap_or_default());
+        }
     }
     Ok(entries)
+}
+
+/// The entries of a directory, which are at this level, the first by name at the end.
+fn children(directory: &Path, level: u32) -> io::Result<Vec<(PathBuf, u32)>> {
+    let mut paths = fs::read_dir(directory)?
+        .map(|child| child.map(|child| child.path()))
+        .collect::<io::Result<Vec<_>>>()?;
+    paths.sort_by(|a, b| b.file_name().cmp(&a.file_name()));
+    Ok(paths.into_iter().map(|path| (path, level)).collect())
 }
 
 /// Removes an entry with everything in it. Links are removed, not followed. That
@@ -182,7 +179,7 @@ mod tests {
         );
         assert_eq!(
             paths(&list(dir.path(), 9).unwrap(), dir.path()),
-            ["a", "b", "loop", "b/c", "b/z", "b/c/d"]
+            ["a", "b", "b/c", "b/c/d", "b/z", "loop"]
         );
         assert!(matches!(
             list(&dir.path().join("a"), 1),

@@ -7,7 +7,7 @@
 //! | `IN_DELETE` | REMOVE |
 //! | `IN_MOVED_FROM` | RENAME of the old name |
 //! | `IN_ATTRIB` | CHMOD |
-//! | an upload taking its place (see [`crate::files::staging`]) | CREATE if the name is new, then WRITE |
+//! | an upload taking its place (see [`crate::files::staging`]) | CREATE if the name is new, then CHMOD and WRITE |
 //!
 //! The kernel watches single directories. A recursive watch adds one for every directory
 //! below, and for each that appears later; what is found in it by then is announced as

@@ -87,8 +87,11 @@ async fn an_upload_looks_like_a_plain_write() {
     let dir = tempfile::tempdir().unwrap();
     let mut watch = watch(dir.path(), false);
     for (replaces, expected) in [
-        (false, vec![EventType::Create, EventType::Write]),
-        (true, vec![EventType::Write]),
+        (
+            false,
+            vec![EventType::Create, EventType::Chmod, EventType::Write],
+        ),
+        (true, vec![EventType::Chmod, EventType::Write]),
     ] {
         let staged = crate::files::staging::Staged::name(replaces);
         fs::write(dir.path().join(&staged), "contents").unwrap();

@@ -194,6 +194,8 @@ impl WatchTree {
                     if staged == Staged::New {
                         queue.push_back(self.event(&path, EventType::Create));
                     }
+                    // Its owner was set before its contents came.
+                    queue.push_back(self.event(&path, EventType::Chmod));
                     queue.push_back(self.event(&path, EventType::Write));
                 }
                 _ => queue.push_back(self.event(&path, EventType::Create)),

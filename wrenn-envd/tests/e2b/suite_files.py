@@ -192,6 +192,8 @@ def test_list(box, scratch):
     assert entries["broken"].type == FileType.SYMLINK
     deep = [entry.path for entry in box.files.list(scratch, depth=3)]
     assert f"{scratch}/b/c/deep" in deep
+    # As a depth-first walk meets them.
+    assert deep == sorted(deep, key=lambda path: path.split("/"))
     assert f"{scratch}/b/c/deep" not in [e.path for e in box.files.list(scratch, depth=2)]
     raises(InvalidArgumentException, box.files.list, f"{scratch}/a")
 

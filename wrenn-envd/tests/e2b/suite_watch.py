@@ -30,7 +30,12 @@ def test_tells_what_happens(box, scratch):
         (e.type, e.name) == (FilesystemEventType.WRITE, "file") for e in watch.get_new_events()
     ), "what was done before asking is in the answer"
     box.files.write(f"{scratch}/new", "x")
-    seen.until(FilesystemEventType.CREATE, "new")
+    seen.until(FilesystemEventType.WRITE, "new")
+    assert [e.type for e in seen.events if e.name == "new"] == [
+        FilesystemEventType.CREATE,
+        FilesystemEventType.CHMOD,
+        FilesystemEventType.WRITE,
+    ]
     box.commands.run(f"chmod 600 {scratch}/new; mv {scratch}/new {scratch}/moved", timeout=LONG)
     seen.until(FilesystemEventType.CHMOD, "new")
     seen.until(FilesystemEventType.RENAME, "new")
