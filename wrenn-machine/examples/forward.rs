@@ -30,7 +30,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map_err(|path| format!("{} is missing: cargo build --workspace", path.display()))?;
     let machine = Machine::of_user(&name.parse()?)?;
     let config = MachineConfig {
-        network: network.parse()?,
+        network: Some(network.parse()?),
         ..MachineConfig::default()
     };
     let running = machine.start(&config, &programs, Arc::new(Lines)).await?;
