@@ -14,7 +14,7 @@ async fn open(file: &Path) -> SqliteConnection {
     options.connect().await.unwrap()
 }
 
-/// The reconciler stands still while its host answers, and goes on when another server works on
+/// The reconciler is suspended while its host answers, and continues when another server works on
 /// that host.
 #[tokio::test]
 async fn reconciler_without_its_lease_changes_nothing() {
