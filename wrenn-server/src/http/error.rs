@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::header::{HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CONNECTION, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use serde_json::{Map, Value, json};
 use wrenn_api::error::{ApiError, ErrorBody, ErrorCode};
@@ -136,6 +136,10 @@ impl IntoResponse for HttpError {
             if code.is_retryable() {
                 headers.insert(RETRY_AFTER, RETRY_SECONDS);
             }
+        }
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            // The rest of the body stays unread, and would be taken for the next request.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
