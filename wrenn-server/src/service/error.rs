@@ -122,9 +122,8 @@ impl ServiceError {
         };
         match reason {
             Reason::REASON_INVALID => Self::Invalid(message),
-            Reason::REASON_SANDBOX_NOT_FOUND | Reason::REASON_DESTROYED => {
-                Self::wrong_status(id, Status::Missing)
-            }
+            Reason::REASON_SANDBOX_NOT_FOUND => Self::wrong_status(id, Status::Missing),
+            Reason::REASON_DESTROYED => Self::wrong_status(id, Status::Stopped),
             Reason::REASON_TEMPLATE_NOT_FOUND
             | Reason::REASON_SNAPSHOT_NOT_FOUND
             | Reason::REASON_PROCESS_NOT_FOUND
