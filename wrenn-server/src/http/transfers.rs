@@ -176,16 +176,38 @@ async fn send_all<M: Send + 'static>(
     Ok(())
 }
 
+/// Keeps the messages of a call from ending. The end would be taken for the end of the file, and
+/// what sends them runs beside us: dropped without [`finish`](Self::finish), as when the client
+/// hangs up, they stay open until the call has been cancelled.
+struct Unfinished<M: Send + 'static>(Option<mpsc::Sender<M>>);
+
+impl<M: Send + 'static> Unfinished<M> {
+    fn finish(mut self) {
+        self.0.take();
+    }
+}
+
+impl<M: Send + 'static> Drop for Unfinished<M> {
+    fn drop(&mut self) {
+        if let Some(messages) = self.0.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move { messages.closed().await });
+        }
+    }
+}
+
 /// Runs a call whose messages are `chunks`, to its answer.
 macro_rules! call_with_chunks {
     ($call:expr, $first:expr, $message:expr, $chunks:expr, $id:expr) => {{
         let (up, mut ready) = mpsc::channel(IN_FLIGHT);
+        // Before the call, so that it is dropped after it.
+        let open = Unfinished(Some(up.clone()));
         let messages = futures::stream::poll_fn(move |context| ready.poll_recv(context));
         let call = $call(messages);
         let mut call = pin!(call);
         // There is room for the first one.
         up.try_send($first).ok();
-        let open = up.clone();
         let sending = send_all($chunks, up, $message);
         let mut sending = pin!(sending);
         let answer = tokio::select! {
@@ -197,7 +219,7 @@ macro_rules! call_with_chunks {
             }
             sent = &mut sending => {
                 sent?;
-                drop(open);
+                open.finish();
                 call.await
             }
         };
