@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use wrenn_sdk::{NO_ARGS, Process, ProcessEvent, Signal, TerminalSize};
 use wrenn_testing::TestServer;
 
-use crate::link::Link;
+use crate::linked::Linked;
 
 /// All output and the exit code.
 async fn collect(process: &mut Process) -> (Vec<u8>, i32) {
@@ -142,10 +142,8 @@ async fn fast_output_survives_cut_links() {
 
 /// Follows a command of so much output over a link that is cut four times meanwhile.
 async fn cut_four_times(script: &str, size: usize) {
-    let server = TestServer::start().await.unwrap();
-    let link = Link::to(&server).await;
-    let sandboxes = link.client(&server).sandboxes();
-    let sandbox = sandboxes.create("base").await.unwrap();
+    let linked = Linked::start().await;
+    let (link, sandbox) = (&linked.link, &linked.sandbox);
     let mut process = sandbox.spawn("sh", ["-c", script]).await.unwrap();
     let mut hash = Sha256::new();
     let mut taken = 0;

@@ -13,7 +13,7 @@ use wrenn_api::error::ErrorCode;
 use wrenn_api::file::{ChangeKind, FileKind};
 use wrenn_testing::TestServer;
 
-use crate::link::Link;
+use crate::linked::Linked;
 
 #[tokio::test]
 async fn files_are_written_listed_moved_and_removed() {
@@ -136,17 +136,15 @@ fn contents(size: usize) -> Vec<u8> {
 #[tokio::test]
 async fn download_survives_cut_links() {
     const SIZE: usize = 24 << 20;
-    let server = TestServer::start().await.unwrap();
-    let link = Arc::new(Link::to(&server).await);
-    let sandboxes = link.client(&server).sandboxes();
-    let sandbox = sandboxes.create("base").await.unwrap();
+    let linked = Linked::start().await;
+    let (server, link, sandbox) = (&linked.server, &linked.link, &linked.sandbox);
     let home = server.host().home(sandbox.id().as_str()).unwrap();
     fs::write(home.join("large"), contents(SIZE)).unwrap();
     sandbox.shell("ln -s large link").await.unwrap();
     let directory = tempfile::tempdir().unwrap();
     for name in ["large", "link"] {
         let local = directory.path().join(name);
-        let (cut, cuts) = (Arc::clone(&link), Arc::new(AtomicU64::new(0)));
+        let (cut, cuts) = (Arc::clone(link), Arc::new(AtomicU64::new(0)));
         let counted = Arc::clone(&cuts);
         let download = sandbox.files().download(name, &local);
         let downloaded = download
@@ -171,10 +169,8 @@ async fn download_survives_cut_links() {
 #[tokio::test]
 async fn download_of_changed_file_is_refused() {
     const SIZE: usize = 24 << 20;
-    let server = TestServer::start().await.unwrap();
-    let link = Arc::new(Link::to(&server).await);
-    let sandboxes = link.client(&server).sandboxes();
-    let sandbox = sandboxes.create("base").await.unwrap();
+    let linked = Linked::start().await;
+    let (server, link, sandbox) = (&linked.server, &linked.link, &linked.sandbox);
     let home = server.host().home(sandbox.id().as_str()).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let local = directory.path().join("local");
@@ -191,7 +187,7 @@ async fn download_of_changed_file_is_refused() {
     for change in changes {
         let path = home.join("large");
         fs::write(&path, contents(SIZE)).unwrap();
-        let (cut, mut done) = (Arc::clone(&link), false);
+        let (cut, mut done) = (Arc::clone(link), false);
         let download = sandbox.files().download("large", &local);
         let download = download.on_progress(move |progress| {
             if progress.done > SIZE as u64 / 3 && !std::mem::replace(&mut done, true) {
@@ -212,33 +208,36 @@ async fn download_of_changed_file_is_refused() {
 
 #[tokio::test]
 async fn upload_over_cut_link_says_to_start_again() {
-    const SIZE: usize = 24 << 20;
-    let server = TestServer::start().await.unwrap();
-    let link = Arc::new(Link::to(&server).await);
-    let sandboxes = link.client(&server).sandboxes();
-    let sandbox = sandboxes.create("base").await.unwrap();
-    sandbox.files().write("large", "old").await.unwrap();
+    const SIZE: usize = 8 << 20;
+    const CUTS: u64 = 16;
+    let linked = Linked::start().await;
+    let (link, files) = (&linked.link, linked.sandbox.files());
+    let home = linked.server.host().home(linked.sandbox.id().as_str());
+    let remote = home.unwrap().join("large");
     let directory = tempfile::tempdir().unwrap();
     let local = directory.path().join("local");
     fs::write(&local, contents(SIZE)).unwrap();
-    let cut = Arc::clone(&link);
-    let upload = sandbox.files().upload(&local, "large");
-    let upload = upload.on_progress(move |progress| {
-        if progress.done > SIZE as u64 / 3 {
-            cut.cut();
-        }
-    });
-    let broken = upload.await.unwrap_err();
-    assert!(
-        matches!(broken, wrenn_sdk::Error::UploadInterrupted { sent, .. } if sent > 0),
-        "{broken:?}"
-    );
-    assert!(broken.to_string().contains("start it again"), "{broken}");
-    // Or the cut came when all had arrived, and took the answer alone.
-    let present = sandbox.files().read("large").await.unwrap();
-    let is_whole = present == b"old"[..] || present == contents(SIZE);
-    assert!(is_whole, "a part of {} bytes", present.len());
-    let again = sandbox.files().upload(&local, "large").await.unwrap();
+    for cut in 0..CUTS {
+        fs::write(&remote, "old").unwrap();
+        let link = Arc::clone(link);
+        let upload = files.upload(&local, "large");
+        let upload = upload.on_progress(move |progress| {
+            if progress.done > cut * SIZE as u64 / CUTS / 2 {
+                link.cut();
+            }
+        });
+        let broken = upload.await.unwrap_err();
+        assert!(
+            matches!(broken, wrenn_sdk::Error::UploadInterrupted { sent, .. } if sent > 0),
+            "{broken:?}"
+        );
+        assert!(broken.to_string().contains("start it again"), "{broken}");
+        // Or the cut came when all had arrived, and took the answer alone.
+        let present = fs::read(&remote).unwrap();
+        let is_whole = present == b"old" || present == contents(SIZE);
+        assert!(is_whole, "a part of {} bytes", present.len());
+    }
+    let again = files.upload(&local, "large").await.unwrap();
     assert_eq!(again.bytes, SIZE as u64);
 }
 

@@ -5,4 +5,4 @@
 mod commands;
 mod files;
 mod lifecycle;
-mod link;
+mod linked;

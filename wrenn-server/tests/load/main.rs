@@ -16,7 +16,6 @@
 mod program;
 
 mod clients;
-mod link;
 mod output;
 mod pattern;
 mod transfers;

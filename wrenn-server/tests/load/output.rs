@@ -4,8 +4,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use wrenn_sdk::ProcessEvent;
+use wrenn_testing::Link;
 
-use crate::link::Link;
 use crate::pattern::Checksum;
 use crate::program::ServerProcess;
 use crate::{assert_bounded, parameter};
@@ -24,8 +24,8 @@ async fn output_survives_slow_reader_and_reconnects() {
     let script = format!("seq 1 100000000 | head -c {size}");
     let expected = checksum_of(&script);
     let server = ServerProcess::start("info").await;
-    let link = Link::to(server.address);
-    let sandboxes = server.sdk_at(link.address).sandboxes();
+    let link = Link::to(server.address).unwrap();
+    let sandboxes = server.sdk_at(link.address()).sandboxes();
     let sandbox = sandboxes.create("base").await.unwrap();
     let warm_up = sandbox.spawn("head", ["-c", "1000000", "/dev/zero"]);
     warm_up.await.unwrap().wait().await.unwrap();

@@ -349,6 +349,13 @@ impl FakeHost {
         }
     }
 
+    /// Empties the log of a sandbox's console, as a guest leaves it that boots quietly.
+    pub fn clear_console(&self, id: &str) {
+        if let Some(sandbox) = self.find(id) {
+            sandbox.console.send_modify(Vec::clear);
+        }
+    }
+
     /// Where it keeps everything. Removed when it is dropped, and when this process ends in
     /// any way.
     pub(crate) fn directory(&self) -> &Path {
