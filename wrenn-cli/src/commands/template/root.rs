@@ -89,13 +89,7 @@ pub(super) async fn build(global: &GlobalArgs, args: Build) -> anyhow::Result<Ex
     blocking(global, move |root| {
         let (name, json) = (args.name.clone(), args.json);
         let imported = build_in(root.path(), args)?;
-        // It is there and good; what is left over now goes with the next one.
-        if let Err(error) = template::prune(root, &name, &SandboxImages::of(root)) {
-            tracing::warn!(
-                error = format!("{:#}", anyhow::Error::new(error)),
-                "older images were not looked through"
-            );
-        }
+        warn_unless_pruned(template::prune(root, &name, &SandboxImages::of(root)));
         print_built(&imported, json)?;
         Ok(ExitCode::SUCCESS)
     })
@@ -128,9 +122,21 @@ pub(super) async fn receive(
 ) -> anyhow::Result<ExitCode> {
     blocking(global, move |root| {
         machine::receive(root.path(), &args)?;
+        warn_unless_pruned(template::prune_all(root, &SandboxImages::of(root)));
         Ok(ExitCode::SUCCESS)
     })
     .await
+}
+
+/// Tells that older images were not removed. The template is there and good, and the next one
+/// takes them along.
+fn warn_unless_pruned<T>(pruned: Result<T, DeleteTemplateError>) {
+    if let Err(error) = pruned {
+        tracing::warn!(
+            error = format!("{:#}", anyhow::Error::new(error)),
+            "failed to remove older images"
+        );
+    }
 }
 
 /// All of it works on files and blocks its thread.
