@@ -115,11 +115,10 @@ async fn empty_console_is_told_in_one_sentence() {
     let agent = Agent::start().await;
     let id = agent.run(&["create"]).await.stdout;
     let id = id.trim_end();
+    agent.host.clear_console(id);
     let ran = agent.run(&["console", id]).await;
-    if ran.stdout.is_empty() {
-        let said = "wrenn: the console is empty: a healthy guest boots quietly\n";
-        assert_eq!(ran.stderr, said);
-    }
+    let said = "wrenn: the console is empty: a healthy guest boots quietly\n";
+    assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("", said));
     agent.host.write_console(id, b"panic\n");
     let ran = agent.run(&["console", id]).await;
     assert!(ran.stdout.ends_with("panic\n"), "{ran:?}");

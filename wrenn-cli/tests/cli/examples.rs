@@ -289,7 +289,7 @@ fn script(block: &[Example]) -> String {
         .map(|example| format!("{}\n", example.command))
         .collect();
     let mut script = "set -o pipefail\n".to_owned();
-    // What the block makes itself must not be there.
+    // A block that creates the sandbox or the snapshot itself must not find it.
     if !all.contains("--name web") {
         script.push_str("wrenn sandbox create --name web > id || exit\nid=$(cat id)\n");
     }

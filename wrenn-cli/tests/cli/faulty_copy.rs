@@ -120,7 +120,7 @@ struct Link {
     address: SocketAddr,
 }
 
-/// What becomes of a link whose connection broke.
+/// The state of a link after its connection broke.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Afterwards {
     /// It takes another connection.

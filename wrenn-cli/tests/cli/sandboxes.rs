@@ -20,6 +20,17 @@ async fn create_prints_id_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn empty_console_is_told() {
+    let wrenn = Wrenn::start().await;
+    let id = wrenn.ok(&["sandbox", "create", "--name", "web"]).await;
+    wrenn.server.host().clear_console(id.trim_end());
+    let ran = wrenn.run(&["sandbox", "logs", "web"]).await;
+    assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""));
+    let said = "wrenn: the console is empty: a healthy guest boots quietly\n";
+    assert_eq!(ran.stderr, said);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn names_stand_for_ids_everywhere() {
     let wrenn = Wrenn::start().await;
     wrenn.create("web").await;

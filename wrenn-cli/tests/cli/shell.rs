@@ -4,7 +4,7 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// What a variable or a substitution stands for: it may be an id.
+/// The value of each variable and substitution: it may be an id.
 const VALUE: &str = "sbaaaaaaaaaaaaaaaaaaaa";
 
 /// One command of a line.
