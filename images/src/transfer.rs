@@ -59,7 +59,7 @@ pub fn unpack(archive: impl Read, root: &Path) -> Result<(), BuildError> {
         adopt(&staged, root, Bring::Moved)?;
         sync(root)
     });
-    // What made the archive unreadable says more than what made its parts stay.
+    // An error of the archive goes before one of the removal.
     unpacked.and(remove_tree(&staged)).inspect_err(|_| {
         remove_tree(&staged).ok();
     })
@@ -175,7 +175,11 @@ mod tests {
         for length in (0..archive.len() - 1024).step_by(512) {
             let to = with_template("python", b"old");
             let before = fs::read(to.path().join("templates/python/template.json")).unwrap();
+            // Within a block, and at its end.
             let result = unpack(&archive[..length + 100], to.path());
+            if length > 0 {
+                assert!(unpack(&archive[..length], to.path()).is_err(), "{length}");
+            }
             let after = fs::read(to.path().join("templates/python/template.json")).unwrap();
             assert!(result.is_err(), "{length}");
             assert_eq!(before, after, "{length}");
@@ -184,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_beside_the_root_are_refused() {
+    fn links_are_refused() {
         let mut builder = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_gnu();
         header.set_size(0);
