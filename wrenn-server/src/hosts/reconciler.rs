@@ -10,7 +10,7 @@
 //! the host was asked is left to the next round, and so is one that an operation works on.
 //! Idle sandboxes that the host paused are acknowledged to it once their rows say so.
 //!
-//! A reconciler may stand still for longer than its lease lasts, and another server works on the
+//! A reconciler may be suspended for longer than its lease lasts, and another server works on the
 //! host then: each write holds the lease, and so does each call that changes something on the
 //! host. The first that finds the lease lost ends the round.
 
@@ -197,7 +197,7 @@ impl Reconciler {
                 delete_discarded(&client, &snapshot).await;
             }
         }
-        // What is there was deleted just now, or is tried again until it is that old.
+        // A snapshot that is there was deleted just now, or is tried again until it is that old.
         app.store
             .expire_discarded_snapshots(lease, &self.host, now - micros(DISCARDED_TIME))
             .await?;

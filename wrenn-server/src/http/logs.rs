@@ -32,7 +32,7 @@ use crate::service::error::ServiceError;
 
 /// The most of a log that comes before what is followed, or at all.
 const MAX_LOG_BYTES: u32 = 1 << 20;
-/// What comes unless `tail` says more.
+/// The default of `tail`.
 const DEFAULT_LOG_BYTES: u32 = 64 << 10;
 /// The tag that hosts give to a template's start command.
 const START_TAG: &str = "start";
@@ -148,7 +148,7 @@ async fn start_command(
     Ok(text(HttpBody::from(printed)))
 }
 
-/// What the start command printed and prints, up to its end.
+/// The output of the start command, from the first byte that is kept to its end.
 async fn start_output(
     id: &SandboxId,
     host: &HostClient,

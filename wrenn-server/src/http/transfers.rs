@@ -562,6 +562,23 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn dropped_messages_end_after_their_call() {
+        let (sender, mut receiver) = mpsc::channel::<()>(1);
+        drop(Unfinished(Some(sender)));
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!receiver.is_closed(), "the host would take it for the end");
+        // The call is cancelled.
+        receiver.close();
+        assert_eq!(receiver.recv().await, None);
+
+        let (sender, mut receiver) = mpsc::channel::<()>(1);
+        Unfinished(Some(sender)).finish();
+        assert_eq!(receiver.recv().await, None);
+    }
+
     #[test]
     fn file_names_are_escaped_in_headers() {
         let response = attachment("/tmp/a \"b\"\r\n.html", HttpBody::empty());

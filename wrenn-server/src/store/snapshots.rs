@@ -29,7 +29,7 @@ pub(crate) struct SnapshotRecord {
     pub(crate) created_at: Micros,
 }
 
-/// What became of the publication of a snapshot.
+/// The outcome of publishing a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Published {
     /// It is there for its team. The one that had its name before is to be deleted.

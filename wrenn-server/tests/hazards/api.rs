@@ -5,10 +5,20 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use wrenn_testing::TestServer;
+use wrenn_testing::{Settings, TestServer};
 
 /// Longer than anything here takes on the slowest machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server that soon looks at its hosts, and takes operations that it did not begin for
+/// interrupted ones.
+pub(crate) async fn start_settling_soon() -> TestServer {
+    let mut settings = Settings::default();
+    settings.reconcile_interval = Duration::from_millis(20);
+    settings.interrupted_after = Duration::from_millis(200);
+    let server = TestServer::builder().settings(settings);
+    server.start().await.unwrap()
+}
 
 /// A request.
 #[derive(Clone, Debug)]

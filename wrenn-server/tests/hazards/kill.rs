@@ -5,18 +5,11 @@ use std::time::Duration;
 
 use wrenn_testing::{Settings, TestServer};
 
+use crate::api::start_settling_soon;
 use crate::operation::*;
 
 /// How long the next server may take to find out.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
-
-async fn start() -> TestServer {
-    let mut settings = Settings::default();
-    settings.reconcile_interval = Duration::from_millis(20);
-    settings.interrupted_after = Duration::from_millis(200);
-    let server = TestServer::builder().settings(settings);
-    server.start().await.unwrap()
-}
 
 async fn kill(server: &mut TestServer, operation: Operation, point: Point) {
     let (_, request) = operation.prepare(server).await;
@@ -33,7 +26,7 @@ async fn kill(server: &mut TestServer, operation: Operation, point: Point) {
 }
 
 async fn kill_everywhere(operation: Operation) {
-    let mut server = start().await;
+    let mut server = start_settling_soon().await;
     for point in Point::all() {
         kill(&mut server, operation, point).await;
     }

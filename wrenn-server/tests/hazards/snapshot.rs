@@ -3,17 +3,9 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use wrenn_testing::{Rpc, Settings, TestServer};
+use wrenn_testing::{Rpc, TestServer};
 
 use crate::api::*;
-
-async fn start() -> TestServer {
-    let mut settings = Settings::default();
-    settings.reconcile_interval = Duration::from_millis(20);
-    settings.interrupted_after = Duration::from_millis(200);
-    let server = TestServer::builder().settings(settings);
-    server.start().await.unwrap()
-}
 
 fn snapshot_of(id: &str) -> Request {
     Request::post("/v1/snapshots", json!({"sandbox_id": id}))
@@ -31,7 +23,7 @@ async fn assert_left(server: &TestServer, expected: &[String]) {
 
 #[tokio::test]
 async fn snapshot_finished_after_its_cleanup_is_deleted() {
-    let mut server = start().await;
+    let mut server = start_settling_soon().await;
     let id = create(&server).await;
     let kept = snapshot_of(&id).send(&server).await.id();
     let gate = server.host().hold(Rpc::CreateSnapshot);
@@ -51,7 +43,7 @@ async fn snapshot_finished_after_its_cleanup_is_deleted() {
 
 #[tokio::test]
 async fn snapshot_that_outlasts_its_row_is_refused() {
-    let server = start().await;
+    let server = start_settling_soon().await;
     let id = create(&server).await;
     let gate = server.host().hold_answer(Rpc::CreateSnapshot);
     let connection = snapshot_of(&id).begin(&server).await;

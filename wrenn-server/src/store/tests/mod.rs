@@ -65,6 +65,21 @@ impl Fixture {
         }
     }
 
+    fn snapshot(&self, name: Option<&str>) -> SnapshotRecord {
+        SnapshotRecord {
+            id: wrenn_api::id::TemplateId::random(),
+            team: self.team.clone(),
+            host: self.host.id.clone(),
+            name: name.map(str::to_owned),
+            source: SandboxId::random(),
+            parent: "base".to_owned(),
+            vcpus: 1,
+            memory_mb: 128,
+            disk_bytes: 7,
+            created_at: 1,
+        }
+    }
+
     async fn insert(&self, sandbox: &SandboxRecord) -> Result<Begun, StoreError> {
         let rows = NewRows::Sandboxes(std::slice::from_ref(sandbox));
         self.store.begin_request(rows, None, "me", 1).await
@@ -482,19 +497,10 @@ async fn keys_are_stored_as_digests() {
 #[tokio::test]
 async fn snapshot_takes_the_name_of_the_one_that_it_overwrites() {
     let fixture = fixture().await;
-    let snapshot = || SnapshotRecord {
-        id: wrenn_api::id::TemplateId::random(),
-        team: fixture.team.clone(),
-        host: fixture.host.id.clone(),
-        name: Some("warm".to_owned()),
-        source: SandboxId::random(),
-        parent: "base".to_owned(),
-        vcpus: 1,
-        memory_mb: 128,
-        disk_bytes: 7,
-        created_at: 1,
-    };
-    let (first, second) = (snapshot(), snapshot());
+    let (first, second) = (
+        fixture.snapshot(Some("warm")),
+        fixture.snapshot(Some("warm")),
+    );
     for row in [&first, &second] {
         let rows = NewRows::Snapshot(row);
         fixture
@@ -535,18 +541,7 @@ async fn discarded_snapshot_is_not_published() {
     let fixture = fixture().await;
     let store = &fixture.store;
     let host = &fixture.host.id;
-    let snapshot = SnapshotRecord {
-        id: wrenn_api::id::TemplateId::random(),
-        team: fixture.team.clone(),
-        host: host.clone(),
-        name: None,
-        source: SandboxId::random(),
-        parent: "base".to_owned(),
-        vcpus: 1,
-        memory_mb: 128,
-        disk_bytes: 7,
-        created_at: 1,
-    };
+    let snapshot = fixture.snapshot(None);
     let rows = NewRows::Snapshot(&snapshot);
     store.begin_request(rows, None, "me", 1).await.unwrap();
     let young = store.interrupted_snapshots(host, 1).await.unwrap();
