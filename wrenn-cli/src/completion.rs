@@ -173,7 +173,7 @@ fn candidate(word: &str, about: &str) -> Option<CompletionCandidate> {
     usable.then(|| CompletionCandidate::new(word).help(Some(about.into())))
 }
 
-/// What a server lists, as far as it can be had in time.
+/// The entries that the server lists before the deadline.
 fn ask<T: Send + 'static>(question: impl FnOnce(Client) -> Pager<T>) -> Vec<T> {
     let mut listed = Vec::new();
     let client = Client::from_env().ok().filter(Client::has_key);
@@ -193,7 +193,7 @@ fn ask<T: Send + 'static>(question: impl FnOnce(Client) -> Pager<T>) -> Vec<T> {
             }
         }
     };
-    // What has come by then is better than nothing.
+    // Pages that came before the deadline are used.
     let _in_time = runtime.block_on(async { tokio::time::timeout(DEADLINE, reading).await });
     // A name that is being resolved must not hold up the exit.
     runtime.shutdown_background();

@@ -33,8 +33,8 @@ impl Logs {
         }
     }
 
-    /// What the start command of the template printed, in place of the console, as far as the
-    /// guest keeps it. The sandbox must run. An error where there is no such command, or it ended
+    /// The output of the template's start command, in place of the console, as far as the guest
+    /// keeps it. The sandbox must run. An error where there is no such command, or it ended
     /// more than half a minute ago.
     pub fn start_command(mut self) -> Self {
         self.source = "start";

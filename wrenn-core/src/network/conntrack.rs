@@ -130,7 +130,7 @@ fn has_end(attributes: &[u8], address: Ipv4Addr, end: End) -> bool {
         == Some(&address.octets())
 }
 
-/// What tells a connection from all others, those included that began later between the same
+/// The attributes that identify a connection, among those too that began later between the same
 /// ends.
 fn identity(attributes: &[u8]) -> Vec<u8> {
     let named = attributes_of(attributes)

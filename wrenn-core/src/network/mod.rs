@@ -29,7 +29,9 @@
 //! routes for them. Who tries what is closed gets an ICMP "administratively prohibited".
 //! All of this stands before the VM's first instruction.
 //!
-//! On top of that each sandbox has an [`EgressPolicy`], which can change while it runs.
+//! On top of that each sandbox has an [`EgressPolicy`], which can change while it runs, and
+//! [`ConnectionLimits`]: all sandboxes share the host's table of connections (conntrack). The
+//! host forgets a slot's connections when the slot is released.
 //!
 //! **Many processes.** Slots are leased by file locks below the root directory, so that
 //! independent processes share a host without a daemon. What a dead process left is

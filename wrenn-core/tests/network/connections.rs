@@ -1,4 +1,4 @@
-//! The host's table of connections, of which each slot has its share.
+//! Limits of a slot's connections, and their release with the slot.
 
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
@@ -79,7 +79,7 @@ fn connections_beyond_the_limit_are_refused() {
         let refused = guest.namespace.greeting_of(PUBLIC, PATIENCE).await;
         assert_eq!(refused, Err(ErrorKind::HostUnreachable));
 
-        // What is open goes on, the host gets in, and a neighbour has a share of its own.
+        // Open connections continue, the host gets in, and a neighbour has a limit of its own.
         sockets[0].send(b"more").await.unwrap();
         assert_eq!(received(&sink).await, 1);
         let inside = Greeter::start(&guest.namespace);

@@ -53,7 +53,7 @@ pub enum ArchiveError {
     Read(#[source] io::Error),
 }
 
-/// What becomes of symbolic links that lead out of the target.
+/// The treatment of symbolic links that lead out of the target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum OutwardLinks {
     #[default]
@@ -61,7 +61,7 @@ pub(crate) enum OutwardLinks {
     LeaveOut,
 }
 
-/// What a caller should know of an archive that was unpacked.
+/// The result of unpacking an archive.
 #[derive(Debug, Default)]
 pub(crate) struct Unpacked {
     pub(crate) skipped: Vec<Skipped>,

@@ -130,7 +130,7 @@ async fn replace(
     Ok(bytes)
 }
 
-/// What tells one version of a file from another.
+/// Identifies a version of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Version {
     /// Where it is: a link may lead elsewhere.
@@ -140,7 +140,7 @@ struct Version {
 }
 
 impl Version {
-    /// Nothing where there is no telling, as with a device.
+    /// `None` for a device and the like, which has no versions.
     fn of(entry: &FileEntry) -> Option<Self> {
         Some(Self {
             path: entry.path.clone(),

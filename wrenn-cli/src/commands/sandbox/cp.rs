@@ -140,7 +140,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
     })
 }
 
-/// What a caller should know of a copy.
+/// The result of a copy.
 #[derive(Debug, Default)]
 struct Copied {
     skipped: Vec<Skipped>,
