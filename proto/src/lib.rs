@@ -12,7 +12,7 @@
 //! The RPC modules are generated at build time from `*/*.proto`; each holds the
 //! messages, a trait for the server and, with the feature `client`, a client. The
 //! JSON bodies of the plain routes are written by hand in [`http`]. Errors of the agent carry
-//! a [`reason`].
+//! a [`reason`]; the messages of an [`upload`] say where it ends.
 
 mod generated {
     #![allow(
@@ -30,6 +30,7 @@ mod generated {
 
 pub mod http;
 pub mod reason;
+pub mod upload;
 
 pub use buffa;
 pub use buffa_types;

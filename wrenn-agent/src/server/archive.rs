@@ -6,9 +6,9 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use wrenn_proto::connectrpc::{ConnectError, InboundStream};
 use wrenn_proto::hostagent::*;
+use wrenn_proto::upload::Upload;
 
 use super::exec::first;
-use super::files::contents;
 use super::{State as Agent, input};
 
 pub(super) async fn read(
@@ -41,14 +41,12 @@ pub(super) async fn write(
     mut requests: InboundStream<WriteArchiveRequest>,
 ) -> Result<WriteArchiveResponse, ConnectError> {
     let begin = first(&mut requests, agent).await?;
-    let path = input::named_path("path", &begin.path)?;
+    let path = input::named_path("path", &begin.path)?.to_owned();
     let visit = agent.visit_as(&begin.id, &begin.user)?;
     let _open = agent.metrics.stream_opened();
-    let rest = requests.map(|request| Ok(request?.to_owned_message().data));
-    let (chunks, broken) = contents(begin.data, rest);
-    let unpacked = visit.ask(visit.guest.write_archive(path, chunks)).await;
-    if let Some(error) = broken.get() {
-        return Err(error.clone());
-    }
+    let rest = requests.map(|request| Ok(request?.to_owned_message()));
+    let (upload, data) = Upload::receive(begin, rest);
+    let unpacked = visit.ask(visit.guest.write_archive(&path, data)).await;
+    upload.check()?;
     Ok(WriteArchiveResponse { entries: unpacked? })
 }

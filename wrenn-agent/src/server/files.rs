@@ -1,16 +1,15 @@
 //! Files in guests. Contents of any size stream through in constant memory.
 
-use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use wrenn_core::guest::{Entry, EntryKind, GuestError};
 use wrenn_proto::buffa::MessageField;
 use wrenn_proto::connectrpc::{ConnectError, InboundStream};
 use wrenn_proto::hostagent::*;
+use wrenn_proto::upload::Upload;
 
 use super::exec::first;
 use super::input::MAX_WHOLE;
@@ -69,54 +68,21 @@ pub(super) async fn stream_write(
     mut requests: InboundStream<StreamWriteFileRequest>,
 ) -> Result<StreamWriteFileResponse, ConnectError> {
     let begin = first(&mut requests, agent).await?;
-    let path = input::named_path("path", &begin.path)?;
+    let path = input::named_path("path", &begin.path)?.to_owned();
     let mode = input::mode(begin.mode)?;
     let visit = agent.visit_as(&begin.id, &begin.user)?;
     let _open = agent.metrics.stream_opened();
 
-    let size = Arc::new(AtomicU64::new(0));
-    let rest = requests.map(|request| Ok(request?.to_owned_message().data));
-    let (chunks, broken) = contents(begin.data, rest);
-    let chunks = {
-        let size = Arc::clone(&size);
-        chunks.inspect_ok(move |chunk| {
-            size.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        })
-    };
+    let rest = requests.map(|request| Ok(request?.to_owned_message()));
+    let (upload, data) = Upload::receive(begin, rest);
     let written = visit
-        .ask(visit.guest.write_stream(path, None, mode, chunks))
+        .ask(visit.guest.write_stream(&path, None, mode, data))
         .await;
-    if let Some(error) = broken.get() {
-        return Err(error.clone());
-    }
+    upload.check()?;
     written?;
     Ok(StreamWriteFileResponse {
-        size: size.load(Ordering::Relaxed),
+        size: upload.size(),
     })
-}
-
-/// The data of a caller's messages, and the error that ended them early, if one did: the guest
-/// only learns that the rest does not come.
-pub(super) fn contents(
-    first: Bytes,
-    rest: impl Stream<Item = Result<Bytes, ConnectError>> + Send + 'static,
-) -> (
-    impl Stream<Item = io::Result<Bytes>> + Send + 'static,
-    Arc<OnceLock<ConnectError>>,
-) {
-    let broken = Arc::new(OnceLock::new());
-    let rest = {
-        let broken = Arc::clone(&broken);
-        rest.map_err(move |error| {
-            // There is only one: the stream ends with it.
-            drop(broken.set(error));
-            io::Error::other("the caller's stream broke")
-        })
-    };
-    let chunks = futures::stream::iter([Ok(first)])
-        .chain(rest)
-        .try_filter(|chunk: &Bytes| futures::future::ready(!chunk.is_empty()));
-    (chunks, broken)
 }
 
 pub(super) async fn stream_read(

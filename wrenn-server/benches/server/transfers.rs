@@ -112,7 +112,11 @@ async fn upload_by_agent(environment: &Environment) -> anyhow::Result<usize> {
         data: Bytes::from(vec![7; CHUNK]),
         ..StreamWriteFileRequest::default()
     });
-    let messages = futures::stream::iter([first].into_iter().chain(rest));
+    let last = StreamWriteFileRequest {
+        finish_write: true,
+        ..StreamWriteFileRequest::default()
+    };
+    let messages = futures::stream::iter([first].into_iter().chain(rest).chain([last]));
     let written = environment.agent.stream_write_file(messages).await?;
     Ok(usize::try_from(written.into_owned().size)?)
 }

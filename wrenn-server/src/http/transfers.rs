@@ -154,14 +154,12 @@ async fn upload_form(id: &SandboxId, host: &HostClient, mut form: Multipart) -> 
     Err(HttpError::invalid("the form lacks 'file'"))
 }
 
-/// Sends chunks as the messages of one call, made by `message`.
-///
-/// The end of the messages would be taken for the end of the file: what breaks the chunks
-/// drops the call with its messages open.
+/// Sends chunks as the messages of one call, made by `message` of data and whether it is the
+/// last. A body that breaks has no last one, and leaves the old file on the host.
 async fn send_all<M: Send + 'static>(
     chunks: impl Stream<Item = Answered<Bytes>> + Send,
     messages: mpsc::Sender<M>,
-    mut message: impl FnMut(Bytes) -> M,
+    mut message: impl FnMut(Bytes, bool) -> M,
 ) -> Answered<()> {
     let mut chunks = pin!(chunks);
     let mut taken = true;
@@ -170,39 +168,17 @@ async fn send_all<M: Send + 'static>(
         if taken && !chunk.is_empty() {
             // The agent has answered, and its answer says why. The rest is read all the same:
             // a connection that is closed with unread bytes loses the answer.
-            taken = messages.send(message(chunk)).await.is_ok();
+            taken = messages.send(message(chunk, false)).await.is_ok();
         }
     }
+    messages.send(message(Bytes::new(), true)).await.ok();
     Ok(())
-}
-
-/// Keeps the messages of a call from ending. The end would be taken for the end of the file, and
-/// what sends them runs beside us: dropped without [`finish`](Self::finish), as when the client
-/// hangs up, they stay open until the call has been cancelled.
-struct Unfinished<M: Send + 'static>(Option<mpsc::Sender<M>>);
-
-impl<M: Send + 'static> Unfinished<M> {
-    fn finish(mut self) {
-        self.0.take();
-    }
-}
-
-impl<M: Send + 'static> Drop for Unfinished<M> {
-    fn drop(&mut self) {
-        if let Some(messages) = self.0.take()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn(async move { messages.closed().await });
-        }
-    }
 }
 
 /// Runs a call whose messages are `chunks`, to its answer.
 macro_rules! call_with_chunks {
     ($call:expr, $first:expr, $message:expr, $chunks:expr, $id:expr) => {{
         let (up, mut ready) = mpsc::channel(IN_FLIGHT);
-        // Before the call, so that it is dropped after it.
-        let open = Unfinished(Some(up.clone()));
         let messages = futures::stream::poll_fn(move |context| ready.poll_recv(context));
         let call = $call(messages);
         let mut call = pin!(call);
@@ -219,7 +195,6 @@ macro_rules! call_with_chunks {
             }
             sent = &mut sending => {
                 sent?;
-                open.finish();
                 call.await
             }
         };
@@ -240,10 +215,11 @@ async fn upload(
         path: target.path,
         user: target.user,
         mode: target.mode,
-        data: Bytes::new(),
+        ..StreamWriteFileRequest::default()
     };
-    let message = |data| StreamWriteFileRequest {
+    let message = |data, finish_write| StreamWriteFileRequest {
         data,
+        finish_write,
         ..StreamWriteFileRequest::default()
     };
     let call = |messages| host.files.stream_write_file(messages);
@@ -512,10 +488,11 @@ pub(crate) async fn write_archive(
         id: sandbox.id.to_string(),
         path,
         user,
-        data: Bytes::new(),
+        ..WriteArchiveRequest::default()
     };
-    let message = |data| WriteArchiveRequest {
+    let message = |data, finish_write| WriteArchiveRequest {
         data,
+        finish_write,
         ..WriteArchiveRequest::default()
     };
     let call = |messages| host.files.write_archive(messages);
@@ -560,23 +537,6 @@ mod tests {
         ] {
             assert_eq!(of(ignored), Wanted::Whole, "{ignored}");
         }
-    }
-
-    #[tokio::test]
-    async fn dropped_messages_end_after_their_call() {
-        let (sender, mut receiver) = mpsc::channel::<()>(1);
-        drop(Unfinished(Some(sender)));
-        for _ in 0..10 {
-            tokio::task::yield_now().await;
-        }
-        assert!(!receiver.is_closed(), "the host would take it for the end");
-        // The call is cancelled.
-        receiver.close();
-        assert_eq!(receiver.recv().await, None);
-
-        let (sender, mut receiver) = mpsc::channel::<()>(1);
-        Unfinished(Some(sender)).finish();
-        assert_eq!(receiver.recv().await, None);
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! Files in guests.
 
-use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
@@ -11,6 +9,7 @@ use wrenn_proto::buffa_types::google::protobuf::Timestamp;
 use wrenn_proto::connectrpc::{ConnectError, InboundStream};
 use wrenn_proto::filesystem::{EntryInfo, FileType};
 use wrenn_proto::hostagent::*;
+use wrenn_proto::upload::Upload;
 
 use super::input::{self, MAX_WHOLE};
 use crate::errors::too_large;
@@ -69,60 +68,21 @@ pub(super) async fn read(host: &Arc<Host>, request: ReadFileRequest) -> Answer<R
     })
 }
 
-/// What a caller uploads, as the guest takes it.
-struct Upload {
-    chunks: BoxStream<'static, io::Result<Bytes>>,
-    size: Arc<AtomicU64>,
-    /// Why the caller's stream broke. The guest only learns that the rest does not come.
-    broken: Arc<OnceLock<ConnectError>>,
-}
-
-impl Upload {
-    fn new(first: Bytes, rest: impl Stream<Item = Answer<Bytes>> + Send + 'static) -> Self {
-        let broken = Arc::new(OnceLock::new());
-        let size = Arc::new(AtomicU64::new(0));
-        let (broken_by, counted) = (Arc::clone(&broken), Arc::clone(&size));
-        let rest = rest.map(move |chunk| {
-            chunk.map_err(|error| {
-                // There is only one: the stream ends with it.
-                drop(broken_by.set(error));
-                io::Error::other("the caller's stream broke")
-            })
-        });
-        let chunks = futures::stream::iter([Ok(first)])
-            .chain(rest)
-            .try_filter(|chunk: &Bytes| futures::future::ready(!chunk.is_empty()))
-            .inspect_ok(move |chunk| {
-                counted.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            })
-            .boxed();
-        Self {
-            chunks,
-            size,
-            broken,
-        }
-    }
-}
-
 pub(super) async fn stream_write(
     host: &Arc<Host>,
     begin: StreamWriteFileRequest,
     rest: InboundStream<StreamWriteFileRequest>,
 ) -> Answer<StreamWriteFileResponse> {
-    let path = input::named_path("path", &begin.path)?;
+    let path = input::named_path("path", &begin.path)?.to_owned();
     let mode = input::mode(begin.mode)?;
     let (visit, client) = visit_as(host, &begin.id, &begin.user)?;
-    let rest = rest.map(|request| Ok(request?.to_owned_message().data));
-    let upload = Upload::new(begin.data, rest);
-    let written = visit
-        .ask(client.write_file(path, mode, upload.chunks))
-        .await;
-    if let Some(error) = upload.broken.get() {
-        return Err(error.clone());
-    }
+    let rest = rest.map(|request| Ok(request?.to_owned_message()));
+    let (upload, data) = Upload::receive(begin, rest);
+    let written = visit.ask(client.write_file(&path, mode, data)).await;
+    upload.check()?;
     written?;
     Ok(StreamWriteFileResponse {
-        size: upload.size.load(Ordering::Relaxed),
+        size: upload.size(),
     })
 }
 
@@ -175,14 +135,12 @@ pub(super) async fn write_archive(
     begin: WriteArchiveRequest,
     rest: InboundStream<WriteArchiveRequest>,
 ) -> Answer<WriteArchiveResponse> {
-    let path = input::path(&begin.path)?;
+    let path = input::path(&begin.path)?.to_owned();
     let (visit, client) = visit_as(host, &begin.id, &begin.user)?;
-    let rest = rest.map(|request| Ok(request?.to_owned_message().data));
-    let upload = Upload::new(begin.data, rest);
-    let written = visit.ask(client.write_archive(path, upload.chunks)).await;
-    if let Some(error) = upload.broken.get() {
-        return Err(error.clone());
-    }
+    let rest = rest.map(|request| Ok(request?.to_owned_message()));
+    let (upload, data) = Upload::receive(begin, rest);
+    let written = visit.ask(client.write_archive(&path, data)).await;
+    upload.check()?;
     Ok(WriteArchiveResponse { entries: written? })
 }
 

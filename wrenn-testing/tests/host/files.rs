@@ -83,6 +83,18 @@ async fn large_file_streams_both_ways() {
         data: chunk.clone(),
         ..Default::default()
     }));
+    // Without its last message it may have been broken off.
+    let broken = client
+        .stream_write_file(futures::stream::iter(messages.clone()))
+        .await;
+    assert_eq!(broken.unwrap_err().code, ErrorCode::InvalidArgument);
+    let error = read(&client, 1, "large").await.unwrap_err();
+    assert_error(&error, ErrorCode::NotFound, Reason::REASON_PATH_NOT_FOUND);
+
+    messages.push(StreamWriteFileRequest {
+        finish_write: true,
+        ..Default::default()
+    });
     let written = client
         .stream_write_file(futures::stream::iter(messages))
         .await;
@@ -183,6 +195,10 @@ async fn directory_travels_as_an_archive() {
             ..Default::default()
         });
     }
+    messages.push(WriteArchiveRequest {
+        finish_write: true,
+        ..Default::default()
+    });
     let written = client.write_archive(futures::stream::iter(messages)).await;
     assert!(written.unwrap().into_owned().entries >= 3);
     let seen = output(&client, 2, "cat copy/link; stat -c ' %a' copy/e/a").await;

@@ -94,15 +94,11 @@ async fn upload(
     let messages = futures::stream::poll_fn(move |context| ready.poll_recv(context));
     let call = agent.rpc.stream_write_file(messages);
     let mut call = std::pin::pin!(call);
-    // The end of the messages would be taken for the end of the file. So what fails here
-    // must not end them: the call is dropped with the messages open.
-    let keep_open = chunks.clone();
     let mut reading = std::pin::pin!(read(source, begin, chunks));
     tokio::select! {
         answer = &mut call => agent.check(answer).map(drop),
         read = &mut reading => {
             read.context("cannot read what is to be copied")?;
-            drop(keep_open);
             agent.check(call.await).map(drop)
         }
     }
@@ -117,12 +113,10 @@ async fn read(
         let mut buffer = bytes::BytesMut::with_capacity(CHUNK_BYTES);
         let length = source.read_buf(&mut buffer).await?;
         message.data = buffer.freeze();
-        let first = !message.id.is_empty();
-        if (length > 0 || first) && chunks.send(std::mem::take(&mut message)).await.is_err() {
-            // The agent has answered; its answer says why.
-            return Ok(());
-        }
-        if length == 0 {
+        // A source that fails has no last message, and leaves the old file.
+        message.finish_write = length == 0;
+        if chunks.send(std::mem::take(&mut message)).await.is_err() || length == 0 {
+            // Without a receiver the agent has answered; its answer says why.
             return Ok(());
         }
     }

@@ -225,6 +225,7 @@ fn a_large_file_goes_up_and_down_in_constant_memory() {
                 String::new()
             },
             data: numbered(number).into(),
+            finish_write: number == chunks - 1,
             ..StreamWriteFileRequest::default()
         }));
         let written = client
@@ -292,8 +293,9 @@ fn a_full_disk_and_a_broken_upload_leave_the_old_file() {
             ..StreamWriteFileRequest::default()
         };
         let chunk = Bytes::from(vec![7_u8; 1 << 20]);
-        let rest = (0..8).map(move |_| StreamWriteFileRequest {
+        let rest = (1..=8).map(move |number| StreamWriteFileRequest {
             data: chunk.clone(),
+            finish_write: number == 8,
             ..StreamWriteFileRequest::default()
         });
         let messages = stream::iter(std::iter::once(begin.clone()).chain(rest));
@@ -322,6 +324,18 @@ fn a_full_disk_and_a_broken_upload_leave_the_old_file() {
         uploading.abort();
         uploading.await.unwrap_err();
         drop(send);
+        assert_eq!(&read(&agent, &id, path).await[..], b"as it was");
+
+        // One whose messages end before the file does.
+        let part = StreamWriteFileRequest {
+            data: Bytes::from_static(b"a part"),
+            ..begin.clone()
+        };
+        refused(
+            client.stream_write_file(stream::iter([part])).await,
+            ErrorCode::InvalidArgument,
+            "finish_write",
+        );
         assert_eq!(&read(&agent, &id, path).await[..], b"as it was");
         // Neither left anything beside it.
         crate::stage::until("the parts are removed", || async {
@@ -415,7 +429,12 @@ fn directories_travel_as_archives_and_parts_of_files_alone() {
             data,
             ..WriteArchiveRequest::default()
         });
-        let messages = stream::iter(std::iter::once(first).chain(rest));
+        let last = WriteArchiveRequest {
+            finish_write: true,
+            ..WriteArchiveRequest::default()
+        };
+        let messages = std::iter::once(first).chain(rest).chain([last]);
+        let messages = stream::iter(messages);
         let written = client.write_archive(messages).await.unwrap().into_owned();
         assert_eq!(written.entries, 4);
         let compare = "cmp /tmp/a/b/data /tmp/new/copy/b/data && readlink /tmp/new/copy/link && \
