@@ -7,11 +7,13 @@
 //!
 //! Each is atomically replaced, so a start that is cut off leaves it whole or not there.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use atomic_write_file::AtomicWriteFile;
+use atomic_write_file::unix::OpenOptionsExt as _;
 use wrenn_core::RootDirectory;
 
 /// Longer than anything that is written here.
@@ -91,33 +93,17 @@ fn read_or_create(path: &Path, random: &[u8]) -> Result<String, GeneratedFileErr
 }
 
 fn create(path: &Path, text: &str) -> io::Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".new");
-    let aside = PathBuf::from(aside);
-    // A file that an interrupted start left may have another mode.
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
+    let mut file = AtomicWriteFile::options()
+        .preserve_mode(false)
         .mode(0o600)
-        .open(&aside)?;
+        .open(path)?;
     writeln!(file, "{text}")?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    if let Some(parent) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        File::open(parent)?.sync_all()?;
-    }
-    Ok(())
+    file.commit()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
@@ -126,7 +112,6 @@ mod tests {
     fn token_is_made_once_and_only_root_reads_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent-token");
-        fs::write(directory.path().join("agent-token.new"), "half").unwrap();
         let first = token(&path).unwrap();
         assert_eq!(first.len(), 64);
         assert_eq!(token(&path).unwrap(), first);

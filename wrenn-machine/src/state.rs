@@ -18,6 +18,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use atomic_write_file::AtomicWriteFile;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use wrenn_core::guest::AccessToken;
@@ -164,21 +165,17 @@ impl StateDirectory {
             path: path.clone(),
             source,
         })?;
-        let aside = self.dir.join("machine.json.new");
-        fs::write(&aside, text).at("write", &aside)?;
-        fs::rename(&aside, &path).at("write", &path)
+        let write = || {
+            let mut file = AtomicWriteFile::open(&path)?;
+            file.write_all(&text)?;
+            file.commit()
+        };
+        write().at("write", &path)
     }
 
     /// Removes what only a running machine has.
     pub(crate) fn clear(&self, _lock: &Locked) -> Result<(), MachineError> {
-        for name in [
-            "machine.json",
-            "machine.json.new",
-            "qemu.pid",
-            "qemu.log",
-            "qmp.sock",
-            "token",
-        ] {
+        for name in ["machine.json", "qemu.pid", "qemu.log", "qmp.sock", "token"] {
             let path = self.dir.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -5,9 +5,11 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use atomic_write_file::AtomicWriteFile;
+use atomic_write_file::unix::OpenOptionsExt as _;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -87,15 +89,13 @@ impl Credentials {
             .create(directory)
             .map_err(Error::io("create", directory))?;
         let write = || -> io::Result<()> {
-            // Temporary files are closed to others from the start.
-            let mut file = tempfile::NamedTempFile::new_in(directory)?;
-            file.as_file()
-                .set_permissions(fs::Permissions::from_mode(0o600))?;
+            let mut file = AtomicWriteFile::options()
+                .preserve_mode(false)
+                .mode(0o600)
+                .open(path)?;
             serde_json::to_writer_pretty(&mut file, self)?;
             file.write_all(b"\n")?;
-            file.as_file().sync_all()?;
-            file.persist(path)?;
-            Ok(())
+            file.commit()
         };
         write().map_err(Error::io("write", path))
     }
@@ -103,6 +103,8 @@ impl Credentials {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]

@@ -9,6 +9,7 @@
 //! paused                 any             paused; what a pause or a resume that was cut
 //!                                        short left of VM, disk and slot is removed
 //! error                  -               error, as before
+//! (unreadable)           any             error, all that is there left as it is
 //! ```
 //!
 //! A VM that is found stopped was being paused when its owner died, and goes on.
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::RootDisk;
@@ -55,8 +56,8 @@ pub enum AdoptError {
     /// There is none, or it was not to outlive its owner.
     #[error("there is no sandbox {0} to take over")]
     Unknown(SandboxId),
-    /// What is written of it cannot be read.
-    #[error("cannot read what is written of sandbox {id}; its files are left as they are")]
+    /// This process lacks what reading its record takes.
+    #[error("cannot read the record of sandbox {id} for now; it is left as it is")]
     Record {
         /// The sandbox.
         id: SandboxId,
@@ -80,12 +81,18 @@ pub(super) async fn adopt(host: &Arc<Shared>, id: SandboxId) -> Result<Adopted, 
     };
     let record = match SandboxRecord::read(&path) {
         Ok(Some(record)) if record.outlives_its_owner() => record,
-        other => {
+        Ok(_) => {
             directory.leave();
-            return Err(match other {
-                Ok(_) => AdoptError::Unknown(id),
-                Err(source) => AdoptError::Record { id, source },
-            });
+            return Err(AdoptError::Unknown(id));
+        }
+        Err(source) if source.is_passing() => {
+            directory.leave();
+            return Err(AdoptError::Record { id, source });
+        }
+        Err(source) => {
+            error!(sandbox_id = %id, error = %Chain(&source), "failed to read a record");
+            let remains = Remains::unreadable(Arc::clone(host), directory, &source);
+            return Ok(Adopted::Broken(Box::new(remains)));
         }
     };
     match record.state {

@@ -43,8 +43,8 @@ pub(super) async fn collect(root: &RootDirectory) -> Result<Vec<BuildId>, Collec
     .map_err(|_| CollectBuildsError::Thread)?
 }
 
-/// What the records name. One that cannot be read may name anything, so then nothing is
-/// known.
+/// The builds that records name, or the [references] of a sandbox whose record is not there
+/// or cannot be read.
 fn references(root: &RootDirectory) -> Result<Vec<Reference>, ReferencesError> {
     let named = NamedSnapshot::references(root)?;
     let mut references: Vec<_> = named
@@ -55,14 +55,13 @@ fn references(root: &RootDirectory) -> Result<Vec<Reference>, ReferencesError> {
         })
         .collect();
     for id in directories(root)? {
-        let Some(record) = SandboxRecord::read(&root.sandbox(&id))? else {
-            continue;
+        let directory = root.sandbox(&id);
+        let builds = match SandboxRecord::read(&directory) {
+            Ok(Some(record)) if record.state == State::Stopped => continue,
+            Ok(Some(record)) => record.build.into_iter().chain(record.dirty_since).collect(),
+            Ok(None) | Err(_) => super::references::builds(&directory)?,
         };
-        if record.state == State::Stopped {
-            continue;
-        }
-        let builds = [record.build, record.dirty_since];
-        references.extend(builds.into_iter().flatten().map(|build| Reference {
+        references.extend(builds.into_iter().map(|build| Reference {
             build,
             holder: Holder::Sandbox(id.clone()),
         }));
@@ -86,7 +85,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn builds_stay_as_long_as_a_record_names_them_or_one_is_illegible() {
+    async fn builds_stay_while_they_are_referred_to() {
         let directory = tempfile::tempdir().unwrap();
         let root = RootDirectory::new(directory.path());
         assert!(collect(&root).await.unwrap().is_empty());
@@ -100,17 +99,21 @@ mod tests {
         record.state = State::Paused;
         record.build = Some(paused.clone());
         record.dirty_since = Some(resumed.clone());
-        record.write_synced(&sandbox).unwrap();
-        let illegible = root.sandbox(&crate::SandboxId::random());
-        std::fs::create_dir(&illegible).unwrap();
-        std::fs::write(illegible.join("sandbox.json"), "{").unwrap();
-        collect(&root).await.unwrap_err();
-        assert!(Snapshot::open(&root, &nobodys).is_ok());
-
-        std::fs::remove_dir_all(illegible).unwrap();
+        record.write(&sandbox).unwrap();
+        // One whose record is damaged, and one that is being created.
+        let (damaged, created) = (build(&root), build(&root));
+        for (held, contents) in [(&damaged, Some("{")), (&created, None)] {
+            let other = root.sandbox(&crate::SandboxId::random());
+            std::fs::create_dir(&other).unwrap();
+            super::super::references::add_build(&other, held).unwrap();
+            if let Some(contents) = contents {
+                std::fs::write(other.join("sandbox.json"), contents).unwrap();
+            }
+        }
         assert_eq!(collect(&root).await.unwrap(), [nobodys]);
-        assert!(Snapshot::open(&root, &paused).is_ok());
-        assert!(Snapshot::open(&root, &resumed).is_ok());
+        for held in [&paused, &resumed, &damaged, &created] {
+            assert!(Snapshot::open(&root, held).is_ok());
+        }
 
         record.state = State::Stopped;
         record.write(&sandbox).unwrap();

@@ -11,12 +11,11 @@ use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{MakeDiskError, RootDisk};
 use super::frozen::FrozenRecord;
 use super::host::Shared;
-use super::images;
 use super::named::NamedSnapshot;
 use super::prepare::{Prepared, give_back, prepare, vm_user};
 use super::record::{GuestSetup, RecordError, SandboxRecord};
 use super::restore::{ResumeError, restore};
-use super::{GuestAccess, Keep, Sandbox, SandboxConfig, State};
+use super::{GuestAccess, Sandbox, SandboxConfig, State};
 use crate::Chain;
 use crate::guest::{
     AccessToken, Command, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError,
@@ -175,11 +174,8 @@ impl Sandbox {
             let created_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
             let mut record = SandboxRecord::begin(&config, created_at);
             record.setup = GuestSetup::of(&template.manifest);
-            if config.keep == Keep::UntilDestroyed {
-                record.write(directory.path())?;
-            }
             let mut timings = Timings::default();
-            images::note(&directory, &template.manifest.rootfs_sha256)?;
+            directory.refer_to_image(&template.manifest.rootfs_sha256)?;
             let disk = make_disk(host, &template, &directory);
             let prepared = prepare(host, &config, disk, &mut timings).await?;
             let made = Made {
@@ -214,11 +210,9 @@ impl Sandbox {
         let directory = SandboxDirectory::create(&host.root, config.id.clone())?;
         let created_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let mut record = SandboxRecord::begin(&config, created_at);
-        // Named from the first moment on, so that nobody collects it meanwhile.
         record.build = Some(frozen.build.clone());
-        if config.keep == Keep::UntilDestroyed {
-            record.write(directory.path())?;
-        }
+        // From now on it is not collected.
+        directory.refer_to_build(&frozen.build)?;
         let restored = restore(host, &directory, &mut record, frozen).await;
         let restored = restored.map_err(|error| CreateSandboxError::Restore(Box::new(error)))?;
         let sandbox = restored.into_sandbox(Arc::clone(host), directory, record);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/sandboxes/<id>.lock    flock()ed by the owning process, made first, removed last
-//! <root>/sandboxes/<id>/        image, sandbox.json, disk, console.log, vmm.log,
+//! <root>/sandboxes/<id>/        image-*, build-*, sandbox.json, disk, console.log, vmm.log,
 //!                               pager.log
 //! <root>/sandboxes/<id>/pager/  pager.sock; the only place where the pager makes files
 //! <root>/sandboxes/<id>/shared/ vmm.sock; the only place where the VMM makes files
@@ -15,10 +15,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 use tracing::warn;
 
+use super::references;
+use crate::snapshot::BuildId;
 use crate::{RootDirectory, SandboxId};
 
 /// Why a sandbox's directory cannot be made, locked or removed.
@@ -101,9 +104,29 @@ impl SandboxDirectory {
         &self.path
     }
 
+    /// When the directory was made, as far as the file system knows, in RFC 3339.
+    pub(super) fn created_at(&self) -> String {
+        let made = std::fs::metadata(&self.path)
+            .and_then(|metadata| metadata.created().or_else(|_| metadata.modified()));
+        humantime::format_rfc3339_millis(made.unwrap_or(SystemTime::UNIX_EPOCH)).to_string()
+    }
+
     /// The path of one of its files.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Refers to the image that its root disk is made of, before that is opened: whoever deletes
+    /// templates looks for references.
+    pub(super) fn refer_to_image(&self, sha256: &str) -> Result<(), DirectoryError> {
+        let added = references::add_image(&self.path, sha256);
+        added.map_err(io_error("add a reference to", &self.path))
+    }
+
+    /// Refers to a build, before that is opened.
+    pub(super) fn refer_to_build(&self, build: &BuildId) -> Result<(), DirectoryError> {
+        let added = references::add_build(&self.path, build);
+        added.map_err(io_error("add a reference to", &self.path))
     }
 
     /// From now on dropping it removes nothing: somebody's data is in it.

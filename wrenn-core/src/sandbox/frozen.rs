@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::directory::SandboxDirectory;
 use super::disk::DiskRecord;
 use super::record::{GuestSetup, SandboxRecord};
-use super::{SandboxConfig, images};
+use super::{SandboxConfig, references};
 use crate::SandboxId;
 use crate::snapshot::{BuildId, Snapshot};
 use crate::vm::Resources;
@@ -47,7 +47,7 @@ impl Frozen {
                 build: build.id().clone(),
                 resources: record.resources,
                 disk: record.disk.clone(),
-                image: images::noted(directory),
+                image: references::image(directory.path()).ok().flatten(),
                 setup,
                 token: record.token.clone(),
             },

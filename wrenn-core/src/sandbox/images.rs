@@ -1,34 +1,14 @@
-//! Which template's image each sandbox was made from, noted where others can read it.
+//! The users of a template's image.
 
 use std::io;
-use std::path::Path;
 
-use super::directory::{DirectoryError, SandboxDirectory};
 use super::named::NamedSnapshot;
+use super::references;
 use crate::RootDirectory;
 use crate::template::ImageUsers;
 
-/// The file in a sandbox's directory that holds the SHA-256 of its image.
-const NOTE: &str = "image";
-
-/// Notes which image the sandbox is made from. It must be noted before the image is opened:
-/// whoever deletes templates looks at these notes.
-pub(super) fn note(directory: &SandboxDirectory, sha256: &str) -> Result<(), DirectoryError> {
-    let path = directory.file(NOTE);
-    std::fs::write(&path, sha256).map_err(|source| DirectoryError::Io {
-        step: "write",
-        path,
-        source,
-    })
-}
-
-/// Which image is noted for the sandbox.
-pub(super) fn noted(directory: &SandboxDirectory) -> Option<String> {
-    noted_in(directory.path()).ok().flatten()
-}
-
-/// The sandboxes and named snapshots of a root directory as users of images. One whose owner died counts until
-/// it is swept.
+/// The sandboxes and named snapshots of a root directory as users of images. A sandbox whose
+/// owner died counts until it is swept.
 #[derive(Clone, Debug)]
 pub struct SandboxImages(RootDirectory);
 
@@ -49,7 +29,7 @@ impl ImageUsers for SandboxImages {
         let mut users = Vec::new();
         for entry in entries.into_iter().flatten() {
             let entry = entry?;
-            if noted_in(&entry.path())?.as_deref() == Some(image_sha256) {
+            if references::image(&entry.path())?.as_deref() == Some(image_sha256) {
                 users.push(entry.file_name().to_string_lossy().into_owned());
             }
         }
@@ -62,21 +42,11 @@ impl ImageUsers for SandboxImages {
     }
 }
 
-/// What is noted in a sandbox's directory; nothing if it has not come so far, or has gone.
-fn noted_in(directory: &Path) -> io::Result<Option<String>> {
-    match std::fs::read_to_string(directory.join(NOTE)) {
-        Ok(sha256) => Ok(Some(sha256)),
-        Err(error) => match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
-            _ => Err(error),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::SandboxId;
+    use crate::sandbox::directory::SandboxDirectory;
 
     #[tokio::test]
     async fn a_sandbox_is_a_user_of_its_image_until_it_is_gone() {
@@ -87,7 +57,7 @@ mod tests {
 
         let sandbox = SandboxDirectory::create(&root, SandboxId::random()).unwrap();
         assert!(users.users_of("aa").unwrap().is_empty());
-        note(&sandbox, "aa").unwrap();
+        references::add_image(sandbox.path(), "aa").unwrap();
         assert_eq!(users.users_of("aa").unwrap(), [sandbox.id().to_string()]);
         assert!(users.users_of("bb").unwrap().is_empty());
         sandbox.remove().await.unwrap();

@@ -46,6 +46,7 @@ mod pause;
 mod paused;
 mod prepare;
 mod record;
+mod references;
 mod remains;
 mod restore;
 mod state;
@@ -148,6 +149,15 @@ pub enum DestroyError {
         /// Why.
         #[source]
         source: DirectoryError,
+    },
+    /// Processes, disk or slot of a sandbox whose record cannot be read.
+    #[error("cannot remove all that is there of {id}")]
+    Orphaned {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: SweepError,
     },
 }
 

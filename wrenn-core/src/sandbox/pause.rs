@@ -121,7 +121,7 @@ impl Sandbox {
         self.record.reason.clone_from(&self.halted);
         self.record.build = Some(build.id().clone());
         self.record.auto_paused = reason == PauseReason::Idle;
-        if let Err(error) = self.record.write_synced(self.directory.path()) {
+        if let Err(error) = self.record.write(self.directory.path()) {
             self.record = before;
             return Err(self.go_on(error.into()).await);
         }

@@ -14,7 +14,7 @@ use super::host::Shared;
 use super::pause::{self, PauseTimings};
 use super::record::{RecordError, SandboxRecord};
 use super::restore::{ResumeError, restore};
-use super::{DestroyError, Remains, Sandbox, SandboxConfig, State, images};
+use super::{DestroyError, Remains, Sandbox, SandboxConfig, State, references};
 use crate::network::EgressPolicy;
 use crate::snapshot::{BuildId, BuildStore, Snapshot};
 use crate::{Chain, RootDirectory, SandboxId};
@@ -105,7 +105,7 @@ impl Paused {
     pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), RecordError> {
         let before = std::mem::replace(&mut self.record.timeout_sec, timeout.as_secs());
         self.record
-            .write_synced(self.directory.path())
+            .write(self.directory.path())
             .inspect_err(|_| self.record.timeout_sec = before)
     }
 
@@ -116,7 +116,7 @@ impl Paused {
     pub fn set_egress(&mut self, policy: EgressPolicy) -> Result<(), RecordError> {
         let before = std::mem::replace(&mut self.record.egress, policy);
         self.record
-            .write_synced(self.directory.path())
+            .write(self.directory.path())
             .inspect_err(|_| self.record.egress = before)
     }
 
@@ -157,7 +157,7 @@ impl Paused {
     pub fn acknowledge(&mut self) -> Result<(), RecordError> {
         let before = std::mem::replace(&mut self.record.auto_paused, false);
         self.record
-            .write_synced(self.directory.path())
+            .write(self.directory.path())
             .inspect_err(|_| self.record.auto_paused = before)
     }
 
@@ -208,7 +208,7 @@ impl Paused {
         }
         let before = self.record.build.replace(compacted.snapshot.id().clone());
         self.record
-            .write_synced(self.directory.path())
+            .write(self.directory.path())
             .inspect_err(|_| self.record.build = before)
     }
 
@@ -223,7 +223,7 @@ impl Paused {
                 build: record.build.clone().ok_or(ResumeError::NoBuild)?,
                 resources: record.resources,
                 disk: record.disk.clone(),
-                image: images::noted(&self.directory),
+                image: references::image(self.directory.path()).ok().flatten(),
                 setup: record.setup.clone(),
                 token: record.token.clone(),
             };

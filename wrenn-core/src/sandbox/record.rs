@@ -1,22 +1,23 @@
 //! `sandbox.json`: what a later program must know to take a sandbox over.
 //!
-//! Written aside and renamed at every change of state, before the change is told to
-//! anybody. It holds the access token, so only root may read it. It is synced at a
-//! pause and at a resume, since it names the build that must be kept. Otherwise it is not:
-//! after a loss of power any VM that it describes is gone as well.
+//! Atomically replaced, and synced, at every change of state before the change is told to
+//! anybody. It holds the access token, so only root may read it. A sandbox that is being
+//! created has none. The builds that it names are [references] as well, which hold them where
+//! it was damaged.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use atomic_write_file::AtomicWriteFile;
+use atomic_write_file::unix::OpenOptionsExt as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::disk::DiskRecord;
-use super::{GuestAccess, Keep, SandboxConfig, State};
+use super::{GuestAccess, Keep, SandboxConfig, State, references};
 use crate::SandboxId;
 use crate::network::EgressPolicy;
 use crate::process::ProcessIdentity;
@@ -134,6 +135,19 @@ pub enum RecordError {
     },
 }
 
+impl RecordError {
+    /// Whether this process lacks what reading takes, so that the file may be good.
+    pub(super) fn is_passing(&self) -> bool {
+        let Self::Read { source, .. } = self else {
+            return false;
+        };
+        let errno = source.raw_os_error();
+        [libc::EMFILE, libc::ENFILE, libc::ENOMEM]
+            .map(Some)
+            .contains(&errno)
+    }
+}
+
 impl SandboxRecord {
     /// The record of a sandbox whose creation begins now.
     pub(super) fn begin(config: &SandboxConfig, created_at: String) -> Self {
@@ -187,34 +201,24 @@ impl SandboxRecord {
         self.keep == Keep::UntilDestroyed && !matches!(self.state, State::Pending | State::Stopped)
     }
 
-    /// Writes it into the sandbox's directory.
+    /// Replaces the one in the sandbox's directory. It survives a power cut from then on.
     pub(super) fn write(&self, directory: &Path) -> Result<(), RecordError> {
         let path = directory.join(NAME);
-        let aside = directory.join("sandbox.json.new");
-        let written = serde_json::to_vec_pretty(self)
-            .map_err(io::Error::from)
-            .and_then(|bytes| {
-                let mut file: File = File::options()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .mode(0o600)
-                    .open(&aside)?;
-                file.write_all(&bytes)?;
-                std::fs::rename(&aside, &path)
-            });
+        let written = (|| {
+            let needed: Vec<&BuildId> = self.build.iter().chain(&self.dirty_since).collect();
+            for build in &needed {
+                references::add_build(directory, build)?;
+            }
+            let contents = serde_json::to_vec_pretty(self)?;
+            let mut file = AtomicWriteFile::options()
+                .preserve_mode(false)
+                .mode(0o600)
+                .open(&path)?;
+            file.write_all(&contents)?;
+            file.commit()?;
+            references::retain_builds(directory, &needed)
+        })();
         written.map_err(|source| RecordError::Write { path, source })
-    }
-
-    /// Writes it so that it survives a loss of power.
-    pub(super) fn write_synced(&self, directory: &Path) -> Result<(), RecordError> {
-        self.write(directory)?;
-        let path = directory.join(NAME);
-        let synced = File::open(&path).and_then(|file| {
-            file.sync_all()?;
-            File::open(directory)?.sync_all()
-        });
-        synced.map_err(|source| RecordError::Write { path, source })
     }
 
     /// Reads that of the sandbox's directory; `None` where there is none.

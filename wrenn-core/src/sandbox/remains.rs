@@ -1,11 +1,14 @@
 //! What is kept of a sandbox that broke: its directory, with the disk and the logs in it.
 
+use std::sync::Arc;
+
 use tracing::warn;
 
 use super::directory::SandboxDirectory;
-use super::record::SandboxRecord;
-use super::{DestroyError, Sandbox, SandboxConfig, State, memory, prepare};
-use crate::SandboxId;
+use super::host::Shared;
+use super::record::{RecordError, SandboxRecord};
+use super::{DestroyError, Keep, Sandbox, SandboxConfig, State, memory, prepare, sweep};
+use crate::{Chain, SandboxId};
 
 /// A broken sandbox. It uses nothing but the room of its files, and nothing runs in it.
 #[must_use = "dropping remains leaves the files until somebody asks for them"]
@@ -13,6 +16,8 @@ use crate::SandboxId;
 pub struct Remains {
     directory: SandboxDirectory,
     record: SandboxRecord,
+    /// There where the record could not be read: a VM, a disk and a slot may still be there.
+    unread: Option<Arc<Shared>>,
 }
 
 impl Remains {
@@ -49,7 +54,34 @@ impl Remains {
         if let Err(error) = record.write(directory.path()) {
             warn!(sandbox_id = %directory.id(), %error, "a broken sandbox");
         }
-        Self { directory, record }
+        Self {
+            directory,
+            record,
+            unread: None,
+        }
+    }
+
+    /// Of a sandbox whose record cannot be read. All that there is of it stays as it is: the
+    /// record may be repaired, or be a later program's.
+    pub(super) fn unreadable(
+        host: Arc<Shared>,
+        mut directory: SandboxDirectory,
+        error: &RecordError,
+    ) -> Self {
+        directory.keep();
+        let config = SandboxConfig {
+            id: directory.id().clone(),
+            keep: Keep::UntilDestroyed,
+            ..SandboxConfig::from_template("")
+        };
+        let mut record = SandboxRecord::begin(&config, directory.created_at());
+        record.state = State::Error;
+        record.reason = Some(Chain(error).to_string());
+        Self {
+            directory,
+            record,
+            unread: Some(host),
+        }
     }
 
     /// What is left of a sandbox that never was.
@@ -92,13 +124,21 @@ impl Remains {
     /// Removes its data.
     ///
     /// # Errors
-    /// When the files cannot be removed.
+    /// When something of it cannot be removed.
     pub async fn destroy(mut self) -> Result<(), DestroyError> {
         self.record.state = State::Stopped;
         if let Err(error) = self.record.write(self.directory.path()) {
             warn!(sandbox_id = %self.id(), %error, "a broken sandbox that is being destroyed");
         }
         let id = self.id().clone();
+        if let Some(host) = &self.unread {
+            sweep::strays(host, &id)
+                .await
+                .map_err(|source| DestroyError::Orphaned {
+                    id: id.clone(),
+                    source,
+                })?;
+        }
         self.directory
             .remove()
             .await

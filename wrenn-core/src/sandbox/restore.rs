@@ -29,9 +29,7 @@ use super::host::Shared;
 use super::memory::{self, Supply};
 use super::prepare::{self, Prepared, prepare, vm_user};
 use super::record::{RecordError, SandboxRecord};
-use super::{
-    CreateSandboxError, GuestAccess, Keep, Sandbox, SandboxConfig, State, Timings, images, pause,
-};
+use super::{CreateSandboxError, GuestAccess, Keep, Sandbox, SandboxConfig, State, Timings, pause};
 use crate::crash;
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, UnhealthyError};
 use crate::network::NetworkSlot;
@@ -67,8 +65,8 @@ pub enum ResumeError {
     /// Its memory could not be served.
     #[error("cannot serve its memory")]
     Pager(#[from] LaunchPagerError),
-    /// Which image it uses could not be written down.
-    #[error("cannot write down which image it uses")]
+    /// No reference to its image could be made.
+    #[error("cannot refer to its image")]
     Image(#[from] DirectoryError),
     /// Its disk could not be made again.
     #[error("cannot make its disk again")]
@@ -155,7 +153,7 @@ pub(super) async fn restore(
         source,
     })?;
     if let Some(image) = &frozen.image {
-        images::note(directory, image)?;
+        directory.refer_to_image(image)?;
     }
     // Which builds exist is known before anything is made, and it stays until the VM has it.
     let snapshot = open(host, &frozen.build).await?;
@@ -245,10 +243,9 @@ pub(super) async fn restore(
         record.auto_paused = false;
         record.build = Some(snapshot.id().clone());
         record.dirty_since = Some(snapshot.id().clone());
-        // Synced: the build of before may be collected from now on, and after a loss of
-        // power an older record must not name it.
+        // The build of before may be collected from now on.
         if record.keep == Keep::UntilDestroyed {
-            record.write_synced(directory.path())?;
+            record.write(directory.path())?;
         }
         crash::point("resume.recorded");
         Ok::<_, ResumeError>(guest)

@@ -14,6 +14,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use atomic_write_file::AtomicWriteFile;
+use atomic_write_file::unix::OpenOptionsExt as _;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -111,17 +113,14 @@ impl DataDirectory {
 
     /// Atomically replaces a file that only its owner reads.
     fn replace(&self, name: &str, contents: &[u8]) -> anyhow::Result<()> {
-        let (path, aside) = (self.0.join(name), self.0.join(format!("{name}.new")));
+        let path = self.0.join(name);
         let write = || {
-            let mut file = File::options()
-                .create(true)
-                .truncate(true)
-                .write(true)
+            let mut file = AtomicWriteFile::options()
+                .preserve_mode(false)
                 .mode(0o600)
-                .open(&aside)?;
+                .open(&path)?;
             file.write_all(contents)?;
-            file.sync_all()?;
-            fs::rename(&aside, &path)
+            file.commit()
         };
         write().with_context(|| format!("cannot write {}", path.display()))
     }

@@ -5,6 +5,7 @@ mod cycle;
 mod freed;
 mod pager;
 mod power;
+mod records;
 mod sys;
 mod templates;
 mod vmm;
