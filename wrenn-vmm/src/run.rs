@@ -264,8 +264,8 @@ impl MainThread {
         )
     }
 
-    /// The first time that a machine is there: connects its input and gives up what is
-    /// not needed any more.
+    /// The first time that a machine is there: connects its input. The filter of this thread is
+    /// in force by then.
     fn started(&mut self) -> Result<(), RunError> {
         let Some(machine) = self.controller.machine() else {
             return Ok(());
@@ -298,7 +298,6 @@ impl MainThread {
             )
             .map_err(host("watch the console"))?;
         self.input = Some(input);
-        self.filters.main.apply()?;
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
 };
+use vmm_sys_util::signal::SIGRTMIN;
 
 /// A filter for one thread, or none.
 #[derive(Clone, Debug, Default)]
@@ -82,8 +83,8 @@ const EVERY_THREAD: &[i64] = &[
 const EVENTS: &[i64] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
 
 const MAIN: &[i64] = &[
-    // Signals to vCPU threads.
-    libc::SYS_tgkill,
+    // Console input, which is watched once there is a machine.
+    libc::SYS_epoll_ctl,
     // Packets.
     libc::SYS_readv,
     // Entropy and the VM generation id.
@@ -96,7 +97,6 @@ const MAIN: &[i64] = &[
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_lseek,
-    libc::SYS_fcntl,
     // PUT /snapshot/create: which pages were touched, the two files.
     libc::SYS_pread64,
     libc::SYS_pwrite64,
@@ -119,9 +119,11 @@ const API: &[i64] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_recvfrom,
     libc::SYS_sendto,
-    libc::SYS_fcntl,
-    libc::SYS_ioctl,
 ];
+
+/// Non-blocking connections. Descriptors are shared by all threads, so an API thread that
+/// could ask more would do so for the others.
+const API_CONTROLS: &[u64] = &[libc::FIONBIO];
 
 /// A driver sets the offloads of a TAP interface from the vCPU that activates the device;
 /// a snapshot reads registers.
@@ -151,7 +153,13 @@ const MAIN_CONTROLS: &[u64] = &[
     kvm_set::<kvm_bindings::kvm_dirty_log>(0x42),
 ];
 
-const F_GETFD: u64 = libc::F_GETFD as u64;
+/// Whether a descriptor is open, which the standard library of a debug build asks before it
+/// closes one, and how; a second descriptor for it.
+const DESCRIPTOR_COMMANDS: [u64; 3] = [
+    libc::F_GETFD as u64,
+    libc::F_GETFL as u64,
+    libc::F_DUPFD_CLOEXEC as u64,
+];
 const KVM_RUN: u64 = kvm_call(0, 0, 0x80);
 const KVM_KVMCLOCK_CTRL: u64 = kvm_call(0, 0, 0xad);
 const KVM_GET_TSC_KHZ: u64 = kvm_call(0, 0, 0xa3);
@@ -180,31 +188,57 @@ const fn kvm_exchange<T>(number: u64) -> u64 {
 /// # Errors
 /// If one does not compile.
 pub fn filters() -> Result<Filters, FilterError> {
+    // A panic ends the process by this signal, as itself and not as a forbidden call.
+    let abort = &[libc::SIGABRT][..];
     Ok(Filters {
-        main: compile(&[EVERY_THREAD, EVENTS, MAIN], MAIN_CONTROLS)?,
-        vcpu: compile(&[EVERY_THREAD], VCPU_CONTROLS)?,
-        device: compile(&[EVERY_THREAD, EVENTS, DEVICE], &[])?,
-        api: compile(&[EVERY_THREAD, EVENTS, API], &[])?,
+        main: compile(
+            &[EVERY_THREAD, EVENTS, MAIN],
+            MAIN_CONTROLS,
+            // The second one has vCPUs leave the guest.
+            &[libc::SIGABRT, SIGRTMIN()],
+        )?,
+        vcpu: compile(&[EVERY_THREAD], VCPU_CONTROLS, abort)?,
+        device: compile(&[EVERY_THREAD, EVENTS, DEVICE], &[], abort)?,
+        api: compile(&[EVERY_THREAD, EVENTS, API], API_CONTROLS, abort)?,
     })
 }
 
-fn compile(calls: &[&[i64]], controls: &[u64]) -> Result<Filter, FilterError> {
+/// A rule that asks for values of arguments, of which 32 bits are looked at.
+fn rule(arguments: &[(u8, u64)]) -> Result<SeccompRule, seccompiler::BackendError> {
+    let conditions = arguments.iter().map(|(argument, value)| {
+        SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *value)
+    });
+    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
+}
+
+fn compile(calls: &[&[i64]], controls: &[u64], signals: &[i32]) -> Result<Filter, FilterError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls
         .iter()
         .flat_map(|group| group.iter())
         .map(|call| (*call, Vec::new()))
         .collect();
-    if !controls.is_empty() {
-        let allowed = controls
-            .iter()
-            .map(|control| {
-                let is =
-                    SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *control)?;
-                SeccompRule::new(vec![is])
-            })
+    let process = u64::from(std::process::id());
+    let controls = controls.iter().map(|control| rule(&[(1, *control)]));
+    let commands = DESCRIPTOR_COMMANDS
+        .iter()
+        .map(|command| rule(&[(1, *command)]));
+    let signals = signals
+        .iter()
+        .map(|signal| rule(&[(0, process), (2, u64::from(signal.unsigned_abs()))]));
+    let by_arguments: [(i64, Vec<_>); 3] = [
+        (libc::SYS_ioctl, controls.collect()),
+        (libc::SYS_fcntl, commands.collect()),
+        (libc::SYS_tgkill, signals.collect()),
+    ];
+    for (call, allowed) in by_arguments {
+        let allowed: Vec<_> = allowed
+            .into_iter()
             .collect::<Result<_, _>>()
             .map_err(FilterError::Compile)?;
-        rules.insert(libc::SYS_ioctl, allowed);
+        // A call without rules would be allowed whatever its arguments.
+        if !allowed.is_empty() {
+            rules.insert(call, allowed);
+        }
     }
     // New memory is never code: a rule of its own replaces the blanket one.
     let no_code = SeccompCondition::new(
@@ -218,14 +252,6 @@ fn compile(calls: &[&[i64]], controls: &[u64]) -> Result<Filter, FilterError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![no_code.clone()]);
     }
-    // The standard library of a debug build looks whether a descriptor is open before it
-    // closes it.
-    let only_looks = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, F_GETFD)
-        .and_then(|condition| SeccompRule::new(vec![condition]))
-        .map_err(FilterError::Compile)?;
-    rules
-        .entry(libc::SYS_fcntl)
-        .or_insert_with(|| vec![only_looks]);
     let filter = SeccompFilter::new(
         rules,
         SeccompAction::Trap,
@@ -240,6 +266,7 @@ fn compile(calls: &[&[i64]], controls: &[u64]) -> Result<Filter, FilterError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys;
 
     #[test]
     fn calls_of_kvm_have_their_numbers() {
@@ -249,16 +276,96 @@ mod tests {
         assert_eq!(kvm_set::<kvm_bindings::kvm_dirty_log>(0x42), 0x4010_ae42);
     }
 
+    const CASE: &str = "WRENN_SECCOMP_CASE";
+
+    /// A call whose descriptor is not open, so that one that is allowed changes nothing.
+    fn attempt(call: &str) {
+        let number = |text: &str| text.parse::<i64>().unwrap();
+        let [call, second, third] = call.split(',').map(number).collect::<Vec<_>>()[..] else {
+            panic!("{call}");
+        };
+        sys::calls::attempt(call, [-1, second, third]);
+    }
+
+    /// Not a test: the process in which one call is tried.
     #[test]
-    fn filters_compile() {
+    #[ignore = "run by the tests below"]
+    fn attempt_call() {
+        let case = std::env::var(CASE).unwrap();
+        let (thread, call) = case.split_once(':').unwrap();
         let filters = filters().unwrap();
-        for filter in [&filters.main, &filters.vcpu, &filters.device, &filters.api] {
-            assert!(
-                filter
-                    .0
-                    .as_ref()
-                    .is_some_and(|program| program.len() > EVERY_THREAD.len())
-            );
+        let filter = match thread {
+            "main" => filters.main,
+            "vcpu" => filters.vcpu,
+            "device" => filters.device,
+            "api" => filters.api,
+            "panic" => {
+                filters.api.apply().unwrap();
+                std::process::abort();
+            }
+            other => panic!("{other}"),
+        };
+        filter.apply().unwrap();
+        attempt(call);
+        sys::calls::exit();
+    }
+
+    /// The signal that ended the process, or none.
+    fn signal_after(case: &str) -> Option<i32> {
+        use std::os::unix::process::ExitStatusExt as _;
+
+        let mut program = std::process::Command::new(std::env::current_exe().unwrap());
+        program.args(["--exact", "seccomp::tests::attempt_call", "--ignored"]);
+        let output = program.env(CASE, case).output().unwrap();
+        assert_eq!(output.status.success(), output.status.signal().is_none());
+        output.status.signal()
+    }
+
+    #[test]
+    fn forbidden_calls_end_the_process() {
+        let call = |number: i64, second: u64, third: u64| format!("{number},{second},{third}");
+        let run = call(libc::SYS_ioctl, KVM_RUN, 0);
+        let terminal = call(libc::SYS_ioctl, libc::TIOCSTI, 0);
+        let non_blocking = call(libc::SYS_ioctl, libc::FIONBIO, 0);
+        let owner = call(libc::SYS_fcntl, libc::F_SETOWN as u64, 1);
+        let duplicate = call(libc::SYS_fcntl, libc::F_DUPFD_CLOEXEC as u64, 0);
+        let kill = call(libc::SYS_tgkill, 1, libc::SIGKILL as u64);
+        let others = [
+            libc::SYS_execve,
+            libc::SYS_socket,
+            libc::SYS_ptrace,
+            libc::SYS_clone3,
+        ]
+        .map(|number| call(number, 0, 0));
+        let sync = call(libc::SYS_fdatasync, 0, 0);
+        for (thread, allowed) in [
+            ("main", vec![&duplicate]),
+            ("vcpu", vec![&run, &duplicate]),
+            ("device", vec![&sync, &duplicate]),
+            ("api", vec![&non_blocking, &duplicate]),
+        ] {
+            let calls = [
+                &run,
+                &terminal,
+                &non_blocking,
+                &owner,
+                &duplicate,
+                &kill,
+                &sync,
+            ];
+            for call in calls.into_iter().chain(&others) {
+                let wanted = (!allowed.contains(&call)).then_some(libc::SIGSYS);
+                assert_eq!(
+                    signal_after(&format!("{thread}:{call}")),
+                    wanted,
+                    "{thread}: {call}"
+                );
+            }
         }
+    }
+
+    #[test]
+    fn panic_ends_as_itself() {
+        assert_eq!(signal_after("panic:"), Some(libc::SIGABRT));
     }
 }

@@ -29,6 +29,7 @@ use crate::machine::{
     Machine, NetworkError, Resources, StartError, UpdateDriveError,
 };
 use crate::metrics::{METRICS, MetricsError, MetricsFile};
+use crate::seccomp::FilterError;
 use crate::snapshot::config::{CreateSnapshotConfig, LoadSnapshotConfig, SnapshotType};
 
 /// The answer to an action: nothing, or JSON.
@@ -85,6 +86,9 @@ pub enum ActionError {
     /// Load.
     #[error("Load snapshot error: Failed to restore from snapshot")]
     LoadSnapshot(#[from] Box<LoadSnapshotError>),
+    /// The main thread is not bound.
+    #[error("Internal VMM error")]
+    Filter(#[from] FilterError),
     /// vCPUs.
     #[error("Internal VMM error")]
     Vcpu(#[from] VcpuError),
@@ -235,6 +239,8 @@ impl Controller {
             Action::SetMetrics(config) => self.metrics.open(&config.metrics_path)?,
             Action::Start => {
                 let machine = Machine::boot(resources, environment).map_err(Box::new)?;
+                // The guest runs no instruction before.
+                environment.filters.main.apply()?;
                 machine.resume()?;
                 self.phase = Phase::Started {
                     machine: Box::new(machine),
@@ -328,6 +334,7 @@ fn load(
 ) -> Result<Phase, ActionError> {
     let begun = Instant::now();
     let machine = Machine::restore(config, environment).map_err(Box::new)?;
+    environment.filters.main.apply()?;
     if config.resume_vm {
         machine.resume()?;
     }

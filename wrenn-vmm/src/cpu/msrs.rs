@@ -133,11 +133,11 @@ fn revive_deadline(saved: &mut [kvm_msr_entry]) {
     }
 }
 
-/// Sets registers. One that KVM refuses is named in the log unless it has its value
-/// already, as those have that can only be read.
+/// Sets registers. KVM may refuse one that has its value already, as those have that can only
+/// be read, or that the guest has never set.
 ///
 /// # Errors
-/// If KVM fails.
+/// If KVM fails, or refuses another.
 pub(super) fn restore(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), VcpuStateError> {
     let mut rest = entries;
     while !rest.is_empty() {
@@ -157,12 +157,11 @@ pub(super) fn restore(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), Vc
             let same = present.as_slice()[..read]
                 .iter()
                 .any(|entry| entry.data == refused.data);
-            if !same {
-                log::warn!(
-                    "model-specific register {:#x} cannot be restored to {:#x}",
-                    refused.index,
-                    refused.data
-                );
+            if !same && refused.data != 0 {
+                return Err(VcpuStateError::Msr {
+                    index: refused.index,
+                    value: refused.data,
+                });
             }
         }
         rest = &rest[chunk.len().min(count + 1)..];

@@ -66,6 +66,17 @@ pub enum VcpuStateError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// KVM does not set a model-specific register.
+    #[error(
+        "this host does not set model-specific register {index:#x} to {value:#x}, which the guest \
+         uses; load the snapshot on a host like that on which it was made"
+    )]
+    Msr {
+        /// The register.
+        index: u32,
+        /// Its value in the snapshot.
+        value: u64,
+    },
     /// A list is longer than KVM takes.
     #[error("the list of {0} of a vCPU is too long")]
     List(&'static str),

@@ -18,6 +18,7 @@ use vm_memory::GuestAddress;
 use crate::config::{
     EntropyConfig, MachineConfig, MachineConfigError, MachineConfigUpdate, VmConfig,
 };
+use crate::cpu::compatibility::{self, IncompatibleCpuError};
 use crate::cpu::state::{VcpuState, VcpuStateError};
 use crate::machine::board::Board;
 use crate::machine::build::{self, Environment, StartError};
@@ -111,6 +112,9 @@ pub enum LoadSnapshotError {
     /// KVM.
     #[error("cannot restore the virtual machine")]
     Hypervisor(#[from] HypervisorError),
+    /// The CPU of this host.
+    #[error(transparent)]
+    Cpu(#[from] IncompatibleCpuError),
     /// vCPUs.
     #[error("cannot restore vCPU {index}")]
     Vcpu {
@@ -148,6 +152,10 @@ impl Machine {
         hypervisor.set_memory(&memory, params.track_dirty_pages)?;
         phases.done("memory");
 
+        if let Some(saved) = state.vcpus.first() {
+            let supported = hypervisor.supported_cpuid()?;
+            compatibility::check(&saved.cpuid, supported.as_slice())?;
+        }
         let vcpus = (0u8..)
             .zip(&state.vcpus)
             .map(|(index, saved)| restore_vcpu(&hypervisor, index, saved))

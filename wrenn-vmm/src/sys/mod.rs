@@ -2,6 +2,8 @@
 
 pub mod block_io;
 pub mod boot_params;
+#[cfg(test)]
+pub(crate) mod calls;
 pub mod kick;
 pub mod memory;
 pub mod random;
