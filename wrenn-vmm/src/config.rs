@@ -378,7 +378,7 @@ pub enum RequestedState {
 
 /// The whole configuration: `GET /vm/config`, and the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct VmConfig {
     /// See the parts.
     #[serde(default)]

@@ -106,14 +106,7 @@ impl VcpuState {
             .map_err(kvm("read the debug registers"))?;
         let local_apic = vcpu.get_lapic().map_err(kvm("read the local APIC"))?;
         let tsc_khz = vcpu.get_tsc_khz().ok();
-        let cpuid = vcpu
-            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-            .map_err(kvm("read the CPU features"))?
-            .as_slice()
-            .iter()
-            .copied()
-            .filter(is_leaf)
-            .collect();
+        let cpuid = cpuid(vcpu)?;
         let msrs = msrs::save(vcpu, msrs)?;
         let events = vcpu
             .get_vcpu_events()
@@ -131,6 +124,20 @@ impl VcpuState {
             events,
             tsc_khz,
         })
+    }
+
+    /// All CPU features that a new vCPU can have: what it reports once it is given all that KVM
+    /// supports. Saved features are read in the same way.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn cpuid_of(
+        vcpu: &VcpuFd,
+        supported: &CpuId,
+    ) -> Result<Vec<kvm_cpuid_entry2>, VcpuStateError> {
+        vcpu.set_cpuid2(supported)
+            .map_err(kvm("set the CPU features"))?;
+        cpuid(vcpu)
     }
 
     /// Puts the registers into a new vCPU.
@@ -178,6 +185,13 @@ impl VcpuState {
         vcpu.set_tsc_khz(saved)
             .map_err(kvm("set the speed of the time stamp counter"))
     }
+}
+
+fn cpuid(vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, VcpuStateError> {
+    let table = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm("read the CPU features"))?;
+    Ok(table.as_slice().iter().copied().filter(is_leaf).collect())
 }
 
 /// KVM leaves what it does not need of its list empty, and some kernels do not say where

@@ -57,7 +57,8 @@ pub struct KeyboardState {
 }
 
 impl KeyboardState {
-    const VERSION: u32 = 1;
+    /// The layout of this structure.
+    pub const VERSION: u32 = 1;
 }
 
 impl Default for KeyboardState {

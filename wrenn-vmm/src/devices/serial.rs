@@ -70,7 +70,8 @@ pub struct SerialState {
 }
 
 impl SerialState {
-    const VERSION: u32 = 1;
+    /// The layout of this structure.
+    pub const VERSION: u32 = 1;
 }
 
 /// The serial port.

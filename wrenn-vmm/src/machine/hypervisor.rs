@@ -299,6 +299,18 @@ mod tests {
             .restore(&saved_machine, ClockOnLoad::Continues)
             .unwrap();
         let restored = VcpuState::save(&vcpu, second.msrs()).unwrap();
+        // Time goes on, and with it what is derived from it.
+        let steady = |state: &VcpuState| {
+            const CLOCKS: [u32; 3] = [0x10, 0x3b, 0x6e0];
+            let mut msrs: Vec<_> = state.msrs.iter().map(|msr| (msr.index, msr.data)).collect();
+            msrs.retain(|(index, _)| !CLOCKS.contains(index));
+            msrs
+        };
+        assert_eq!(steady(&restored), steady(&saved));
+        assert_eq!(restored.xsave.region, saved.xsave.region);
+        assert_eq!(restored.xcrs, saved.xcrs);
+        assert_eq!(restored.events, saved.events);
+        assert_eq!(restored.mp_state, saved.mp_state);
         assert_eq!(restored.registers, saved.registers);
         assert_eq!(restored.special_registers, saved.special_registers);
         assert_eq!(restored.cpuid, saved.cpuid);

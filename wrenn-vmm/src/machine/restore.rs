@@ -20,6 +20,8 @@ use crate::config::{
 };
 use crate::cpu::compatibility::{self, IncompatibleCpuError};
 use crate::cpu::state::{VcpuState, VcpuStateError};
+use crate::devices::keyboard::KeyboardState;
+use crate::devices::serial::SerialState;
 use crate::machine::board::Board;
 use crate::machine::build::{self, Environment, StartError};
 use crate::machine::hypervisor::{ClockOnLoad, Hypervisor, HypervisorError};
@@ -152,10 +154,6 @@ impl Machine {
         hypervisor.set_memory(&memory, params.track_dirty_pages)?;
         phases.done("memory");
 
-        if let Some(saved) = state.vcpus.first() {
-            let supported = hypervisor.supported_cpuid()?;
-            compatibility::check(&saved.cpuid, supported.as_slice())?;
-        }
         let vcpus = (0u8..)
             .zip(&state.vcpus)
             .map(|(index, saved)| restore_vcpu(&hypervisor, index, saved))
@@ -286,6 +284,14 @@ fn check(state: &MachineState, config: &VmConfig) -> Result<(), LoadSnapshotErro
             "number of vCPUs",
         ),
         (
+            devices.serial.version == SerialState::VERSION,
+            "version of the serial port",
+        ),
+        (
+            devices.keyboard.version == KeyboardState::VERSION,
+            "version of the keyboard controller",
+        ),
+        (
             devices.drives.len() == config.drives.len(),
             "number of drives",
         ),
@@ -374,6 +380,12 @@ fn restore_vcpu(
     saved: &VcpuState,
 ) -> Result<kvm_ioctls::VcpuFd, LoadSnapshotError> {
     let vcpu = hypervisor.create_vcpu(index)?;
+    if index == 0 {
+        let supported = hypervisor.supported_cpuid()?;
+        let able = VcpuState::cpuid_of(&vcpu, &supported);
+        let able = able.map_err(|source| LoadSnapshotError::Vcpu { index: 0, source })?;
+        compatibility::check(&saved.cpuid, &able)?;
+    }
     saved
         .restore(&vcpu)
         .map_err(|source| LoadSnapshotError::Vcpu {

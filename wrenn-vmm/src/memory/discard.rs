@@ -86,7 +86,11 @@ impl Discarder {
         for range in data {
             pages.bitmap().mark_dirty(range.start, range.len());
         }
-        replace(memory, start, length)?;
+        if let Err(error) = replace(memory, start, length) {
+            // The old pages may be gone and no new ones there. A guest must not find that out.
+            log::error!("failed to replace guest memory: {error}");
+            std::process::abort();
+        }
         self.replaced.extend(blocks);
         Ok(())
     }

@@ -146,6 +146,18 @@ pub enum TransportError {
         #[source]
         source: virtio_queue::Error,
     },
+    /// The snapshot has another layout of a device's registers.
+    #[error(
+        "the saved registers have layout {found}, this VMM knows {}",
+        TransportState::VERSION
+    )]
+    Version {
+        /// Saved.
+        found: u32,
+    },
+    /// The driver was offered more than the device has.
+    #[error("the driver uses features that this device has not: {0:#x}")]
+    Features(u64),
     /// The snapshot has another number of queues than the device.
     #[error("the saved device has {found} queues, this one has {expected}")]
     QueueCount {
@@ -425,6 +437,16 @@ impl<D: VirtioDevice> MmioTransport<D> {
     /// If the state does not fit the device.
     pub fn restore(&self, state: &TransportState) -> Result<(), TransportError> {
         let mut inner = lock(&self.inner);
+        if state.version != TransportState::VERSION {
+            return Err(TransportError::Version {
+                found: state.version,
+            });
+        }
+        let lacking = state.driver_features & !inner.features();
+        // Before, a driver may have written anything.
+        if state.status & status::FEATURES_OK != 0 && lacking != 0 {
+            return Err(TransportError::Features(lacking));
+        }
         if state.queues.len() != inner.queues.len() {
             return Err(TransportError::QueueCount {
                 found: state.queues.len(),

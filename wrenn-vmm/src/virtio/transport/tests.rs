@@ -295,3 +295,25 @@ fn saved_state_goes_on_in_another_transport() {
     // The interrupt that the guest had not acknowledged comes again.
     assert!(restored.transport.interrupt_line().read().is_ok());
 }
+
+#[test]
+fn state_of_another_device_is_refused() {
+    let driver = Driver::new();
+    driver.start();
+    driver.transport.pause();
+    let saved = driver.transport.state();
+    let restore = |state: &TransportState| {
+        let transport = MmioTransport::new(Fake::default(), driver.memory.clone()).unwrap();
+        transport.restore(state).map_err(|error| error.to_string())
+    };
+    restore(&saved).unwrap();
+    let mut later = saved.clone();
+    later.version += 1;
+    assert!(restore(&later).unwrap_err().contains("layout 2"));
+    let mut other = saved.clone();
+    other.driver_features |= 1 << 40;
+    assert!(restore(&other).unwrap_err().contains("0x10000000000"));
+    let mut fewer = saved;
+    fewer.queues.pop();
+    assert!(restore(&fewer).unwrap_err().contains("queues"));
+}
