@@ -24,10 +24,10 @@ use wrenn_core::sandbox::{Host, HostConfig, OpenHostError};
 use crate::access::{AgentToken, Guard};
 use crate::config::Config;
 use crate::generated::{self, GeneratedFileError};
-use crate::kvm;
 use crate::lock::{AgentLock, LockError};
 use crate::metrics::Metrics;
 use crate::server::{Face, Server, State};
+use crate::{descriptors, kvm};
 
 /// A running agent. Dropping it does not stop it: its sandboxes would be lost to it.
 #[derive(Debug)]
@@ -92,6 +92,8 @@ impl Agent {
                 disk_limits: config.disk_limits,
                 ..HostConfig::default()
             };
+            // Adoption opens those of every sandbox at once.
+            descriptors::raise(&config.limits);
             let fleet = Fleet::open(Host::open(host).await?, config.limits).await?;
             if let Err(problem) = kvm::check() {
                 warn!(

@@ -17,6 +17,7 @@
 pub mod access;
 pub mod agent;
 pub mod config;
+mod descriptors;
 mod errors;
 mod generated;
 mod kvm;
