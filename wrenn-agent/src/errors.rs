@@ -6,6 +6,8 @@
 //! gets it from [`invalid`] and its like, what the RPC library makes of a broken message from
 //! [`with_default_reason`].
 
+use std::time::Duration;
+
 use wrenn_core::devicemapper::CreateDiskError;
 use wrenn_core::fleet::{
     CreateError, DestroyRefused, FreezeRefused, NotRunning, PauseRefused, ResumeRefused,
@@ -13,8 +15,8 @@ use wrenn_core::fleet::{
 use wrenn_core::guest::{GuestError, RpcCode};
 use wrenn_core::sandbox::{
     CaptureError, ChangeEgressError, CopyDiskError, CreateSandboxError, DeleteSnapshotError,
-    MakeDiskError, NameSnapshotError, PauseError, RecordError, RestoreRootDiskError, ResumeError,
-    State,
+    GreetError, MakeDiskError, NameSnapshotError, PauseError, RecordError, RestoreRootDiskError,
+    ResumeError, State,
 };
 use wrenn_core::snapshot::{FileError, WriteBuildError};
 use wrenn_core::template::OpenTemplateError;
@@ -28,6 +30,8 @@ use crate::access::Denied;
 
 /// The longest sentence of a guest that is passed on, in bytes.
 const MAX_GUEST_WORDS: usize = 1024;
+const REFUSED: &str = "the guest refused its set-up";
+const REMOVED: &str = "the sandbox was removed: try again, or make its template or snapshot again";
 /// What is said of an error that is this host's own.
 const OURS: &str = "the host failed; its log says why";
 
@@ -255,13 +259,16 @@ impl Answers for CreateSandboxError {
             Self::Unhealthy { .. } | Self::EndedAtBoot { .. } => {
                 Answer::internal(cut(&self.to_string(), MAX_GUEST_WORDS))
             }
+            Self::Silent { deadline, .. } => guest_failed(&silence(*deadline), REMOVED),
+            Self::Init(_) => guest_failed(REFUSED, REMOVED),
             Self::Resources { .. } => Answer::invalid(self.to_string()),
             Self::Snapshot(_) => Answer::internal(self.to_string()),
-            Self::Restore(error) => match error.answer() {
-                lost if lost.code == ErrorCode::DataLoss => Answer::data_lost(
+            Self::Restore(error) => match (fault_of_guest(error), error.answer()) {
+                (Some(fault), _) => guest_failed(&fault, REMOVED),
+                (None, lost) if lost.code == ErrorCode::DataLoss => Answer::data_lost(
                     "the snapshot is damaged or gone, and the host's log says what of it; put it back, or delete it and make it again",
                 ),
-                other => other,
+                (None, other) => other,
             },
             Self::NoHost => Answer::cannot(self.to_string()),
             Self::Directory(_)
@@ -272,7 +279,6 @@ impl Answers for CreateSandboxError {
             | Self::Egress(_)
             | Self::Cgroup(_)
             | Self::Vm(_)
-            | Self::Init(_)
             | Self::Abandoned
             | Self::Thread => Answer::ours(),
         }
@@ -409,6 +415,12 @@ impl Answers for ResumeRefused {
 
 impl Answers for ResumeError {
     fn answer(&self) -> Answer {
+        if let Some(fault) = fault_of_guest(self) {
+            return guest_failed(
+                &fault,
+                "the sandbox is paused as before: resume it again, or destroy it",
+            );
+        }
         match self {
             Self::Open(_) | Self::Compact(_) | Self::NoBuild | Self::NoDisk => Answer::data_lost(
                 "its snapshot is damaged or gone, and the host's log says what of it; put it back, or destroy the sandbox",
@@ -419,19 +431,47 @@ impl Answers for ResumeError {
             }
             Self::Disk(RestoreRootDiskError::NoDeviceMapper) => Answer::cannot(self.to_string()),
             Self::Vm(error @ StartVmError::OtherVmm { .. }) => Answer::cannot(error.to_string()),
+            Self::Greet(GreetError::Cancelled) => Answer::new(
+                ErrorCode::Aborted,
+                Reason::REASON_DESTROYED,
+                "the sandbox was destroyed while it was resumed",
+            ),
             Self::Store(_)
             | Self::Pager(_)
             | Self::Image(_)
             | Self::Disk(_)
             | Self::Directory { .. }
             | Self::Vm(_)
-            | Self::Unhealthy(_)
-            | Self::Ended(_)
-            | Self::Init(_)
+            | Self::Greet(_)
             | Self::Record(_)
             | Self::Thread => Answer::ours(),
         }
     }
+}
+
+/// What a guest did wrong, if it is its fault, and not the host's, that it was not restored.
+fn fault_of_guest(error: &ResumeError) -> Option<String> {
+    let ResumeError::Greet(error) = error else {
+        return None;
+    };
+    match error {
+        GreetError::Deadline(deadline) => Some(silence(*deadline)),
+        GreetError::Unhealthy(error) => Some(silence(error.waited)),
+        GreetError::Refused(_) => Some(REFUSED.to_owned()),
+        GreetError::Ended(_) | GreetError::Cancelled => None,
+    }
+}
+
+fn silence(deadline: Duration) -> String {
+    format!("the guest did not answer within {} s", deadline.as_secs())
+}
+
+fn guest_failed(fault: &str, advice: &str) -> Answer {
+    Answer::new(
+        ErrorCode::Unavailable,
+        Reason::REASON_GUEST_UNAVAILABLE,
+        format!("{fault}; {advice}"),
+    )
 }
 
 impl Answers for DestroyRefused {
@@ -651,6 +691,13 @@ mod tests {
             })),
             failed(CreateSandboxError::Restore(Box::new(ResumeError::NoBuild))),
             failed(CreateSandboxError::Restore(Box::new(ResumeError::Thread))),
+            failed(CreateSandboxError::Silent {
+                deadline: Duration::from_secs(60),
+                console: "secret".to_owned(),
+            }),
+            failed(CreateSandboxError::Restore(Box::new(
+                GreetError::Deadline(Duration::from_secs(60)).into(),
+            ))),
             FreezeRefused::State {
                 id: id(),
                 state: State::Error,
@@ -721,6 +768,9 @@ mod tests {
                 version: "2".to_owned(),
             })),
             resume(ResumeError::Thread),
+            resume(GreetError::Deadline(Duration::from_secs(60)).into()),
+            resume(GreetError::Refused(status(500)).into()),
+            resume(GreetError::Cancelled.into()),
             rpc(RpcCode::NotFound, "cannot stat '/x'").answer(),
             rpc(RpcCode::Unauthenticated, "no user 'x'").answer(),
             rpc(RpcCode::FailedPrecondition, "it is closed").answer(),

@@ -55,9 +55,11 @@ impl GuestClient {
             } else {
                 CONNECT_AGAIN * 20
             };
-            let last = match self.is_healthy(again).await {
-                Ok(()) => return Ok(()),
-                Err(last) => last,
+            let asked = tokio::time::timeout_at(start + patience, self.is_healthy(again));
+            let last = match asked.await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(last)) => last,
+                Err(_) => "the last request was not answered in time".to_owned(),
             };
             if start.elapsed() + pause >= patience {
                 return Err(UnhealthyError {

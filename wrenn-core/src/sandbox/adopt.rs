@@ -12,11 +12,12 @@
 //! (unreadable)           any             error, all that is there left as it is
 //! ```
 //!
-//! A VM that is found stopped was being paused when its owner died, and goes on.
+//! The owner may have died amid a pause, with the VM stopped or the guest's programs frozen.
+//! Both are undone by the new owner, [at once](Sandbox::continue_vm) and
+//! [when the guest answers](Sandbox::thaw): no guest delays the adoption of another.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use tracing::{error, info, warn};
 
@@ -32,17 +33,15 @@ use crate::uffd::process::PagerProcess;
 use crate::vm::{ApiError, Vm};
 use crate::{Chain, SandboxId};
 
-/// How long the daemon of a guest that is taken over may take to answer. It is no
-/// condition: a guest that is busy is taken over all the same.
-const GREETING: Duration = Duration::from_secs(5);
-
 /// A sandbox that was taken over.
 #[derive(Debug)]
-pub enum Adopted {
-    /// It runs as if nothing had happened.
-    Running(Box<Sandbox>),
+pub enum Adopted<S = Sandbox, P = Paused> {
+    /// It runs as if nothing had happened, once its VM is
+    /// [continued](Sandbox::continue_vm) and its guest's programs are
+    /// [thawed](Sandbox::thaw): its owner may have died amid a pause.
+    Running(Box<S>),
     /// It lies on disk.
-    Paused(Box<Paused>),
+    Paused(Box<P>),
     /// It broke, now or earlier.
     Broken(Box<Remains>),
 }
@@ -152,10 +151,8 @@ async fn take_over(
     });
     match (vm, disk, slot, guest) {
         (Some(vm), Some(disk), Some(slot), Some(guest)) => {
-            go_on(&vm, &id).await;
-            let greeted = guest.wait_healthy(GREETING).await;
-            info!(sandbox_id = %id, "taken over");
-            let sandbox = Sandbox {
+            info!(sandbox_id = %id, "adopted");
+            Adopted::Running(Box::new(Sandbox {
                 vm,
                 pager,
                 lost_pager: AtomicBool::new(false),
@@ -167,15 +164,8 @@ async fn take_over(
                 timings: Timings::default(),
                 host: Arc::clone(host),
                 halted: None,
-            };
-            match greeted {
-                // Its owner may have died between freezing programs and stopping the VM.
-                Ok(()) => sandbox.thaw().await,
-                Err(error) => {
-                    warn!(sandbox_id = %id, %error, "taken over, but its guest does not answer yet");
-                }
-            }
-            Adopted::Running(Box::new(sandbox))
+                programs_frozen: AtomicBool::new(true),
+            }))
         }
         (vm, disk, slot, _) => {
             let lost = [
@@ -224,17 +214,19 @@ async fn sweep_strays(host: &Shared, id: &SandboxId) {
     }
 }
 
-/// Lets a VM go on that was stopped for a pause that never came about.
-async fn go_on(vm: &Vm, id: &SandboxId) {
-    let resumed = async {
-        if vm.api().info().await?.state == "Paused" {
-            info!(sandbox_id = %id, "goes on: it was being paused when its owner died");
-            vm.api().resume().await?;
+impl Sandbox {
+    /// Continues the VM of an adopted sandbox whose owner died while it paused it.
+    pub async fn continue_vm(&self) {
+        let resumed = async {
+            if self.vm.api().info().await?.state == "Paused" {
+                info!(sandbox_id = %self.id(), "continued: its owner died while it paused it");
+                self.vm.api().resume().await?;
+            }
+            Ok::<_, ApiError>(())
+        };
+        if let Err(error) = resumed.await {
+            warn!(sandbox_id = %self.id(), error = %Chain(&error), "failed to continue an adopted VM");
         }
-        Ok::<_, ApiError>(())
-    };
-    if let Err(error) = resumed.await {
-        warn!(sandbox_id = %id, error = %Chain(&error), "taken over, but its VMM does not answer");
     }
 }
 

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tracing::warn;
@@ -207,6 +208,8 @@ impl Sandbox {
     /// Lets the guest's programs stand still, so that none of them sees the wrong time or the
     /// random numbers of another when the guest comes back. It does without where it must.
     async fn freeze_programs(&self) {
+        // Also where no answer comes: the guest may freeze them late.
+        self.programs_frozen.store(true, Ordering::Relaxed);
         match tokio::time::timeout(FREEZE_DEADLINE, self.guest.freeze()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(error = %Chain(&error), "programs of the guest go on"),

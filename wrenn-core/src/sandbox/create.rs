@@ -5,11 +5,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{MakeDiskError, RootDisk};
 use super::frozen::FrozenRecord;
+use super::greeting::{GreetError, Greeting};
 use super::host::Shared;
 use super::named::NamedSnapshot;
 use super::prepare::{Prepared, give_back, prepare, vm_user};
@@ -113,11 +115,19 @@ pub enum CreateSandboxError {
         /// The end of the guest's console.
         console: String,
     },
+    /// Its guest's daemon answered the first call and no other.
+    #[error("the guest was not set up within {} s{}", .deadline.as_secs(), quoted(.console))]
+    Silent {
+        /// How long was waited.
+        deadline: Duration,
+        /// The end of the guest's console.
+        console: String,
+    },
     /// Its guest could not be told what it must know.
     #[error("cannot set up the guest")]
     Init(#[from] GuestError),
-    /// Nobody waits for it any more.
-    #[error("nobody waits for the sandbox any more")]
+    /// It was cancelled.
+    #[error("the creation was cancelled")]
     Abandoned,
     /// A worker thread was lost.
     #[error("a worker thread died")]
@@ -156,13 +166,13 @@ impl Sandbox {
     pub(super) async fn create(
         host: &Arc<Shared>,
         config: SandboxConfig,
-        abandoned: impl Future<Output = ()>,
+        cancelled: &CancellationToken,
     ) -> Result<Self, CreateSandboxError> {
         let span = info_span!("create", sandbox_id = %config.id, template = config.template);
         async {
             let named = NamedSnapshot::find(&host.root, &config.template);
             if let Some(named) = named.map_err(CreateSandboxError::Snapshot)? {
-                return Self::restored(host, config, &named.frozen).await;
+                return Self::restored(host, config, &named.frozen, cancelled).await;
             }
             let begun = Instant::now();
             let mut template = Template::open(&host.root, &config.template)?;
@@ -184,7 +194,7 @@ impl Sandbox {
                 prepared,
                 timings,
             };
-            let mut sandbox = boot(host, &template, made, abandoned).await?;
+            let mut sandbox = boot(host, &template, made, cancelled).await?;
             sandbox.timings.total = begun.elapsed();
             info!(timings = ?sandbox.timings, "the sandbox runs");
             Ok(sandbox)
@@ -200,6 +210,7 @@ impl Sandbox {
         host: &Arc<Shared>,
         config: SandboxConfig,
         frozen: &FrozenRecord,
+        cancelled: &CancellationToken,
     ) -> Result<Self, CreateSandboxError> {
         if config.resources != frozen.resources {
             return Err(CreateSandboxError::Resources {
@@ -213,8 +224,11 @@ impl Sandbox {
         record.build = Some(frozen.build.clone());
         // From now on it is not collected.
         directory.refer_to_build(&frozen.build)?;
-        let restored = restore(host, &directory, &mut record, frozen).await;
-        let restored = restored.map_err(|error| CreateSandboxError::Restore(Box::new(error)))?;
+        let restored = restore(host, &directory, &mut record, frozen, cancelled).await;
+        let restored = restored.map_err(|error| match error {
+            ResumeError::Greet(GreetError::Cancelled) => CreateSandboxError::Abandoned,
+            error => CreateSandboxError::Restore(Box::new(error)),
+        })?;
         let sandbox = restored.into_sandbox(Arc::clone(host), directory, record);
         info!(timings = ?sandbox.timings, "the sandbox runs");
         Ok(sandbox)
@@ -243,7 +257,7 @@ async fn boot(
     host: &Arc<Shared>,
     template: &Template,
     made: Made,
-    abandoned: impl Future<Output = ()>,
+    cancelled: &CancellationToken,
 ) -> Result<Sandbox, CreateSandboxError> {
     let Made {
         directory,
@@ -280,14 +294,11 @@ async fn boot(
         timings,
         host: Arc::clone(host),
         halted: None,
+        programs_frozen: AtomicBool::new(false),
     };
-    // What came before are steps of moments, each of which must end before it can be given
-    // back. Only here is it worth looking whether anybody still waits.
-    let greeted = tokio::select! {
-        greeted = greet(host, &config, &mut sandbox, template, begun) => greeted,
-        () = abandoned => Err(CreateSandboxError::Abandoned),
-    };
-    match greeted {
+    // The steps before are short, and each must end before its resources can be released.
+    let greeting = Greeting::begin(host.boot_deadline, cancelled);
+    match greet(&greeting, &config, &mut sandbox, template, begun).await {
         Ok(()) => Ok(sandbox),
         Err(error) => {
             if let Err(destroy) = sandbox.destroy().await {
@@ -300,39 +311,46 @@ async fn boot(
 
 /// Waits for the guest's daemon and tells it what it must know.
 async fn greet(
-    host: &Shared,
+    greeting: &Greeting<'_>,
     config: &SandboxConfig,
     sandbox: &mut Sandbox,
     template: &Template,
     begun: Instant,
 ) -> Result<(), CreateSandboxError> {
-    let console = |vm: &Vm| vm.console_tail();
-    tokio::select! {
-        healthy = sandbox.guest.wait_healthy(host.boot_deadline) => {
-            healthy.map_err(|source| CreateSandboxError::Unhealthy { console: console(&sandbox.vm), source })?;
-        }
-        reason = sandbox.vm.exited() => {
-            return Err(CreateSandboxError::EndedAtBoot { reason, console: console(&sandbox.vm) });
-        }
-    }
+    let Sandbox { vm, guest, .. } = sandbox;
+    let not_greeted = |error| not_greeted(error, vm);
+    let healthy = greeting.healthy(guest, vm.exited()).await;
+    healthy.map_err(not_greeted)?;
     sandbox.timings.healthy = begun.elapsed();
 
     let init = Instant::now();
     let request = first_words(config, &sandbox.record.setup, None);
     sandbox.record.token.clone_from(&request.access_token);
-    tokio::select! {
-        told = sandbox.guest.init(&request) => told?,
-        reason = sandbox.vm.exited() => {
-            return Err(CreateSandboxError::EndedAtBoot { reason, console: console(&sandbox.vm) });
-        }
-    }
+    let told = greeting.set_up(guest.init(&request), vm.exited()).await;
+    told.map_err(not_greeted)?;
     sandbox.timings.init = init.elapsed();
     if let Some(line) = &template.manifest.start_command {
-        start_in_background(&sandbox.guest, line).await;
+        let started = async {
+            start_in_background(guest, line).await;
+            Ok(())
+        };
+        let started = greeting.set_up(started, vm.exited()).await;
+        started.map_err(not_greeted)?;
     }
     sandbox.record.state = State::Running;
     sandbox.write_record()?;
     Ok(())
+}
+
+fn not_greeted(error: GreetError, vm: &Vm) -> CreateSandboxError {
+    let console = vm.console_tail();
+    match error {
+        GreetError::Unhealthy(source) => CreateSandboxError::Unhealthy { console, source },
+        GreetError::Deadline(deadline) => CreateSandboxError::Silent { deadline, console },
+        GreetError::Refused(error) => CreateSandboxError::Init(error),
+        GreetError::Ended(reason) => CreateSandboxError::EndedAtBoot { reason, console },
+        GreetError::Cancelled => CreateSandboxError::Abandoned,
+    }
 }
 
 /// Starts the template's command as commands are run that name nothing else: its user,

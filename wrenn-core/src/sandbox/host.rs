@@ -45,7 +45,8 @@ pub struct HostConfig {
     pub cgroup_root: PathBuf,
     /// What each sandbox may read from the disk and write to it; all that it can unless set.
     pub disk_limits: Option<DiskLimits>,
-    /// How long a guest may take from its first instruction until its daemon answers.
+    /// How long a guest may take from its first instruction until its daemon answers and is
+    /// set up, at a boot and at a resume.
     pub boot_deadline: Duration,
     /// The program that feeds restored guests their memory; looked for where it is not set.
     pub pager: Option<PathBuf>,
@@ -174,11 +175,19 @@ impl Host {
     /// The creation runs on a task of its own. Dropping the future ends it at its next
     /// step, which gives back what was made so far, in order.
     pub async fn create(&self, config: SandboxConfig) -> Result<Sandbox, CreateSandboxError> {
-        let host = Arc::clone(&self.0);
-        let create = |given_up: CancellationToken| async move {
-            Sandbox::create(&host, config, given_up.cancelled_owned()).await
-        };
+        let host = self.clone();
+        let create = |cancelled| async move { host.create_unless(config, &cancelled).await };
         self.creation(create).await
+    }
+
+    /// The same on the caller's task, unless it is cancelled, which waits until all resources
+    /// are released.
+    pub(crate) async fn create_unless(
+        &self,
+        config: SandboxConfig,
+        cancelled: &CancellationToken,
+    ) -> Result<Sandbox, CreateSandboxError> {
+        Sandbox::create(&self.0, config, cancelled).await
     }
 
     /// Creates a sandbox that goes on where another was frozen, under its own id, with
@@ -194,9 +203,21 @@ impl Host {
         frozen: &Frozen,
         config: SandboxConfig,
     ) -> Result<Sandbox, CreateSandboxError> {
-        let (host, frozen) = (Arc::clone(&self.0), frozen.clone());
-        let create = |_| async move { Sandbox::restored(&host, config, &frozen.record).await };
+        let (host, frozen) = (self.clone(), frozen.clone());
+        let create =
+            |cancelled| async move { host.create_from_unless(&frozen, config, &cancelled).await };
         self.creation(create).await
+    }
+
+    /// The same on the caller's task, unless it is cancelled, which waits until all resources
+    /// are released.
+    pub(crate) async fn create_from_unless(
+        &self,
+        frozen: &Frozen,
+        config: SandboxConfig,
+        cancelled: &CancellationToken,
+    ) -> Result<Sandbox, CreateSandboxError> {
+        Sandbox::restored(&self.0, config, &frozen.record, cancelled).await
     }
 
     /// Runs a creation to its end, whoever goes away. It is told when nobody waits any more.

@@ -38,6 +38,7 @@ mod create;
 mod directory;
 mod disk;
 mod frozen;
+mod greeting;
 mod host;
 mod images;
 mod memory;
@@ -62,6 +63,7 @@ pub use create::{CreateSandboxError, START_TAG, Timings};
 pub use directory::DirectoryError;
 pub use disk::{CopyDiskError, FlushDiskError, MakeDiskError, RestoreRootDiskError};
 pub use frozen::Frozen;
+pub use greeting::GreetError;
 pub use host::{Host, HostConfig, OpenHostError};
 pub use images::SandboxImages;
 pub use memory::MemorySupply;
@@ -118,6 +120,8 @@ pub struct Sandbox {
     host: Arc<Shared>,
     /// Why its guest does not go on at the moment, if so.
     halted: Option<String>,
+    /// Whether its guest's programs may be frozen, and must be thawed once it answers.
+    programs_frozen: AtomicBool,
 }
 
 /// What could not be given back. It is tried again in the background and by later sweeps.

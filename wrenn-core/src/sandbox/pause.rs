@@ -15,9 +15,10 @@
 //! its memory is in a file, and the build is published meanwhile.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::capture::{CaptureError, CaptureTimings};
 use super::directory::SandboxDirectory;
@@ -29,9 +30,11 @@ use super::{Keep, Remains, Sandbox, State, memory, prepare};
 use crate::vm::LaunchSpec;
 use crate::{Chain, crash};
 
-/// How long a guest may take to let its programs go on, and how often it is asked.
+/// How long a guest may take to thaw its programs before it is asked again.
 const THAW_DEADLINE: Duration = Duration::from_secs(5);
-const THAW_TRIES: u32 = 3;
+/// The shortest and the longest pause between two requests to thaw.
+const FIRST_THAW_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_THAW_PAUSE: Duration = Duration::from_secs(30);
 
 /// Why a sandbox was not paused.
 #[derive(Debug, thiserror::Error)]
@@ -49,18 +52,18 @@ pub enum PauseError {
 
 /// A pause or a snapshot that failed, and what the sandbox is now.
 #[derive(Debug)]
-pub struct FailedPause {
+pub struct FailedPause<S = Sandbox> {
     /// Why.
     pub error: PauseError,
     /// What is left: it runs as before, unless its VM could not go on.
-    pub left: AfterPause,
+    pub left: AfterPause<S>,
 }
 
 /// What a failed pause leaves.
 #[derive(Debug)]
-pub enum AfterPause {
+pub enum AfterPause<S = Sandbox> {
     /// It goes on as before.
-    Running(Box<Sandbox>),
+    Running(Box<S>),
     /// Its VM is lost. Its data is there.
     Broken(Box<Remains>),
 }
@@ -213,21 +216,44 @@ impl Sandbox {
         }
     }
 
-    /// Lets the guest's programs go on. One that is too busy to answer is asked again.
-    pub(super) async fn thaw(&self) {
-        for _ in 0..THAW_TRIES {
-            match tokio::time::timeout(THAW_DEADLINE, self.guest.thaw()).await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => warn!(error = %Chain(&error), "its programs are still frozen"),
-                Err(_) => warn!("its programs are still frozen: it does not answer"),
-            }
+    /// Whether the programs of its guest may be frozen, and must be [thawed](Self::thaw).
+    #[must_use]
+    pub fn programs_frozen(&self) -> bool {
+        self.programs_frozen.load(Ordering::Relaxed)
+    }
+
+    /// Thaws the programs of its guest. One that does not answer is asked again until it does.
+    ///
+    /// # Cancel safety
+    /// It can be dropped and begun again at any point.
+    pub async fn thaw(&self) {
+        let mut pause = FIRST_THAW_PAUSE;
+        while self.programs_frozen() && !self.thaw_once().await {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_THAW_PAUSE);
         }
+    }
+
+    /// Whether the guest has thawed its programs.
+    async fn thaw_once(&self) -> bool {
+        let failure = match tokio::time::timeout(THAW_DEADLINE, self.guest.thaw()).await {
+            Ok(Ok(())) => {
+                self.programs_frozen.store(false, Ordering::Relaxed);
+                return true;
+            }
+            Ok(Err(error)) => Chain(&error).to_string(),
+            Err(_) => format!("no answer within {} s", THAW_DEADLINE.as_secs()),
+        };
+        debug!(sandbox_id = %self.id(), failure, "failed to thaw the programs of a guest");
+        false
     }
 
     /// Lets the guest go on. One that cannot is broken.
     async fn continue_after(self, failure: Option<&PauseError>) -> Result<Self, FailedPause> {
         let Err(source) = self.vm.api().resume().await else {
-            self.thaw().await;
+            if self.programs_frozen() && !self.thaw_once().await {
+                warn!(sandbox_id = %self.id(), "its programs are frozen until its guest answers");
+            }
             return Ok(self);
         };
         let after = failure.map_or_else(

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::directory::SandboxDirectory;
@@ -38,11 +39,11 @@ pub struct Compacted {
 
 /// A resume that failed, and the sandbox, paused as before.
 #[derive(Debug)]
-pub struct FailedResume {
+pub struct FailedResume<P = Paused> {
     /// Why.
     pub error: ResumeError,
     /// The sandbox.
-    pub paused: Paused,
+    pub paused: P,
 }
 
 impl Paused {
@@ -216,7 +217,18 @@ impl Paused {
     ///
     /// # Errors
     /// When a step fails; the error holds the sandbox, paused as before.
+    ///
+    /// # Cancel safety
+    /// It is to be run to its end: dropping the future releases resources in the background.
     pub async fn resume(self) -> Result<Sandbox, FailedResume> {
+        self.resume_unless(&CancellationToken::new()).await
+    }
+
+    /// The same, unless it is cancelled, which waits until all resources are released.
+    pub(crate) async fn resume_unless(
+        self,
+        cancelled: &CancellationToken,
+    ) -> Result<Sandbox, FailedResume> {
         let mut record = self.record.clone();
         let restored = async {
             let frozen = FrozenRecord {
@@ -227,7 +239,7 @@ impl Paused {
                 setup: record.setup.clone(),
                 token: record.token.clone(),
             };
-            restore(&self.host, &self.directory, &mut record, &frozen).await
+            restore(&self.host, &self.directory, &mut record, &frozen, cancelled).await
         };
         match restored.await {
             Ok(restored) => {

@@ -21,23 +21,26 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use super::create::{check_memory, first_words, the_time};
 use super::directory::{DirectoryError, SandboxDirectory};
 use super::disk::{RestoreRootDiskError, RootDisk};
 use super::frozen::FrozenRecord;
+use super::greeting::{GreetError, Greeting};
 use super::host::Shared;
 use super::memory::{self, Supply};
 use super::prepare::{self, Prepared, prepare, vm_user};
 use super::record::{RecordError, SandboxRecord};
 use super::{CreateSandboxError, GuestAccess, Keep, Sandbox, SandboxConfig, State, Timings, pause};
 use crate::crash;
-use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError, UnhealthyError};
+use crate::guest::{AccessToken, ENVD_PORT, GuestClient, GuestError};
 use crate::network::NetworkSlot;
 use crate::snapshot::{BuildId, CompactError, OpenSnapshotError, OpenStoreError, Snapshot};
 use crate::uffd::process::{LaunchPagerError, PagerProcess};
 use crate::vm::{
-    Device, ExitReason, JailFile, JailSpec, LaunchSpec, LoadSnapshot, NetworkOverride,
-    StartVmError, Vm, WrittenBy,
+    Device, JailFile, JailSpec, LaunchSpec, LoadSnapshot, NetworkOverride, StartVmError, Vm,
+    WrittenBy,
 };
 
 /// How far behind a guest's clock may be, and how often it is set until it is not.
@@ -86,15 +89,9 @@ pub enum ResumeError {
     /// Its VM did not load the snapshot.
     #[error("cannot start its VM")]
     Vm(#[from] StartVmError),
-    /// Its guest does not answer.
-    #[error("the guest does not answer")]
-    Unhealthy(#[from] UnhealthyError),
-    /// Its VM ended.
-    #[error("the VM ended while the guest was resumed ({0})")]
-    Ended(ExitReason),
-    /// Its guest could not be told what it must know.
-    #[error("cannot set up the guest")]
-    Init(#[from] GuestError),
+    /// Its guest was not set up.
+    #[error(transparent)]
+    Greet(#[from] GreetError),
     /// It could not be written down what it is.
     #[error("cannot write down that it runs")]
     Record(#[from] RecordError),
@@ -133,6 +130,7 @@ impl Restored {
             timings: self.timings,
             host,
             halted: None,
+            programs_frozen: AtomicBool::new(false),
         }
     }
 }
@@ -143,6 +141,7 @@ pub(super) async fn restore(
     directory: &SandboxDirectory,
     record: &mut SandboxRecord,
     frozen: &FrozenRecord,
+    cancelled: &CancellationToken,
 ) -> Result<Restored, ResumeError> {
     let begun = Instant::now();
     let mut timings = Timings::default();
@@ -160,6 +159,10 @@ pub(super) async fn restore(
     let disk = restore_disk(host, directory, frozen, &snapshot);
     let Prepared { disk, slot, cgroup } = prepare(host, &config, disk, &mut timings).await?;
     crash::point("resume.prepared");
+    if cancelled.is_cancelled() {
+        prepare::give_back(Some(disk), Some(slot)).await;
+        return Err(GreetError::Cancelled.into());
+    }
     let launched = Instant::now();
     let user = vm_user(host, &slot);
     let supply = match memory::supply(host, directory, snapshot, user).await {
@@ -227,8 +230,9 @@ pub(super) async fn restore(
     let address = (slot.reachable_address(), ENVD_PORT).into();
     let token = frozen.token.clone().map(AccessToken::new);
     let come_back = async {
+        let greeting = Greeting::begin(host.boot_deadline, cancelled);
         let greeted = greet(
-            host,
+            &greeting,
             record,
             &config,
             &vm,
@@ -291,19 +295,16 @@ async fn restore_disk(
 /// Waits for the guest's daemon, which knows the token from before, and tells it what has
 /// changed meanwhile.
 async fn greet(
-    host: &Shared,
+    greeting: &Greeting<'_>,
     record: &mut SandboxRecord,
     config: &SandboxConfig,
     vm: &Vm,
     (address, token): (SocketAddr, Option<AccessToken>),
     timings: &mut Timings,
     launched: Instant,
-) -> Result<GuestClient, ResumeError> {
+) -> Result<GuestClient, GreetError> {
     let mut guest = GuestClient::new(address, token)?;
-    tokio::select! {
-        healthy = guest.wait_healthy(host.boot_deadline) => healthy?,
-        reason = vm.exited() => return Err(ResumeError::Ended(reason)),
-    }
+    greeting.healthy(&guest, vm.exited()).await?;
     timings.healthy = launched.elapsed();
     let begun = Instant::now();
     let mut request = first_words(config, &record.setup, record.token.as_deref());
@@ -316,10 +317,7 @@ async fn greet(
         set_clock(&mut guest, begun.elapsed()).await?;
         guest.thaw().await
     };
-    tokio::select! {
-        told = told => told?,
-        reason = vm.exited() => return Err(ResumeError::Ended(reason)),
-    }
+    greeting.set_up(told, vm.exited()).await?;
     timings.init = begun.elapsed();
     record.token = request.access_token.filter(|token| !token.is_empty());
     Ok(guest)
