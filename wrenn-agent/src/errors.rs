@@ -476,7 +476,14 @@ fn guest_failed(fault: &str, advice: &str) -> Answer {
 
 impl Answers for DestroyRefused {
     fn answer(&self) -> Answer {
-        Answer::internal(self.to_string())
+        match self {
+            Self::InPart { .. } => Answer::internal(self.to_string()),
+            Self::Left(_) => Answer::new(
+                ErrorCode::Unavailable,
+                Reason::REASON_STOPPING,
+                self.to_string(),
+            ),
+        }
     }
 }
 
@@ -771,6 +778,7 @@ mod tests {
             resume(GreetError::Deadline(Duration::from_secs(60)).into()),
             resume(GreetError::Refused(status(500)).into()),
             resume(GreetError::Cancelled.into()),
+            DestroyRefused::Left(id()).answer(),
             rpc(RpcCode::NotFound, "cannot stat '/x'").answer(),
             rpc(RpcCode::Unauthenticated, "no user 'x'").answer(),
             rpc(RpcCode::FailedPrecondition, "it is closed").answer(),

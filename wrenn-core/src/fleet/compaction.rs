@@ -11,8 +11,9 @@
 use tokio::task::JoinHandle;
 use tracing::warn;
 
+use super::driven::PausedSandbox;
 use crate::chain::Chain;
-use crate::sandbox::{Compacted, Paused, ResumeError};
+use crate::sandbox::{Compacted, ResumeError};
 use crate::snapshot::BuildId;
 
 type Outcome = Result<Option<Compacted>, ResumeError>;
@@ -26,7 +27,7 @@ pub(super) struct Compaction {
 
 impl Compaction {
     /// Begins, unless the sandbox was looked at already or another copy is being made.
-    pub(super) fn begin(&mut self, paused: &Paused) {
+    pub(super) fn begin(&mut self, paused: &impl PausedSandbox) {
         if self.running.is_none() && self.looked_at.as_ref() != paused.build() {
             self.looked_at = paused.build().cloned();
             self.running = Some(tokio::spawn(paused.compacted()));

@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::upkeep::Trouble;
 use super::{CreateError, Refusal, Status};
 use crate::SandboxId;
 use crate::guest::GuestClient;
@@ -21,7 +21,6 @@ const QUEUE: usize = 16;
 /// What can be asked of a sandbox's task.
 #[derive(Debug)]
 pub(super) enum Request {
-    Destroy(oneshot::Sender<Result<(), Arc<DestroyError>>>),
     SetTimeout(Duration, oneshot::Sender<Result<(), RecordError>>),
     SetEgress(EgressPolicy, oneshot::Sender<Result<(), ChangeEgressError>>),
     Traffic(oneshot::Sender<Option<SlotCounters>>),
@@ -29,13 +28,6 @@ pub(super) enum Request {
     Resume(Option<Duration>, oneshot::Sender<Result<(), ResumeRefused>>),
     Freeze(oneshot::Sender<Result<Frozen, FreezeRefused>>),
     Acknowledge(oneshot::Sender<Result<(), RecordError>>),
-    /// It was idle for longer than it may be. Only its task itself says so.
-    Expire,
-    /// It must not go on as it is. Only its task itself says so.
-    Trouble(Trouble),
-    /// It is halted, and it may be time to do something about that.
-    LookAgain,
-    Leave,
 }
 
 /// A sandbox of a fleet. Cheap to clone.
@@ -50,6 +42,13 @@ struct Inner {
     /// Why it was never there, once that is known.
     failure: OnceLock<CreateError>,
     requests: mpsc::Sender<Request>,
+    /// Cancelled once it is to be destroyed. It is no request: those wait until the operation
+    /// before them has ended, and a destroy cancels an operation that waits for a guest.
+    destroy: CancellationToken,
+    /// Cancelled when its task has ended.
+    ended: CancellationToken,
+    /// Resources that its destruction could not release.
+    not_released: OnceLock<Arc<DestroyError>>,
 }
 
 /// The client of a guest's daemon, lent out: the sandbox counts as in use meanwhile.
@@ -73,15 +72,21 @@ pub struct NotRunning {
     pub reason: Option<String>,
 }
 
-/// Why a sandbox could not be destroyed whole.
+/// Why a sandbox was not destroyed, or not all of it.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("sandbox {id} is gone, but not all of it was given back; the next start tries again")]
-pub struct DestroyRefused {
-    /// The sandbox.
-    pub id: SandboxId,
-    /// What was left.
-    #[source]
-    pub source: Arc<DestroyError>,
+pub enum DestroyRefused {
+    /// It is destroyed, but some of its resources are not released.
+    #[error("sandbox {id} is gone, but not all of it was given back; the next start tries again")]
+    InPart {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: Arc<DestroyError>,
+    },
+    /// Its fleet was left before.
+    #[error("sandbox {0} was not destroyed, because this program ends; try again once it is back")]
+    Left(SandboxId),
 }
 
 /// Why a sandbox was not paused.
@@ -194,6 +199,9 @@ impl SandboxHandle {
             status,
             failure: OnceLock::new(),
             requests,
+            destroy: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            not_released: OnceLock::new(),
         };
         (Self(Arc::new(inner)), receiver)
     }
@@ -365,27 +373,42 @@ impl SandboxHandle {
         answer.await.unwrap_or(Ok(()))
     }
 
-    /// Ends it, data included. One that has ended already is no error.
+    /// Destroys it, data included, and waits until its resources are released. A creation or
+    /// a resume that waits for the guest is cancelled, any other operation ends first, and requests that are queued are dropped. One that is destroyed already is no error.
     ///
     /// # Errors
-    /// When not all of it could be given back. It is gone all the same.
+    /// When not all of its resources could be released, though it is gone; or when its fleet
+    /// was left before.
     ///
     /// # Cancel safety
     /// Once asked for, it goes on without the future.
     pub async fn destroy(&self) -> Result<(), DestroyRefused> {
-        let (reply, answer) = oneshot::channel();
-        self.ask(Request::Destroy(reply)).await;
-        answer
-            .await
-            .unwrap_or(Ok(()))
-            .map_err(|source| DestroyRefused {
-                id: self.id().clone(),
-                source,
-            })
+        self.0.destroy.cancel();
+        self.0.ended.cancelled().await;
+        let id = self.id().clone();
+        match self.0.not_released.get() {
+            Some(source) => Err(DestroyRefused::InPart {
+                id,
+                source: Arc::clone(source),
+            }),
+            None if self.status().state == State::Stopped => Ok(()),
+            None => Err(DestroyRefused::Left(id)),
+        }
     }
 
-    pub(super) async fn leave(&self) {
-        self.ask(Request::Leave).await;
+    /// Cancelled once it is to be destroyed.
+    pub(super) fn destroy_asked(&self) -> &CancellationToken {
+        &self.0.destroy
+    }
+
+    /// Has everybody who waits for the end of its task told when this is dropped.
+    pub(super) fn task_guard(&self) -> DropGuard {
+        self.0.ended.clone().drop_guard()
+    }
+
+    pub(super) fn note_not_released(&self, error: Arc<DestroyError>) {
+        // Only its task says so, and only once.
+        drop(self.0.not_released.set(error));
     }
 
     /// Sends a request. If the task has ended, the reply's other end is dropped with it.

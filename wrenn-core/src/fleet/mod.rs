@@ -22,11 +22,16 @@
 
 mod admission;
 mod compaction;
+mod driven;
 mod event;
+#[cfg(test)]
+mod fakes;
 mod handle;
 mod roster;
 mod status;
 mod task;
+#[cfg(test)]
+mod task_tests;
 mod upkeep;
 
 pub use admission::{Limits, Refusal, Reserved};
@@ -42,6 +47,7 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::sandbox::{
@@ -144,9 +150,9 @@ impl Fleet {
             ..config
         };
         let (host, root) = (self.host.clone(), self.root.clone());
-        let create = |config: SandboxConfig| async move {
+        let create = |config: SandboxConfig, cancelled: CancellationToken| async move {
             match host {
-                Some(host) => host.create(config).await,
+                Some(host) => host.create_unless(config, &cancelled).await,
                 None => {
                     Template::open(&root, &config.template)?;
                     Err(CreateSandboxError::NoHost)
@@ -176,9 +182,9 @@ impl Fleet {
             ..config
         };
         let (host, frozen) = (self.host.clone(), frozen.clone());
-        let create = |config: SandboxConfig| async move {
+        let create = |config: SandboxConfig, cancelled: CancellationToken| async move {
             let host = host.ok_or(CreateSandboxError::NoHost)?;
-            host.create_from(&frozen, config).await
+            host.create_from_unless(&frozen, config, &cancelled).await
         };
         let handle = self.roster.begin(config, &self.root, create)?;
         handle.created().await

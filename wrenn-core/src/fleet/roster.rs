@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Reservation};
+use super::driven::{PausedSandbox as _, Running};
 use super::{CreateError, FleetEvent, Limits, Refusal, Reserved, SandboxHandle, task};
-use crate::sandbox::{Adopted, CreateSandboxError, Sandbox, SandboxConfig};
+use crate::sandbox::{Adopted, CreateSandboxError, SandboxConfig};
 use crate::vm::Resources;
 use crate::{RootDirectory, SandboxId};
 
@@ -40,8 +41,9 @@ impl Roster {
         }))
     }
 
-    /// Takes in what was taken over, and waits until its state is known.
-    pub(super) async fn take_in(&self, adopted: Adopted) {
+    /// Takes in what was adopted, and waits until its state is known. Its guest is not waited
+    /// for.
+    pub(super) async fn take_in<S: Running>(&self, adopted: Adopted<S, S::Paused>) {
         let config = match &adopted {
             Adopted::Running(sandbox) => sandbox.config(),
             Adopted::Paused(paused) => paused.config(),
@@ -63,14 +65,16 @@ impl Roster {
     }
 
     /// Finds the sandbox of this id, or begins to make it by `create`.
-    pub(super) fn begin<F>(
+    /// A creation ends early when its token is cancelled, and has released all that it made
+    /// once it has failed.
+    pub(super) fn begin<S: Running, F>(
         &self,
         config: SandboxConfig,
         root: &RootDirectory,
-        create: impl FnOnce(SandboxConfig) -> F,
+        create: impl FnOnce(SandboxConfig, CancellationToken) -> F,
     ) -> Result<SandboxHandle, CreateError>
     where
-        F: Future<Output = Result<Sandbox, CreateSandboxError>> + Send + 'static,
+        F: Future<Output = Result<S, CreateSandboxError>> + Send + 'static,
     {
         let mut sandboxes = self.lock();
         if let Some(present) = sandboxes.get(&config.id) {
@@ -84,7 +88,7 @@ impl Roster {
         let (handle, requests) = SandboxHandle::new(config.clone());
         sandboxes.insert(config.id.clone(), handle.clone());
         drop(sandboxes);
-        let creation = create(config);
+        let creation = create(config, handle.destroy_asked().clone());
         let task = task::created(handle.clone(), creation, reserved, requests, self.clone());
         self.0.tasks.spawn(task);
         Ok(handle)
@@ -108,12 +112,14 @@ impl Roster {
 
     /// Leaves every sandbox as it is, once what has begun is finished.
     pub(super) async fn leave(&self) {
-        for handle in self.list() {
-            handle.leave().await;
-        }
         self.0.left.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+    }
+
+    /// Ends once the fleet is left.
+    pub(super) async fn left(&self) {
+        self.0.left.cancelled().await;
     }
 
     /// Promises what a sandbox needs that is to run again.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::sandbox::{Keep, Remains, State};
+use crate::sandbox::{Keep, Remains, Sandbox, State};
 use crate::vm::Resources;
 
 const LIMITS: Limits = Limits {
@@ -47,9 +47,12 @@ impl Stage {
         let begun = Arc::clone(&self.begun);
         let handle = self
             .roster
-            .begin(config.clone(), &self.root(), |_| async move {
+            .begin(config.clone(), &self.root(), |_, cancelled| async move {
                 begun.fetch_add(1, Ordering::SeqCst);
-                ended.await.unwrap_or(Err(CreateSandboxError::Thread))
+                tokio::select! {
+                    outcome = ended => outcome.unwrap_or(Err(CreateSandboxError::Thread)),
+                    () = cancelled.cancelled() => Err(CreateSandboxError::Abandoned),
+                }
             });
         (handle, end)
     }
@@ -130,7 +133,7 @@ async fn destroying_ends_a_creation_for_everybody() {
         async move { handle.created().await.map(drop) }
     });
     handle.destroy().await.unwrap();
-    // The creation was dropped, and with it what it had made.
+    // The creation was cancelled and has ended.
     end.closed().await;
     let error = waiting.await.unwrap().unwrap_err();
     assert!(matches!(error, CreateError::Destroyed(id) if id == config.id));
@@ -185,7 +188,7 @@ async fn a_broken_sandbox_says_why_until_it_is_destroyed() {
     let remains = Remains::for_tests(&stage.root(), &config);
     stage
         .roster
-        .take_in(Adopted::Broken(Box::new(remains)))
+        .take_in::<Sandbox>(Adopted::Broken(Box::new(remains)))
         .await;
 
     let handle = stage.roster.get(&config.id).unwrap();
@@ -212,7 +215,7 @@ async fn what_is_left_keeps_its_files() {
     let remains = Remains::for_tests(&stage.root(), &config);
     stage
         .roster
-        .take_in(Adopted::Broken(Box::new(remains)))
+        .take_in::<Sandbox>(Adopted::Broken(Box::new(remains)))
         .await;
     stage.roster.leave().await;
     assert!(stage.root().sandbox(&config.id).exists());

@@ -1,18 +1,24 @@
-//! The task that owns one sandbox from its first moment to its last.
+//! The task that owns one sandbox for as long as it exists.
+//!
+//! It does one operation after another. Two things do not wait for their turn among the
+//! requests: a destroy, which cancels a creation or a resume that waits for its guest, and the
+//! end of the fleet. The sandbox's share of the host is kept until its VM has ended and its
+//! resources are released, whatever the operation was.
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::DropGuard;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::admission::Reservation;
 use super::compaction::Compaction;
+use super::driven::{PausedSandbox, Running};
 use super::handle::Request;
 use super::roster::Roster;
-use super::upkeep::{DiskRoom, LOOK, Trouble, trouble};
+use super::upkeep::{DiskRoom, LOOK, Trouble};
 use super::{
     CreateError, FleetEvent, FreezeRefused, PauseRefused, ResumeRefused, SandboxHandle, Status,
 };
@@ -20,91 +26,107 @@ use crate::chain::Chain;
 use crate::devicemapper::Alarm;
 use crate::network::SlotCounters;
 use crate::sandbox::{
-    Adopted, AfterPause, ChangeEgressError, Compacted, CreateSandboxError, DestroyError, Event,
-    FailedPause, FailedResume, Frozen, PauseReason, Paused, RecordError, Remains, Sandbox, State,
+    Adopted, AfterPause, ChangeEgressError, Compacted, CreateSandboxError, Event, FailedPause,
+    FailedResume, Frozen, PauseReason, RecordError, Remains, State,
 };
-use crate::vm::ExitReason;
-
-/// What is left to do about a sandbox that is being created.
-enum Creation {
-    Done(Box<Result<Sandbox, CreateSandboxError>>),
-    Abandoned(oneshot::Sender<Result<(), Arc<DestroyError>>>),
-}
 
 /// What a task owns.
-enum Body {
-    Running(Box<Sandbox>),
-    Paused(Box<Paused>),
+enum Body<S: Running> {
+    Running(Box<S>),
+    Paused(Box<S::Paused>),
     Broken(Box<Remains>),
 }
 
-struct Owner {
+/// What a task does next.
+enum Work {
+    Asked(Request),
+    /// It was idle for longer than it may be.
+    Expire,
+    /// It must not go on as it is.
+    Trouble(Trouble),
+    /// It is halted, and it may be time to do something about that.
+    LookAgain,
+    Destroy,
+    Leave,
+}
+
+struct Owner<S: Running> {
     handle: SandboxHandle,
-    body: Body,
+    body: Body<S>,
     /// The sandbox's share of the host, while it has a VM.
     reserved: Option<Reservation>,
     requests: mpsc::Receiver<Request>,
-    /// Requests that came while it was created.
-    early: Vec<Request>,
     compaction: Compaction,
+    /// Dropped last, when all that the task had is released.
+    _task: DropGuard,
 }
 
-/// The life of a sandbox that is created now.
-pub(super) async fn created(
+/// The life of a sandbox that is created now. The creation releases all that it has made
+/// before it fails, and when the sandbox is to be destroyed.
+pub(super) async fn created<S: Running>(
     handle: SandboxHandle,
-    creation: impl Future<Output = Result<Sandbox, CreateSandboxError>> + Send,
+    creation: impl Future<Output = Result<S, CreateSandboxError>> + Send,
     reserved: Reservation,
-    mut requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<Request>,
     roster: Roster,
 ) {
     let span = info_span!("sandbox", sandbox_id = %handle.id());
+    let task = handle.task_guard();
     let life = async {
-        let mut early = Vec::new();
-        match create(creation, &mut requests, &mut early).await {
-            Creation::Done(outcome) => match *outcome {
-                Ok(sandbox) => {
-                    let created = FleetEvent::Created(handle.id().clone(), *sandbox.timings());
-                    roster.tell(created);
-                    let owner = Owner {
-                        handle: handle.clone(),
-                        body: Body::Running(Box::new(sandbox)),
-                        reserved: Some(reserved),
-                        requests,
-                        early,
-                        compaction: Compaction::default(),
-                    };
-                    owner.live(&roster).await;
-                }
-                Err(error) => {
-                    warn!(error = %Chain(&error), "not created");
-                    drop(reserved);
-                    roster.forget(handle.id());
-                    roster.tell(FleetEvent::NotCreated(handle.id().clone()));
-                    handle.publish_failure(CreateError::Failed(Arc::new(error)));
-                }
-            },
-            Creation::Abandoned(reply) => {
-                info!("destroyed while it was created");
-                drop(reserved);
-                roster.forget(handle.id());
-                roster.tell(FleetEvent::Abandoned(handle.id().clone()));
-                handle.publish_failure(CreateError::Destroyed(handle.id().clone()));
-                answer(reply, Ok(()));
+        let outcome = creation.await;
+        let destroyed = handle.destroy_asked().is_cancelled();
+        let (event, failure) = match outcome {
+            Ok(sandbox) if !destroyed => {
+                let created = FleetEvent::Created(handle.id().clone(), sandbox.timings());
+                roster.tell(created);
+                let owner = Owner {
+                    handle: handle.clone(),
+                    body: Body::Running(Box::new(sandbox)),
+                    reserved: Some(reserved),
+                    requests,
+                    compaction: Compaction::default(),
+                    _task: task,
+                };
+                owner.publish(Event::Booted);
+                owner.live(&roster).await;
+                return;
             }
-        }
+            Err(error) if !destroyed => {
+                warn!(error = %Chain(&error), "failed to create the sandbox");
+                let event = FleetEvent::NotCreated(handle.id().clone());
+                (event, CreateError::Failed(Arc::new(error)))
+            }
+            created => {
+                if let Ok(sandbox) = created
+                    && let Err(error) = sandbox.destroy().await
+                {
+                    error!(error = %Chain(&error), "destroyed in part");
+                    handle.note_not_released(Arc::new(error));
+                }
+                info!("destroyed while it was created");
+                let event = FleetEvent::Abandoned(handle.id().clone());
+                (event, CreateError::Destroyed(handle.id().clone()))
+            }
+        };
+        drop(reserved);
+        roster.forget(handle.id());
+        roster.tell(event);
+        handle.publish_failure(failure);
+        drop(task);
     };
     life.instrument(span).await;
 }
 
-/// The life of a sandbox that was taken over.
-pub(super) async fn adopted(
+/// The life of a sandbox that was adopted.
+pub(super) async fn adopted<S: Running>(
     handle: SandboxHandle,
-    adopted: Adopted,
+    adopted: Adopted<S, S::Paused>,
     reserved: Option<Reservation>,
     requests: mpsc::Receiver<Request>,
     roster: Roster,
 ) {
     let span = info_span!("sandbox", sandbox_id = %handle.id());
+    let task = handle.task_guard();
     let owner = Owner {
         handle,
         body: match adopted {
@@ -114,108 +136,105 @@ pub(super) async fn adopted(
         },
         reserved,
         requests,
-        early: Vec::new(),
         compaction: Compaction::default(),
+        _task: task,
     };
-    owner.live(&roster).instrument(span).await;
-}
-
-/// Waits for a creation. Whoever destroys the sandbox meanwhile ends it; other requests
-/// wait until it is there.
-async fn create(
-    creation: impl Future<Output = Result<Sandbox, CreateSandboxError>> + Send,
-    requests: &mut mpsc::Receiver<Request>,
-    early: &mut Vec<Request>,
-) -> Creation {
-    let mut creation = pin!(creation);
-    loop {
-        tokio::select! {
-            outcome = &mut creation => return Creation::Done(Box::new(outcome)),
-            Some(request) = requests.recv() => match request {
-                // Dropping a creation gives back what it has made.
-                Request::Destroy(reply) => return Creation::Abandoned(reply),
-                other => early.push(other),
-            },
+    let life = async {
+        owner.publish(Event::Booted);
+        if let Body::Running(sandbox) = &owner.body {
+            // Nothing is asked of the VM until it is known to run, but that it ends.
+            tokio::select! {
+                biased;
+                () = owner.handle.destroy_asked().cancelled() => {}
+                () = roster.left() => {}
+                () = sandbox.continue_vm() => {}
+            }
         }
-    }
+        owner.live(&roster).await;
+    };
+    life.instrument(span).await;
 }
 
-impl Owner {
+impl<S: Running> Owner<S> {
     async fn live(mut self, roster: &Roster) {
-        self.publish(Event::Booted);
         loop {
-            let request;
-            (request, self) = self.next(roster).await;
-            match request {
-                Request::SetTimeout(timeout, reply) => {
-                    let done = self.set_timeout(timeout);
-                    answer(reply, done);
-                }
-                Request::SetEgress(policy, reply) => {
-                    let done: Result<_, ChangeEgressError> = match &mut self.body {
-                        Body::Running(sandbox) => sandbox.set_egress(policy).await,
-                        Body::Paused(paused) => paused.set_egress(policy).map_err(Into::into),
-                        // It connects to nothing.
-                        Body::Broken(_) => Ok(()),
-                    };
-                    answer(reply, done);
-                }
-                Request::Traffic(reply) => answer(reply, self.traffic().await),
-                Request::Pause(reply) => {
-                    let done;
-                    (self, done) = self.pause(PauseReason::Asked, roster).await;
-                    answer(reply, done);
-                }
-                Request::Freeze(reply) => {
-                    let done;
-                    (self, done) = self.freeze(roster).await;
-                    answer(reply, done);
-                }
-                Request::Acknowledge(reply) => {
-                    let done = self.acknowledge();
-                    answer(reply, done);
-                }
-                Request::Resume(timeout, reply) => {
-                    let done;
-                    (self, done) = self.resume(timeout, roster).await;
-                    answer(reply, done);
-                }
-                Request::Expire => {
-                    info!("was idle for too long");
+            let work;
+            (work, self) = self.next(roster).await;
+            match work {
+                Work::Asked(request) => self = self.answer(request, roster).await,
+                Work::Expire => {
+                    info!("reached its idle timeout");
                     (self, _) = self.pause(PauseReason::Idle, roster).await;
                     // If that failed, it is not tried again at once.
                     self.handle.activity().touch();
                 }
-                Request::Trouble(trouble) => self = self.meet(trouble, roster).await,
-                Request::LookAgain => self = self.shelter(roster).await,
-                Request::Leave => return self.leave(),
-                Request::Destroy(reply) => {
-                    let done = self.destroy(roster).await;
-                    answer(reply, done);
-                    return;
-                }
+                Work::Trouble(trouble) => self = self.meet(trouble, roster).await,
+                Work::LookAgain => self = self.shelter(roster).await,
+                Work::Leave => return self.leave(),
+                Work::Destroy => return self.destroy(roster).await,
             }
         }
     }
 
-    /// The next request. A VM that ends meanwhile makes the sandbox a broken one.
-    async fn next(mut self, roster: &Roster) -> (Request, Self) {
-        if !self.early.is_empty() {
-            return (self.early.remove(0), self);
+    async fn answer(mut self, request: Request, roster: &Roster) -> Self {
+        match request {
+            Request::SetTimeout(timeout, reply) => {
+                let done = self.set_timeout(timeout);
+                answer(reply, done);
+            }
+            Request::SetEgress(policy, reply) => {
+                let done: Result<_, ChangeEgressError> = match &mut self.body {
+                    Body::Running(sandbox) => sandbox.set_egress(policy).await,
+                    Body::Paused(paused) => paused.set_egress(policy).map_err(Into::into),
+                    // It connects to nothing.
+                    Body::Broken(_) => Ok(()),
+                };
+                answer(reply, done);
+            }
+            Request::Traffic(reply) => answer(reply, self.traffic().await),
+            Request::Pause(reply) => {
+                let done;
+                (self, done) = self.pause(PauseReason::Asked, roster).await;
+                answer(reply, done);
+            }
+            Request::Freeze(reply) => {
+                let done;
+                (self, done) = self.freeze(roster).await;
+                answer(reply, done);
+            }
+            Request::Acknowledge(reply) => {
+                let done = self.acknowledge();
+                answer(reply, done);
+            }
+            Request::Resume(timeout, reply) => {
+                let done;
+                (self, done) = self.resume(timeout, roster).await;
+                answer(reply, done);
+            }
         }
+        self
+    }
+
+    /// What to do next. A VM that ends meanwhile makes the sandbox a broken one.
+    async fn next(mut self, roster: &Roster) -> (Work, Self) {
+        let handle = self.handle.clone();
         loop {
-            // Handles that are all gone can ask for nothing: the sandbox is left.
+            let destroy = handle.destroy_asked().cancelled();
             match &self.body {
                 Body::Running(sandbox) => {
                     let reserve_mib = roster.reserved().1.disk_reserve_mib;
                     let reason = tokio::select! {
-                        request = self.requests.recv() => return (request.unwrap_or(Request::Leave), self),
-                        () = expired(&self.handle, sandbox.config().timeout) => return (Request::Expire, self),
-                        () = tokio::time::sleep(LOOK), if sandbox.halted().is_some() => return (Request::LookAgain, self),
-                        trouble = trouble(sandbox, reserve_mib), if sandbox.halted().is_none() => {
-                            return (Request::Trouble(trouble), self);
+                        biased;
+                        () = destroy => return (Work::Destroy, self),
+                        () = roster.left() => return (Work::Leave, self),
+                        reason = sandbox.ended() => reason,
+                        work = asked(&mut self.requests) => return (work, self),
+                        () = expired(&handle, sandbox.config().timeout) => return (Work::Expire, self),
+                        () = tokio::time::sleep(LOOK), if sandbox.halted().is_some() => return (Work::LookAgain, self),
+                        trouble = sandbox.trouble(reserve_mib), if sandbox.halted().is_none() => {
+                            return (Work::Trouble(trouble), self);
                         }
-                        reason = sandbox.exited() => ended(sandbox, reason),
+                        () = sandbox.thaw(), if sandbox.programs_frozen() && sandbox.halted().is_none() => continue,
                         compacted = self.compaction.finished(), if self.compaction.is_running() => {
                             self.take_compacted(compacted);
                             continue;
@@ -226,17 +245,26 @@ impl Owner {
                     self = self.fail(reason).await;
                 }
                 Body::Paused(paused) => {
-                    self.compaction.begin(paused);
+                    self.compaction.begin(&**paused);
                     tokio::select! {
+                        biased;
+                        () = destroy => return (Work::Destroy, self),
+                        () = roster.left() => return (Work::Leave, self),
                         // Whoever asks for something does not wait for this.
-                        request = self.requests.recv() => return (request.unwrap_or(Request::Leave), self),
+                        work = asked(&mut self.requests) => return (work, self),
                         compacted = self.compaction.finished(), if self.compaction.is_running() => {
                             self.take_compacted(compacted);
                         }
                     }
                 }
                 Body::Broken(_) => {
-                    return (self.requests.recv().await.unwrap_or(Request::Leave), self);
+                    let work = tokio::select! {
+                        biased;
+                        () = destroy => Work::Destroy,
+                        () = roster.left() => Work::Leave,
+                        work = asked(&mut self.requests) => work,
+                    };
+                    return (work, self);
                 }
             }
         }
@@ -371,7 +399,7 @@ impl Owner {
         self.handle.publish(pausing);
         match sandbox.pause(reason).await {
             Ok(paused) => {
-                let (id, timings) = (paused.id().clone(), *paused.timings());
+                let (id, timings) = (paused.config().id, paused.timings());
                 self.body = Body::Paused(Box::new(paused));
                 self.reserved = None;
                 self.publish(Event::Paused);
@@ -498,9 +526,9 @@ impl Owner {
         let state = status.state.after(Event::ResumeAsked);
         let resuming = status.without_vm(state.unwrap_or(State::Resuming), None);
         self.handle.publish(resuming);
-        match paused.resume().await {
+        match paused.resume(self.handle.destroy_asked()).await {
             Ok(sandbox) => {
-                let timings = *sandbox.timings();
+                let timings = sandbox.timings();
                 self.body = Body::Running(Box::new(sandbox));
                 self.reserved = Some(reserved);
                 self.handle.activity().touch();
@@ -548,15 +576,18 @@ impl Owner {
         }
     }
 
-    async fn destroy(self, roster: &Roster) -> Result<(), Arc<DestroyError>> {
+    async fn destroy(self, roster: &Roster) {
         let done = match self.body {
             Body::Running(sandbox) => sandbox.destroy().await,
             Body::Paused(paused) => paused.destroy().await,
             Body::Broken(remains) => remains.destroy().await,
         };
-        match &done {
+        match done {
             Ok(()) => info!("destroyed"),
-            Err(error) => error!(error = %Chain(error), "destroyed in part"),
+            Err(error) => {
+                error!(error = %Chain(&error), "destroyed in part");
+                self.handle.note_not_released(Arc::new(error));
+            }
         }
         drop(self.reserved);
         roster.forget(self.handle.id());
@@ -567,7 +598,6 @@ impl Owner {
             .after(Event::Destroyed)
             .unwrap_or(State::Stopped);
         self.handle.publish(status.without_vm(state, None));
-        done.map_err(Arc::new)
     }
 
     fn publish(&self, event: Event) {
@@ -579,18 +609,14 @@ impl Owner {
                 let reason = sandbox.halted().map(str::to_owned);
                 status.without_vm(State::Pausing, reason)
             }
-            Body::Running(sandbox) => Status {
+            Body::Running(sandbox) => sandbox.describe(Status {
                 state: status.state.after(event).unwrap_or(State::Running),
                 reason: None,
-                created_at: sandbox.created_at().to_owned(),
                 timeout: sandbox.config().timeout,
-                guest: Some(sandbox.guest().clone()),
-                slot: Some(sandbox.slot()),
-                vmm_pid: Some(sandbox.vm().pid()),
-                pager_pid: sandbox.pager_pid(),
                 auto_paused: false,
-                timings: Some(*sandbox.timings()),
-            },
+                timings: Some(sandbox.timings()),
+                ..status
+            }),
             Body::Paused(paused) => Status {
                 timeout: paused.config().timeout,
                 auto_paused: paused.auto_paused(),
@@ -605,7 +631,7 @@ impl Owner {
     }
 }
 
-fn left_as(left: AfterPause) -> (Body, Event) {
+fn left_as<S: Running>(left: AfterPause<S>) -> (Body<S>, Event) {
     match left {
         AfterPause::Running(sandbox) => (Body::Running(sandbox), Event::PauseFailed),
         AfterPause::Broken(remains) => (Body::Broken(remains), Event::Failed),
@@ -622,16 +648,9 @@ async fn expired(handle: &SandboxHandle, timeout: Duration) {
     }
 }
 
-fn ended(sandbox: &Sandbox, reason: ExitReason) -> String {
-    if sandbox.lost_pager() {
-        return "its pager ended, and its VM was ended with it".to_owned();
-    }
-    let console = sandbox.vm().console_tail();
-    if console.is_empty() {
-        format!("its VM ended ({reason})")
-    } else {
-        format!("its VM ended ({reason}); its console says: {console}")
-    }
+/// The next request. Handles that are all gone can ask for nothing: the sandbox is left.
+async fn asked(requests: &mut mpsc::Receiver<Request>) -> Work {
+    requests.recv().await.map_or(Work::Leave, Work::Asked)
 }
 
 /// Answers whoever still listens.

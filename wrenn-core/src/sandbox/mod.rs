@@ -64,6 +64,8 @@ pub use directory::DirectoryError;
 pub use disk::{CopyDiskError, FlushDiskError, MakeDiskError, RestoreRootDiskError};
 pub use frozen::Frozen;
 pub use greeting::GreetError;
+#[cfg(test)]
+pub(crate) use greeting::Greeting;
 pub use host::{Host, HostConfig, OpenHostError};
 pub use images::SandboxImages;
 pub use memory::MemorySupply;
