@@ -141,8 +141,7 @@ struct Options {
         default_value_t = 8
     )]
     slot_pool_size: u16,
-    /// How long a guest may take from its first instruction until its daemon answers: 30s,
-    /// 2m.
+    /// How long a guest may take to be set up after it has booted or was resumed: 30s, 2m.
     #[arg(
         long,
         value_name = "TIME",

@@ -9,16 +9,19 @@
 //!                               └── SandboxHandle ◀─┘ ──▶ GuestClient (exec, files)
 //! ```
 //!
-//! Steps of a life (create, pause, resume, destroy) run on the sandbox's task. A caller that goes away
-//! cuts none of them in two; two that cross each other queue. What only talks to the guest
+//! Operations (create, pause, resume, destroy) run on the sandbox's task. A caller that goes away
+//! cuts none of them in two; two that cross each other queue. A destroy does not: it cancels a
+//! creation or a resume that waits for its guest. What only talks to the guest
 //! does not pass through the task: a handle gives out the guest's client, with a token of
 //! [use](crate::sandbox::InUse) that keeps the sandbox from counting as idle meanwhile.
 //!
 //! A sandbox that has a time-out and was idle for longer is paused by its task. A paused one
-//! has no share of the host; whether it can have one again is asked when it is resumed.
+//! has no share of the host; whether it can have one again is asked when it is resumed. A
+//! share lasts until the VM has ended and its resources are released, so there are never more
+//! VMs than were admitted.
 //!
 //! A fleet that is [left](Fleet::leave), or whose process dies, leaves its sandboxes
-//! running; the next [`Fleet::open`] takes them over.
+//! running; the next [`Fleet::open`] adopts them, and waits for none of their guests.
 
 mod admission;
 mod compaction;
@@ -244,8 +247,9 @@ impl Fleet {
         self.roster.reserved()
     }
 
-    /// Goes away and leaves every sandbox as it is, for the next to take over. Steps that
-    /// have begun are finished first.
+    /// Goes away and leaves every sandbox as it is, for the next fleet to adopt. Operations
+    /// that have begun are finished first, and those that are queued are not begun; a guest is
+    /// waited for until its boot deadline.
     pub async fn leave(self) {
         self.roster.leave().await;
         if let Some(host) = &self.host {

@@ -45,8 +45,8 @@ pub struct HostConfig {
     pub cgroup_root: PathBuf,
     /// What each sandbox may read from the disk and write to it; all that it can unless set.
     pub disk_limits: Option<DiskLimits>,
-    /// How long a guest may take from its first instruction until its daemon answers and is
-    /// set up, at a boot and at a resume.
+    /// How long a guest may take, from its first instruction after a boot or a resume, until
+    /// its daemon has answered all calls that set it up.
     pub boot_deadline: Duration,
     /// The program that feeds restored guests their memory; looked for where it is not set.
     pub pager: Option<PathBuf>,

@@ -21,6 +21,9 @@ use wrenn_proto::hostagent::{
 
 use crate::stage::{self, MINIMAL, until};
 
+/// The option that bounds boots and resumes.
+pub(crate) const BOOT_DEADLINE: &str = "--boot-deadline";
+
 /// Runs one test with an agent of its own. Whatever becomes of it, its sandboxes are gone
 /// afterwards, and the agent has logged no error.
 pub(crate) fn enter<F: Future<Output = ()>>(test: impl FnOnce(Arc<TestAgent>) -> F) {
@@ -118,7 +121,10 @@ impl TestAgent {
         let program = std::env::var_os("WRENN_E2E_AGENT").expect("WRENN_E2E_AGENT is the agent");
         let mut command = Command::new(program);
         command.arg("--root").arg(&self.root);
-        command.args(["--listen", "127.0.0.1:0", "--boot-deadline", "3m"]);
+        command.args(["--listen", "127.0.0.1:0"]);
+        if !self.options.iter().any(|option| option == BOOT_DEADLINE) {
+            command.args([BOOT_DEADLINE, "3m"]);
+        }
         if let Some(pager) = stage::pager() {
             command.arg("--pager").arg(pager);
         }

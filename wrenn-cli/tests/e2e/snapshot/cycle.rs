@@ -58,7 +58,7 @@ pub(super) async fn destroy(agent: &TestAgent, id: &str) {
     agent.client().destroy_sandbox(request).await.unwrap();
 }
 
-async fn reserved(agent: &TestAgent) -> u32 {
+pub(super) async fn reserved(agent: &TestAgent) -> u32 {
     let host = agent.client().get_host(GetHostRequest::default()).await;
     host.unwrap().into_owned().sandboxes
 }

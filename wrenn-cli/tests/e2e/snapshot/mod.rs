@@ -3,6 +3,7 @@
 mod crash;
 mod cycle;
 mod freed;
+mod hostile;
 mod pager;
 mod power;
 mod records;

@@ -26,7 +26,7 @@ const PAST: &str = "echo memory >/run/file; echo disk >/var/tmp/file; \
 const SELF: &str = "hostname; cat /proc/sys/kernel/random/boot_id; \
     head -c 16 /dev/urandom | sha256sum; cat /proc/sys/kernel/random/uuid";
 
-async fn create(agent: &TestAgent, template: &str) -> Result<Sandbox, ConnectError> {
+pub(super) async fn create(agent: &TestAgent, template: &str) -> Result<Sandbox, ConnectError> {
     let request = CreateSandboxRequest {
         id: SandboxId::random().to_string(),
         template: template.to_owned(),
@@ -36,7 +36,11 @@ async fn create(agent: &TestAgent, template: &str) -> Result<Sandbox, ConnectErr
     Ok(answer.into_owned().sandbox.into_option().unwrap())
 }
 
-async fn snapshot(agent: &TestAgent, id: &str, name: &str) -> Result<Snapshot, ConnectError> {
+pub(super) async fn snapshot(
+    agent: &TestAgent,
+    id: &str,
+    name: &str,
+) -> Result<Snapshot, ConnectError> {
     let request = CreateSnapshotRequest {
         id: id.to_owned(),
         name: name.to_owned(),
