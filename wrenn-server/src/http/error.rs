@@ -82,7 +82,9 @@ impl From<ServiceError> for HttpError {
             ServiceError::CommandNotStarted { exit_code, .. } => {
                 return Self::new(ErrorCode::InvalidRequest, message).with("exit_code", *exit_code);
             }
-            ServiceError::AgentFailed(_) => ErrorCode::AgentError,
+            ServiceError::AgentFailed(_) | ServiceError::GuestUnavailable(_) => {
+                ErrorCode::AgentError
+            }
             ServiceError::Unauthorized => {
                 return Self::new(
                     ErrorCode::Unauthorized,
@@ -174,8 +176,10 @@ pub(crate) fn method_not_allowed(method: &str, path: &str) -> HttpError {
 #[cfg(test)]
 mod tests {
     use wrenn_api::status::Status;
+    use wrenn_proto::hostagent::Reason;
 
     use super::*;
+    use crate::hosts::client::HostError;
 
     #[test]
     fn wrong_status_is_409_with_the_status() {
@@ -188,6 +192,19 @@ mod tests {
             "{}",
             error.message
         );
+    }
+
+    #[test]
+    fn silent_guest_is_502_with_advice() {
+        let refused = HostError::Refused {
+            reason: Reason::REASON_GUEST_UNAVAILABLE,
+            state: None,
+            message: "the guest did not answer within 60 s; resume it again".to_owned(),
+        };
+        let id = wrenn_api::id::SandboxId::random();
+        let error = HttpError::from(ServiceError::of_host(&id, refused));
+        assert_eq!(error.code.http_status(), 502);
+        assert!(error.message.ends_with("resume it again"));
     }
 
     #[test]

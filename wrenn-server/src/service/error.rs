@@ -54,6 +54,8 @@ pub(crate) enum ServiceError {
     /// A command that is not there, or is no program: exit code 127 or 126.
     #[error("{message}")]
     CommandNotStarted { exit_code: i32, message: String },
+    #[error("{0}")]
+    GuestUnavailable(String),
     #[error("the host's agent failed; the log of the agent says why")]
     AgentFailed(String),
     #[error("unauthorized")]
@@ -145,7 +147,7 @@ impl ServiceError {
                 exit_code: 126,
                 message,
             },
-            Reason::REASON_GUEST_UNAVAILABLE => Self::AgentFailed(message),
+            Reason::REASON_GUEST_UNAVAILABLE => Self::GuestUnavailable(message),
             Reason::REASON_DATA_LOST => Self::DataLost(message),
             Reason::REASON_STOPPING => Self::HostUnavailable {
                 after_change: false,
