@@ -148,6 +148,19 @@ async fn destroying_ends_a_creation_for_everybody() {
 }
 
 #[tokio::test]
+async fn panic_of_a_creation_is_its_failure() {
+    let stage = Stage::new();
+    let creation = |_, _| async { panic!("on purpose") };
+    let begun = stage
+        .roster
+        .begin::<Sandbox, _>(config(), &stage.root(), creation);
+    let error = begun.unwrap().created().await.unwrap_err();
+    assert!(matches!(error, CreateError::Failed(_)), "{error}");
+    assert!(stage.roster.list().is_empty());
+    assert_eq!(stage.roster.reserved().0, Reserved::default());
+}
+
+#[tokio::test]
 async fn a_creation_goes_on_without_the_one_who_asked() {
     let stage = Stage::new();
     let config = config();

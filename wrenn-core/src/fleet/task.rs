@@ -6,9 +6,11 @@
 //! resources are released, whatever the operation was.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::DropGuard;
 use tracing::{Instrument, error, info, info_span, warn};
@@ -73,7 +75,9 @@ pub(super) async fn created<S: Running>(
     let span = info_span!("sandbox", sandbox_id = %handle.id());
     let task = handle.task_guard();
     let life = async {
-        let outcome = creation.await;
+        // A panic must not leave its callers waiting.
+        let outcome = AssertUnwindSafe(creation).catch_unwind().await;
+        let outcome = outcome.unwrap_or(Err(CreateSandboxError::Thread));
         let destroyed = handle.destroy_asked().is_cancelled();
         let (event, failure) = match outcome {
             Ok(sandbox) if !destroyed => {
