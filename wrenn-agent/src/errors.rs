@@ -408,6 +408,9 @@ impl Answers for ResumeRefused {
             Self::State { state, .. } => Answer::wrong_state(*state, self),
             Self::Full(refusal) => Answer::host_full(refusal.to_string()),
             Self::Timeout { .. } => Answer::ours(),
+            Self::Broken { .. } => Answer::data_lost(
+                "the guest did not go on, and its snapshot is gone; its disk is kept until the sandbox is destroyed",
+            ),
             Self::Failed { source, .. } => source.answer(),
         }
     }
@@ -778,6 +781,11 @@ mod tests {
             resume(GreetError::Deadline(Duration::from_secs(60)).into()),
             resume(GreetError::Refused(status(500)).into()),
             resume(GreetError::Cancelled.into()),
+            ResumeRefused::Broken {
+                id: id(),
+                source: Arc::new(ResumeError::Thread),
+            }
+            .answer(),
             DestroyRefused::Left(id()).answer(),
             rpc(RpcCode::NotFound, "cannot stat '/x'").answer(),
             rpc(RpcCode::Unauthenticated, "no user 'x'").answer(),

@@ -23,7 +23,7 @@ pub enum FleetEvent {
     NotFrozen(SandboxId),
     /// It was resumed, and took this long.
     Resumed(SandboxId, Timings),
-    /// It could not be resumed, and is paused as before.
+    /// It could not be resumed, and is paused as before, unless it broke.
     NotResumed(SandboxId),
     /// It was taken over, running, paused or broken.
     TakenOver(SandboxId),

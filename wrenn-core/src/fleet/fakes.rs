@@ -16,9 +16,9 @@ use super::{CreateError, Limits, Reserved, SandboxHandle, Status};
 use crate::RootDirectory;
 use crate::network::{CountError, EgressPolicy, SlotCounters};
 use crate::sandbox::{
-    AfterPause, CaptureError, ChangeEgressError, Compacted, CreateSandboxError, DestroyError,
-    FailedPause, FailedResume, Frozen, GreetError, Greeting, Keep, PauseReason, PauseTimings,
-    RecordError, Remains, ResumeError, SandboxConfig, Timings,
+    AfterPause, AfterResume, CaptureError, ChangeEgressError, Compacted, CreateSandboxError,
+    DestroyError, FailedPause, FailedResume, Frozen, GreetError, Greeting, Keep, PauseReason,
+    PauseTimings, RecordError, Remains, ResumeError, SandboxConfig, Timings,
 };
 use crate::snapshot::BuildId;
 use crate::vm::ApiError;
@@ -49,6 +49,7 @@ struct Inner {
     _directory: tempfile::TempDir,
     vms: AtomicU32,
     hostile: AtomicBool,
+    builds_removed: AtomicBool,
 }
 
 impl FakeHost {
@@ -60,6 +61,7 @@ impl FakeHost {
             _directory: directory,
             vms: AtomicU32::new(0),
             hostile: AtomicBool::new(false),
+            builds_removed: AtomicBool::new(false),
         }))
     }
 
@@ -70,6 +72,11 @@ impl FakeHost {
     /// From now on guests let every call hang, or answer again.
     pub(super) fn set_hostile(&self, hostile: bool) {
         self.0.hostile.store(hostile, Ordering::Relaxed);
+    }
+
+    /// Removes the builds of all paused sandboxes.
+    pub(super) fn remove_builds(&self) {
+        self.0.builds_removed.store(true, Ordering::Relaxed);
     }
 
     fn is_hostile(&self) -> bool {
@@ -348,8 +355,14 @@ impl PausedSandbox for FakePaused {
             Ok(()) => Ok(FakeSandbox::new(self.config, vm)),
             Err(error) => {
                 vm.end().await;
-                let (error, paused) = (error.into(), self);
-                Err(FailedResume { error, paused })
+                let left = if self.host.0.builds_removed.load(Ordering::Relaxed) {
+                    let remains = Remains::for_tests(&self.host.0.root, &self.config);
+                    AfterResume::Broken(Box::new(remains))
+                } else {
+                    AfterResume::Paused(Box::new(self))
+                };
+                let error = error.into();
+                Err(FailedResume { error, left })
             }
         }
     }

@@ -146,7 +146,7 @@ pub enum FreezeRefused {
     },
 }
 
-/// Why a sandbox was not resumed. One that was paused still is.
+/// Why a sandbox was not resumed. One that was paused still is, unless its snapshot is gone.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ResumeRefused {
     /// It is nothing that can be resumed.
@@ -170,6 +170,17 @@ pub enum ResumeRefused {
         /// Why.
         #[source]
         source: Arc<RecordError>,
+    },
+    /// A step failed, and its snapshot was removed meanwhile.
+    #[error(
+        "sandbox {id} could not be resumed, and its snapshot is gone; its disk is kept until it is destroyed"
+    )]
+    Broken {
+        /// The sandbox.
+        id: SandboxId,
+        /// Why.
+        #[source]
+        source: Arc<ResumeError>,
     },
     /// A step failed.
     #[error("sandbox {id} could not be resumed, and is paused as before")]

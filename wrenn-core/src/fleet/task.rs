@@ -28,8 +28,8 @@ use crate::chain::Chain;
 use crate::devicemapper::Alarm;
 use crate::network::SlotCounters;
 use crate::sandbox::{
-    Adopted, AfterPause, ChangeEgressError, Compacted, CreateSandboxError, Event, FailedPause,
-    FailedResume, Frozen, PauseReason, RecordError, Remains, State,
+    Adopted, AfterPause, AfterResume, ChangeEgressError, Compacted, CreateSandboxError, Event,
+    FailedPause, FailedResume, Frozen, PauseReason, RecordError, Remains, State,
 };
 
 /// What a task owns.
@@ -540,13 +540,24 @@ impl<S: Running> Owner<S> {
                 roster.tell(FleetEvent::Resumed(id, timings));
                 (self, Ok(()))
             }
-            Err(FailedResume { error, paused }) => {
+            Err(FailedResume { error, left }) => {
                 drop(reserved);
-                self.body = Body::Paused(Box::new(paused));
-                self.publish(Event::ResumeFailed);
                 roster.tell(FleetEvent::NotResumed(id.clone()));
                 let source = Arc::new(error);
-                (self, Err(ResumeRefused::Failed { id, source }))
+                let refused = match left {
+                    AfterResume::Paused(paused) => {
+                        self.body = Body::Paused(paused);
+                        self.publish(Event::ResumeFailed);
+                        ResumeRefused::Failed { id, source }
+                    }
+                    AfterResume::Broken(remains) => {
+                        self.body = Body::Broken(remains);
+                        self.publish(Event::Failed);
+                        roster.tell(FleetEvent::Broke(id.clone()));
+                        ResumeRefused::Broken { id, source }
+                    }
+                };
+                (self, Err(refused))
             }
         }
     }

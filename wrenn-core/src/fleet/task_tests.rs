@@ -61,6 +61,18 @@ async fn resume_without_answer_leaves_it_paused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn resume_without_answer_or_build_breaks_it() {
+    let host = FakeHost::new();
+    let (sandbox, resuming) = hanging_resume(&host).await;
+    host.remove_builds();
+    let refused = resuming.await.unwrap().unwrap_err();
+    assert!(matches!(refused, ResumeRefused::Broken { .. }), "{refused}");
+    assert_eq!(sandbox.status().state, State::Error);
+    assert_eq!((host.vms(), host.reserved()), (0, Reserved::default()));
+    sandbox.destroy().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn destroy_cancels_a_hanging_resume() {
     let host = FakeHost::new();
     let (sandbox, resuming) = hanging_resume(&host).await;

@@ -73,7 +73,7 @@ pub use named::{
     DeleteSnapshotError, NameSnapshotError, NamedSnapshot, check_free, default_config,
 };
 pub use pause::{AfterPause, FailedPause, PauseError, PauseReason, PauseTimings};
-pub use paused::{Compacted, FailedResume, Paused};
+pub use paused::{AfterResume, Compacted, FailedResume, Paused};
 pub use record::RecordError;
 pub use remains::Remains;
 pub use restore::ResumeError;

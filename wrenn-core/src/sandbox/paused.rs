@@ -1,7 +1,7 @@
 //! A sandbox that lies on disk, and its way back.
 //!
 //! It has nothing but its files: a record, which names the build that it is. Whatever fails
-//! when it is [restored](super::restore), it is paused as before.
+//! when it is [restored](super::restore), it is paused as before, as long as its build is there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,13 +37,23 @@ pub struct Compacted {
     snapshot: Snapshot,
 }
 
-/// A resume that failed, and the sandbox, paused as before.
+/// A resume that failed, and what the sandbox is now.
 #[derive(Debug)]
 pub struct FailedResume<P = Paused> {
     /// Why.
     pub error: ResumeError,
-    /// The sandbox.
-    pub paused: P,
+    /// What is left.
+    pub left: AfterResume<P>,
+}
+
+/// What a failed resume leaves.
+#[derive(Debug)]
+pub enum AfterResume<P = Paused> {
+    /// It is paused as before.
+    Paused(Box<P>),
+    /// Its build was removed after the resume had begun: the disk that was copied out of it is
+    /// all that there is.
+    Broken(Box<Remains>),
 }
 
 impl Paused {
@@ -248,19 +258,29 @@ impl Paused {
                 Ok(sandbox)
             }
             Err(error) => {
-                warn!(sandbox_id = %self.id(), error = %Chain(&error), "cannot be resumed");
-                pause::clear(&self.directory);
-                Err(FailedResume {
-                    error,
-                    paused: self,
-                })
+                warn!(sandbox_id = %self.id(), error = %Chain(&error), "failed to resume a sandbox");
+                let left = self.after_failed_resume(record);
+                Err(FailedResume { error, left })
             }
         }
     }
 
-    /// It can never be resumed: what is left is broken.
-    pub fn fail(self, reason: String) -> Remains {
-        Remains::write(self.directory, self.record, reason)
+    /// Removes what the resume copied, unless it is the last copy. `record` is the one of the
+    /// resume, which has a VM once the disk is copied.
+    fn after_failed_resume(self, record: SandboxRecord) -> AfterResume {
+        let build = record
+            .build
+            .as_ref()
+            .map(|id| self.host.root.builds().join(id.as_str()));
+        let removed = build.is_some_and(|build| matches!(build.try_exists(), Ok(false)));
+        if removed && record.vmm.is_some() {
+            let reason = "its snapshot was removed while it was resumed, and its guest did not \
+                go on; its disk is kept until it is destroyed";
+            let remains = Remains::write(self.directory, record, reason.to_owned());
+            return AfterResume::Broken(Box::new(remains));
+        }
+        pause::clear(&self.directory);
+        AfterResume::Paused(Box::new(self))
     }
 }
 
