@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -12,6 +11,7 @@ use crate::auth::AccessToken;
 use crate::connections::Connections;
 use crate::filesystem::watchers::Watchers;
 use crate::metrics::CpuSampler;
+use crate::process::GracePeriods;
 use crate::process::table::ProcessTable;
 use crate::state;
 
@@ -37,16 +37,15 @@ pub struct Guest {
     pub watchers: Watchers,
     pub connections: Connections,
     pub cpu: CpuSampler,
-    /// How long a process's end waits for those it left behind, usually
-    /// [`LINGER`](crate::process::LINGER).
-    pub linger: Duration,
+    /// How long it waits for processes and their clients.
+    pub grace: GracePeriods,
     /// Everything that outlives the request that started it.
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
 }
 
 impl Guest {
-    pub fn new(settings: Settings, state_file: Option<PathBuf>, linger: Duration) -> Arc<Self> {
+    pub fn new(settings: Settings, state_file: Option<PathBuf>, grace: GracePeriods) -> Arc<Self> {
         Arc::new(Self {
             settings: RwLock::new(Arc::new(settings)),
             state_file,
@@ -54,7 +53,7 @@ impl Guest {
             watchers: Watchers::default(),
             connections: Connections::default(),
             cpu: CpuSampler::default(),
-            linger,
+            grace,
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         })

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use wrenn_envd::config::{Action, Config, USAGE};
 use wrenn_envd::guest::{Guest, Settings};
-use wrenn_envd::process::LINGER;
+use wrenn_envd::process::GracePeriods;
 use wrenn_envd::server::Daemon;
 use wrenn_envd::sys::signals::unblock_all;
 use wrenn_envd::{PROTOCOL_VERSION, init, programs, state};
@@ -90,7 +90,7 @@ fn serve(config: Config) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
-        let guest = Guest::new(settings, config.state_file, LINGER);
+        let guest = Guest::new(settings, config.state_file, GracePeriods::default());
         let daemon = match Daemon::bind(config.listen, guest.clone()).await {
             Ok(daemon) => daemon,
             Err(error) => {

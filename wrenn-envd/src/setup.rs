@@ -146,7 +146,7 @@ fn set_clock(time: Timestamp) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::guest::Settings;
-    use crate::process::LINGER;
+    use crate::process::GracePeriods;
 
     fn guest() -> Arc<Guest> {
         Guest::new(
@@ -157,7 +157,7 @@ mod tests {
                 default_workdir: None,
             },
             None,
-            LINGER,
+            GracePeriods::default(),
         )
     }
 

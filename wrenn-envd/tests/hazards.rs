@@ -15,6 +15,7 @@ use common::{TestDaemon, body, follow, get, is_alive, selector, shell, until};
 use http::Request;
 use http_body_util::{BodyExt as _, StreamBody};
 use sha2::{Digest, Sha256};
+use wrenn_envd::process::GracePeriods;
 use wrenn_proto::connectrpc::client::{CallOptions, ClientConfig, HttpClient};
 use wrenn_proto::process::{ProcessClient, SendSignalRequest, Signal};
 
@@ -206,7 +207,11 @@ async fn a_child_left_behind_does_not_hold_up_the_end() {
 #[tokio::test]
 async fn what_a_helper_writes_while_the_shell_ends_is_delivered() {
     // What a moment is depends on the machine.
-    let daemon = TestDaemon::lingering(common::PATIENCE).await;
+    let daemon = TestDaemon::with_grace(GracePeriods {
+        linger: common::PATIENCE,
+        ..GracePeriods::default()
+    })
+    .await;
     let mut request = shell("");
     request.process.modify(|process| {
         process.cmd = "/bin/bash".to_owned();

@@ -37,6 +37,7 @@ pub struct Command {
     stdin: bool,
     tag: Option<String>,
     timeout: Option<Duration>,
+    terminate_on_disconnect: bool,
 }
 
 /// Size of a terminal, in characters.
@@ -122,6 +123,14 @@ impl Command {
     #[must_use]
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.tag = Some(tag.into());
+        self
+    }
+
+    /// Has the daemon terminate it when the connection to us is gone for good: SIGTERM after 10
+    /// seconds without a client, SIGKILL after 30 more. Otherwise it goes on.
+    #[must_use]
+    pub fn terminate_on_disconnect(mut self) -> Self {
+        self.terminate_on_disconnect = true;
         self
     }
 
@@ -294,7 +303,8 @@ pub struct ProcessSummary {
     pub terminal: bool,
 }
 
-/// A running command. Dropping it leaves the command running.
+/// A running command. Dropping it leaves the command running, unless that was to be
+/// [terminated](Command::terminate_on_disconnect) then.
 pub struct GuestProcess {
     pid: u32,
     terminal: bool,
@@ -362,6 +372,7 @@ impl GuestClient {
             pty: command.pty.map(PTY::from).into(),
             tag: command.tag.clone(),
             stdin: Some(command.stdin),
+            terminate_on_disconnect: command.terminate_on_disconnect,
         };
         let stream = self
             .processes

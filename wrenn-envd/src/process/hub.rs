@@ -25,10 +25,6 @@ pub const CHUNK: usize = 32 * 1024;
 /// The most that one ring takes, in bytes.
 pub const RING_LIMIT: usize = 4 * 1024 * 1024;
 
-/// How long a process waits for its last follower after that one left, as if it were still
-/// there: its client may have lost its connection and come back.
-pub const RECONNECT_GRACE: Duration = Duration::from_secs(10);
-
 /// Bytes that a ring may take however many others there are.
 const RING_FLOOR: usize = 4 * BLOCK;
 
@@ -201,12 +197,8 @@ impl Drop for State {
 }
 
 impl Hub {
-    pub fn new(budget: &Arc<Budget>) -> Arc<Self> {
-        Self::with_grace(budget, RECONNECT_GRACE)
-    }
-
-    /// One that waits so long for a client that lost its connection.
-    pub fn with_grace(budget: &Arc<Budget>, grace: Duration) -> Arc<Self> {
+    /// `grace` is how long it waits for a client that lost its connection.
+    pub fn new(budget: &Arc<Budget>, grace: Duration) -> Arc<Self> {
         let hub = Arc::new(Self {
             state: Mutex::new(State {
                 ring: Ring::default(),
@@ -289,6 +281,25 @@ impl Hub {
             from: from.unwrap_or_default(),
             hub: Arc::clone(self),
             done: false,
+        }
+    }
+
+    /// Waits until the last follower has left and its client has not come back in time.
+    pub async fn abandoned(&self) {
+        loop {
+            let mut moved = std::pin::pin!(self.room.notified());
+            // From here on nothing is missed.
+            moved.as_mut().enable();
+            let until = {
+                let state = self.state();
+                state.vacated.map(|place| place.until)
+            };
+            match until {
+                Some(until) if until <= Instant::now() => return,
+                // Either way it is looked again: a client may have come back.
+                Some(until) => timeout_at(until, moved).await.unwrap_or_default(),
+                None => moved.await,
+            }
         }
     }
 

@@ -3,12 +3,13 @@ use std::process::ExitStatus;
 
 use proptest::prelude::*;
 
+use super::super::RECONNECT_GRACE;
 use super::*;
 
 const STDOUT: Channel = Channel::Stdout;
 
 fn hub() -> Arc<Hub> {
-    Hub::new(&Budget::new(RING_LIMIT))
+    Hub::new(&Budget::new(RING_LIMIT), RECONNECT_GRACE)
 }
 
 fn end() -> End {
@@ -112,7 +113,7 @@ async fn process_waits_for_lost_client_to_return() {
 #[tokio::test]
 async fn a_follower_that_leaves_while_it_blocks_lets_the_process_go_on() {
     let grace = Duration::from_millis(50);
-    let hub = Hub::with_grace(&Budget::new(RING_LIMIT), grace);
+    let hub = Hub::new(&Budget::new(RING_LIMIT), grace);
     let follower = hub.follow(None);
     fill(&hub).await;
     let mut blocked = ByHand::new(hub.publish(STDOUT, b"y"));
@@ -123,6 +124,32 @@ async fn a_follower_that_leaves_while_it_blocks_lets_the_process_go_on() {
     let (output, ends) = rest(hub.follow(None)).await;
     assert_eq!((output.len() as u64, ends), (WINDOW + 1, 1));
     assert_eq!(output.last(), Some(&b'y'));
+}
+
+#[tokio::test]
+async fn hub_is_abandoned_without_last_follower() {
+    let hub = Hub::new(&Budget::new(RING_LIMIT), Duration::ZERO);
+    let (first, second) = (hub.follow(None), hub.follow(None));
+    let mut abandoned = ByHand::new(hub.abandoned());
+    assert!(abandoned.is_pending());
+    drop(first);
+    assert!(abandoned.is_pending());
+    drop(second);
+    abandoned.finish().await;
+}
+
+#[tokio::test]
+async fn follower_that_returns_keeps_hub() {
+    let grace = Duration::from_millis(20);
+    let hub = Hub::new(&Budget::new(RING_LIMIT), grace);
+    drop(hub.follow(None));
+    let again = hub.follow(None);
+    let mut abandoned = ByHand::new(hub.abandoned());
+    assert!(abandoned.is_pending());
+    tokio::time::sleep(2 * grace).await;
+    assert!(abandoned.is_pending());
+    drop(again);
+    abandoned.finish().await;
 }
 
 #[tokio::test]
@@ -184,7 +211,7 @@ async fn a_client_goes_on_from_what_it_has_of_each_channel() {
 #[tokio::test]
 async fn rings_share_their_budget() {
     let budget = Budget::new(1024 * 1024);
-    let hubs: Vec<_> = (0..8).map(|_| Hub::new(&budget)).collect();
+    let hubs: Vec<_> = (0..8).map(|_| Hub::new(&budget, RECONNECT_GRACE)).collect();
     for hub in &hubs {
         for _ in 0..64 {
             hub.publish(STDOUT, &[b'x'; CHUNK]).await;
@@ -204,7 +231,7 @@ async fn rings_share_their_budget() {
 #[tokio::test]
 async fn untaken_output_is_not_reclaimed() {
     let budget = Budget::new(1);
-    let hub = Hub::new(&budget);
+    let hub = Hub::new(&budget, RECONNECT_GRACE);
     let follower = hub.follow(None);
     fill(&hub).await;
     hub.finish(end());

@@ -26,6 +26,8 @@ pub struct Order {
     /// Whether the process gets an input that can be written to.
     pub stdin: bool,
     pub terminal: Option<TerminalSize>,
+    /// Whether it is terminated when its last follower has left for good.
+    pub terminate_on_disconnect: bool,
 }
 
 #[derive(Debug, thiserror::Error)]

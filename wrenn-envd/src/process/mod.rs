@@ -24,10 +24,15 @@
 //!   less than [`hub::WINDOW`] behind before it reads on, so that a slow reader slows the
 //!   process down: the pipe fills and its writes block. The slowest follower sets the pace.
 //! - **A process whose last follower left goes on.** A server must not freeze because
-//!   its terminal was closed. For a while ([`hub::RECONNECT_GRACE`]) it still waits as if the
+//!   its terminal was closed. For a while ([`RECONNECT_GRACE`]) it still waits as if the
 //!   follower were there, since a client may have lost its connection and come back. Without
 //!   followers, output stays in the ring, and the next follower gets first what was sent to
 //!   none; past [`hub::RING_LIMIT`] the oldest goes.
+//! - **A process that was started with `terminate_on_disconnect` is terminated then.** The
+//!   client holds it by its connection. When the wait for the client is over, its process group
+//!   gets SIGTERM, and SIGHUP if it has a terminal, because interactive shells ignore SIGTERM;
+//!   after [`TERMINATION_GRACE`] its session gets SIGKILL. So do processes of the session that
+//!   outlive it.
 //! - **A client that lost its connection loses no output.** Each event says where its first
 //!   byte stands in its channel, and a client that connects again says how much of each
 //!   channel it has. Bytes that were on their way to it come again out of the ring; where the
@@ -74,6 +79,35 @@ use wrenn_proto::process::process_event::EndEvent;
 /// How long a process's end waits for others to let go of its output:
 /// `cmd > >(tee log)` leaves a `tee` behind that is about to write its last.
 pub const LINGER: Duration = Duration::from_millis(100);
+
+/// How long a process waits for its last follower after that one left, as if it were still
+/// there: its client may have lost its connection and come back.
+pub const RECONNECT_GRACE: Duration = Duration::from_secs(10);
+
+/// How long a process may take to end after it was terminated. A `wrenn run` removes a microVM
+/// meanwhile.
+pub const TERMINATION_GRACE: Duration = Duration::from_secs(30);
+
+/// How long a daemon waits for processes and their clients.
+#[derive(Debug, Clone, Copy)]
+pub struct GracePeriods {
+    /// See [`LINGER`].
+    pub linger: Duration,
+    /// See [`RECONNECT_GRACE`].
+    pub reconnect: Duration,
+    /// See [`TERMINATION_GRACE`].
+    pub termination: Duration,
+}
+
+impl Default for GracePeriods {
+    fn default() -> Self {
+        Self {
+            linger: LINGER,
+            reconnect: RECONNECT_GRACE,
+            termination: TERMINATION_GRACE,
+        }
+    }
+}
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -101,7 +101,7 @@ impl Process {
                 });
             }
         };
-        let hub = Hub::new(guest.processes.budget());
+        let hub = Hub::new(guest.processes.budget(), guest.grace.reconnect);
         let follower = hub.follow(None);
         let process = Arc::new(Self {
             pid,
@@ -147,6 +147,15 @@ impl Process {
         match (child.as_ref(), self.leader()) {
             (Some(_), Some(leader)) => signal::send(leader, signal).map_err(SignalError::Send),
             _ => Err(SignalError::Ended),
+        }
+    }
+
+    /// Asks the process and its group to end.
+    fn terminate(&self) {
+        self.signal(Signal::TERM).ok();
+        if self.order.terminal.is_some() {
+            // Interactive shells ignore SIGTERM.
+            self.signal(Signal::HUP).ok();
         }
     }
 
@@ -215,7 +224,7 @@ async fn own(
     let pumps = futures::future::join_all(
         outputs
             .into_iter()
-            .map(|output| output.run(&process.hub, &exited, guest.linger)),
+            .map(|output| output.run(&process.hub, &exited, guest.grace.linger)),
     );
     let wait = async {
         let end = wait(&guest, &process, &exit_notice, deadline).await;
@@ -252,17 +261,19 @@ async fn wait(
     deadline: Option<Instant>,
 ) -> End {
     let mut deadline = deadline;
+    let is_held = process.order.terminate_on_disconnect;
     let mut killed_by_deadline = false;
     let mut shutting_down = false;
+    let mut is_terminated = false;
+    let mut kill_at = None;
     loop {
-        let passed = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             ready = exit_notice.readable() => {
+                if is_terminated {
+                    // Its children have no client either. Once it is reaped, its number may be
+                    // another's.
+                    process.signal(Signal::KILL).ok();
+                }
                 match process.reap() {
                     Ok(Some(status)) => return End { status, deadline: killed_by_deadline },
                     // Readable and not dead: another thread of it is still leaving.
@@ -274,14 +285,32 @@ async fn wait(
                     }
                 }
             }
-            () = passed => {
+            () = reached(deadline) => {
                 deadline = None;
                 killed_by_deadline = process.signal(Signal::KILL).is_ok();
+            }
+            () = process.hub.abandoned(), if is_held && !is_terminated => {
+                is_terminated = true;
+                kill_at = Some(Instant::now() + guest.grace.termination);
+                tracing::info!(pid = process.pid, "terminated a process whose client is gone");
+                process.terminate();
+            }
+            () = reached(kill_at) => {
+                kill_at = None;
+                process.signal(Signal::KILL).ok();
             }
             () = guest.shutdown.cancelled(), if !shutting_down => {
                 shutting_down = true;
                 process.signal(Signal::KILL).ok();
             }
         }
+    }
+}
+
+/// Waits until this time; for ever where there is none.
+async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }

@@ -361,6 +361,7 @@ fn read_order(request: StartRequest) -> Order {
         tag: request.tag,
         stdin: request.stdin.unwrap_or(true),
         terminal: request.pty.into_option().map(|pty| read_size(&pty)),
+        terminate_on_disconnect: request.terminate_on_disconnect,
     }
 }
 

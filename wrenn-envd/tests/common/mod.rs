@@ -23,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use wrenn_envd::auth::AccessToken;
 use wrenn_envd::guest::{Guest, Settings};
-use wrenn_envd::process::LINGER;
+use wrenn_envd::process::GracePeriods;
 use wrenn_envd::server::Daemon;
 use wrenn_proto::connectrpc::client::{ClientConfig, HttpClient};
 use wrenn_proto::filesystem::FilesystemClient;
@@ -58,19 +58,19 @@ pub fn own_user() -> String {
 
 impl TestDaemon {
     pub async fn start() -> Self {
-        Self::start_as(None, LINGER).await
+        Self::start_as(None, GracePeriods::default()).await
     }
 
     pub async fn start_with(token: &str) -> Self {
-        Self::start_as(Some(token), LINGER).await
+        Self::start_as(Some(token), GracePeriods::default()).await
     }
 
-    /// One in which a process's end waits so long for those it left behind.
-    pub async fn lingering(linger: Duration) -> Self {
-        Self::start_as(None, linger).await
+    /// One that waits so long for processes and their clients.
+    pub async fn with_grace(grace: GracePeriods) -> Self {
+        Self::start_as(None, grace).await
     }
 
-    async fn start_as(token: Option<&str>, linger: Duration) -> Self {
+    async fn start_as(token: Option<&str>, grace: GracePeriods) -> Self {
         let guest = Guest::new(
             Settings {
                 access_token: token.and_then(AccessToken::new),
@@ -79,7 +79,7 @@ impl TestDaemon {
                 default_workdir: Some("/".to_owned()),
             },
             None,
-            linger,
+            grace,
         );
         let (bound, listens) = tokio::sync::oneshot::channel();
         let served = guest.clone();

@@ -78,6 +78,7 @@ fn read_command(visit: &Visit, command: Option<Command>) -> Answer<Start> {
             pty: pty.into(),
             tag: Some(command.tag).filter(|tag| !tag.is_empty()),
             stdin: Some(command.stdin),
+            ..StartRequest::default()
         },
     })
 }
