@@ -49,7 +49,7 @@ pub enum GuestAccess {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
-    /// As long as the process that owns it.
+    /// As long as the process that owns it: when that dies, the kernel kills the VM.
     #[default]
     WhileOwned,
     /// Until somebody destroys it. It survives its owner, and is taken over by the next.

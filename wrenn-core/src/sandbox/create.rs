@@ -267,7 +267,10 @@ async fn boot(
     } = made;
     let config = record.config();
     let begun = Instant::now();
-    let launch = launch_spec(host, template, &directory, &disk, &slot, cgroup);
+    let launch = LaunchSpec {
+        dies_with_parent: config.keep == Keep::WhileOwned,
+        ..launch_spec(host, template, &directory, &disk, &slot, cgroup)
+    };
     let vm = match Vm::boot(launch, &describe(&config, template, &slot)).await {
         Ok(vm) => vm,
         Err(error) => {
@@ -390,6 +393,7 @@ fn launch_spec(
             devices: vec![Device::Kvm, Device::NetTun],
         },
         cgroup,
+        dies_with_parent: false,
     }
 }
 

@@ -15,8 +15,8 @@
 //! back.
 //!
 //! What a process leaves that died is recognised by its sandbox id. [`Keep`] says what
-//! becomes of it: a sandbox that was only to last while its owner did is swept by the next
-//! [`Host::open`]; one that was to last until it is destroyed goes on running, and
+//! becomes of it: the VM of a sandbox that was only to last while its owner did is killed by the
+//! kernel when the owner dies, and the rest of it is swept by the next [`Host::open`]; one that was to last until it is destroyed goes on running, and
 //! [`Host::adopt`] takes it over.
 //!
 //! Such a sandbox can also be [paused](Sandbox::pause): then it is a [`Paused`] one, which
@@ -334,7 +334,7 @@ impl Sandbox {
 
     /// Goes away without it: it keeps running, and [`Host::adopt`] finds it again. Only for
     /// one that is kept [until it is destroyed](Keep::UntilDestroyed); any other is ended by
-    /// the next [`Host::open`].
+    /// the kernel when this process ends, or by the next [`Host::open`].
     pub fn leave(self) {
         self.vm.leave();
         self.disk.leave();

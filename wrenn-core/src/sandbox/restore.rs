@@ -205,6 +205,7 @@ pub(super) async fn restore(
                 .collect(),
         },
         cgroup,
+        dies_with_parent: record.keep == Keep::WhileOwned,
     };
     let details = &snapshot.manifest().details;
     let wrote = WrittenBy {

@@ -17,7 +17,9 @@
 //! Root directory, namespaces and the bounding set belong to threads, and a child
 //! inherits those of the thread that starts it. So a thread is made for each launch: it
 //! arranges all that for itself, starts the program and ends. No worker thread ever
-//! stands in a namespace that is not the host's. The rest (user, cgroup, session,
+//! stands in a namespace that is not the host's. The kernel's signal at a parent's death
+//! (`PR_SET_PDEATHSIG`) comes when that thread ends; so where a VMM is to die with this
+//! program, the thread returns to the host's namespaces and waits for the VMM's end. The rest (user, cgroup, session,
 //! descriptors) is done by the child itself, from a list of system calls without any
 //! code of ours, while it still borrows this process's memory: see `sys::spawn`.
 
@@ -36,6 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::sched::CloneFlags;
 use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, umask};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
@@ -75,6 +78,8 @@ pub struct LaunchSpec {
     pub jail: JailSpec,
     /// What it may take; it is removed when the process has ended.
     pub cgroup: Option<VmCgroup>,
+    /// Whether the kernel kills it when this program ends, however that ends.
+    pub dies_with_parent: bool,
 }
 
 impl LaunchSpec {
@@ -272,12 +277,26 @@ impl VmmProcess {
         std::thread::Builder::new()
             .name("vmm-launch".to_owned())
             .spawn(move || {
-                let outcome = start(&spec, cgroup.as_ref(), arguments)
-                    .map(|(pid, pidfd)| (pid, pidfd, cgroup));
+                let started = match start(&spec, cgroup.as_ref(), arguments) {
+                    Ok(started) => started,
+                    Err(error) => {
+                        // A caller that was cancelled needs no reason.
+                        sender.send(Err(error)).ok();
+                        return;
+                    }
+                };
+                let Started {
+                    pid,
+                    pidfd,
+                    watched,
+                } = started;
                 // Nobody listens where the caller was cancelled: then the child goes.
-                if let Err(Ok((pid, pidfd, cgroup))) = sender.send(outcome) {
+                if let Err(Ok((pid, pidfd, cgroup))) = sender.send(Ok((pid, pidfd, cgroup))) {
                     warn!(sandbox_id = %spec.id, "start was cancelled; the VMM is killed");
                     end(pid, &pidfd, cgroup);
+                }
+                if let Some(watched) = watched {
+                    wait_for_end(&watched);
                 }
             })
             .map_err(|source| LaunchError::SetUp {
@@ -425,7 +444,7 @@ fn start(
     spec: &LaunchSpec,
     cgroup: Option<&VmCgroup>,
     arguments: Vec<Vec<u8>>,
-) -> Result<(u32, OwnedFd), LaunchError> {
+) -> Result<Started, LaunchError> {
     SigSet::all()
         .thread_block()
         .map_err(refused("block signals"))?;
@@ -440,6 +459,10 @@ fn start(
         None => None,
     };
     let jail = with_own_files(spec)?;
+    let host = spec
+        .dies_with_parent
+        .then(HostNamespaces::open)
+        .transpose()?;
 
     nix::sched::unshare(
         CloneFlags::CLONE_NEWNS
@@ -473,14 +496,80 @@ fn start(
         user: spec.jail.user.get(),
         descriptors: MAX_DESCRIPTORS,
         cgroup: cgroup.as_ref().map(File::as_fd),
+        dies_with_thread: spec.dies_with_parent,
     };
-    sys::spawn(&child).map_err(|BirthError { step, source }| match step {
+    let spawned = sys::spawn(&child).map_err(|BirthError { step, source }| match step {
         BirthStep::SetUp(step) => LaunchError::SetUp { step, source },
         BirthStep::Execute => LaunchError::Spawn {
             program: spec.binary.path().to_owned(),
             source,
         },
+    });
+    let (pid, pidfd) = spawned?;
+    let watched = match &host {
+        Some(host) => match host.enter().and_then(|()| copy_pidfd(&pidfd)) {
+            Ok(watched) => Some(watched),
+            Err(error) => {
+                end(pid, &pidfd, None);
+                return Err(error);
+            }
+        },
+        None => None,
+    };
+    Ok(Started {
+        pid,
+        pidfd,
+        watched,
     })
+}
+
+/// A VMM that was started.
+struct Started {
+    pid: u32,
+    pidfd: OwnedFd,
+    /// A copy of the handle, where the calling thread must not end before the VMM does.
+    watched: Option<OwnedFd>,
+}
+
+/// The namespaces that a launching thread leaves and that would outlive their VM in it.
+struct HostNamespaces {
+    mount: File,
+    network: File,
+}
+
+impl HostNamespaces {
+    fn open() -> Result<Self, LaunchError> {
+        Ok(Self {
+            mount: open(Path::new("/proc/thread-self/ns/mnt"))?,
+            network: open(Path::new("/proc/thread-self/ns/net"))?,
+        })
+    }
+
+    fn enter(&self) -> Result<(), LaunchError> {
+        nix::sched::setns(&self.mount, CloneFlags::CLONE_NEWNS)
+            .map_err(refused("return to the host's mount namespace"))?;
+        nix::sched::setns(&self.network, CloneFlags::CLONE_NEWNET)
+            .map_err(refused("return to the host's network namespace"))
+    }
+}
+
+fn copy_pidfd(pidfd: &OwnedFd) -> Result<OwnedFd, LaunchError> {
+    pidfd.try_clone().map_err(refused("copy a descriptor"))
+}
+
+/// Blocks the thread until the process has ended.
+fn wait_for_end(process: &OwnedFd) {
+    loop {
+        let mut polled = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut polled, None) {
+            Ok(_) => return,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                warn!(%error, "cannot wait for the end of a VMM, which ends with this thread");
+                return;
+            }
+        }
+    }
 }
 
 /// The jail with what every VMM has: its log, and a directory that it shares with the

@@ -63,6 +63,8 @@ pub(super) struct Child<'a> {
     pub(super) descriptors: u64,
     /// The directory of the cgroup that it is born in; the caller's where there is none.
     pub(super) cgroup: Option<BorrowedFd<'a>>,
+    /// Whether the kernel kills it when the calling thread ends.
+    pub(super) dies_with_thread: bool,
 }
 
 /// A process that was not born.
@@ -194,6 +196,20 @@ pub(super) fn spawn(child: &Child<'_>) -> Result<(u32, OwnedFd), BirthError> {
         libc::SYS_setresuid,
         [user, user, user, 0, 0],
     );
+    if child.dies_with_thread {
+        // Here, because a change of the user takes it back.
+        add(
+            "ask for a signal at the end of the parent",
+            libc::SYS_prctl,
+            [
+                libc::PR_SET_PDEATHSIG as usize,
+                libc::SIGKILL as usize,
+                0,
+                0,
+                0,
+            ],
+        );
+    }
     add(
         "give up new privileges",
         libc::SYS_prctl,

@@ -107,6 +107,7 @@ impl Bench {
                 devices,
             },
             cgroup: None,
+            dies_with_parent: false,
         }
     }
 

@@ -14,6 +14,9 @@ use super::*;
 use crate::vm::{Cgroups, Device, Limits, Resources, VmUsers};
 
 const PROBE: &str = "vm::process::tests::probe";
+const OWNER_TEST: &str = "vm::process::tests::owner";
+/// Tells the owner whether its VMM is to die with it; and begins what the owner says.
+const OWNER: &str = "WRENN_TEST_OWNER";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A user of nobody else's.
 const SLOT: u16 = 40_000;
@@ -33,6 +36,88 @@ fn probe() {
     loop {
         std::thread::sleep(PATIENCE);
     }
+}
+
+/// Starts a VMM, says which process it is, and waits to be killed. As a test of its own it does
+/// nothing.
+#[tokio::test]
+async fn owner() {
+    let Some(dies_with_parent) = std::env::var_os(OWNER) else {
+        return;
+    };
+    let mut cell = Cell::new("report");
+    cell.spec.dies_with_parent = dies_with_parent == "1";
+    let inmate = cell.launch().await.unwrap();
+    inmate.report().await;
+    let identity = ProcessIdentity::of(inmate.process.pid().cast_signed()).unwrap();
+    eprintln!("{OWNER}{}", serde_json::to_string(&identity).unwrap());
+    loop {
+        tokio::time::sleep(PATIENCE).await;
+    }
+}
+
+/// Starts [`owner`] in a process of its own, kills that, and gives its VMM.
+fn vmm_of_killed_owner(dies_with_parent: bool) -> ProcessIdentity {
+    use std::io::BufRead as _;
+    let mut owner = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([OWNER_TEST, "--exact", "--nocapture"])
+        .env(OWNER, if dies_with_parent { "1" } else { "0" })
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = io::BufReader::new(owner.stderr.take().unwrap()).lines();
+    let identity = lines
+        .map_while(Result::ok)
+        .find_map(|line| line.strip_prefix(OWNER).map(str::to_owned));
+    let identity = serde_json::from_str(&identity.expect("the owner starts a VMM")).unwrap();
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    identity
+}
+
+#[test]
+fn vmm_dies_with_killed_owner() {
+    let vmm = vmm_of_killed_owner(true);
+    let begun = Instant::now();
+    while vmm.open().is_some() {
+        assert!(begun.elapsed() < PATIENCE, "it goes on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn kept_vmm_outlives_killed_owner() {
+    let vmm = vmm_of_killed_owner(false).open().expect("it goes on");
+    vmm.kill().unwrap();
+}
+
+#[tokio::test]
+async fn vmm_outlives_launching_thread() {
+    let mut cell = Cell::new("report");
+    cell.spec.dies_with_parent = true;
+    let inmate = cell.launch().await.unwrap();
+    inmate.report().await;
+    assert!(inmate.process.exit.borrow().is_none());
+    // The thread that waits for it is in none of its namespaces that hold files or addresses.
+    let names = |task: &Path| {
+        ["mnt", "net"].map(|kind| std::fs::read_link(task.join("ns").join(kind)).ok())
+    };
+    let host = names(Path::new("/proc/self"));
+    // A thread may end meanwhile, and one of another test may be launching.
+    let is_elsewhere = |task: io::Result<std::fs::DirEntry>| {
+        let task = names(&task.unwrap().path());
+        task.iter().all(Option::is_some) && task != host
+    };
+    let begun = Instant::now();
+    while std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .any(is_elsewhere)
+    {
+        assert!(begun.elapsed() < PATIENCE, "it stays in a namespace");
+        std::thread::yield_now();
+    }
+    inmate.process.kill().await;
 }
 
 /// What there is to see from inside, a fact a line.
@@ -135,6 +220,7 @@ impl Cell {
                 devices: vec![Device::NetTun],
             },
             cgroup: None,
+            dies_with_parent: false,
         };
         std::fs::create_dir(&spec.directory).unwrap();
         Self { directory, spec }
