@@ -78,7 +78,8 @@ impl MachineClient {
         self.guest.start(&command.user(USER)).await
     }
 
-    /// Runs a command as root, with its streams connected, to its end.
+    /// Runs a command as root, with its streams connected, to its end. It is terminated when this
+    /// program is gone.
     ///
     /// # Errors
     /// It cannot be started, the connection breaks, or an output cannot be written. What the
@@ -90,7 +91,9 @@ impl MachineClient {
         mut stdout: impl AsyncWrite + Unpin,
         mut stderr: impl AsyncWrite + Unpin,
     ) -> Result<ExitStatus, WorkError> {
-        let mut process = self.start(command.with_stdin()).await?;
+        let mut process = self
+            .start(command.with_stdin().terminate_on_disconnect())
+            .await?;
         let input = process.input();
         let feeding = tokio::spawn(feed(stdin, input));
         let following = async {
