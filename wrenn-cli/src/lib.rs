@@ -6,6 +6,9 @@
 //!
 //! Without the feature `host` it is a client only, and links no engine.
 
+#![warn(clippy::print_stderr)]
+
+#[macro_use]
 pub mod broken_pipe;
 pub mod commands;
 mod completion;
@@ -75,7 +78,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     };
     logging::start(cli.global.verbose);
     if let Err(error) = wrenn_nss::use_files_and_dns() {
-        eprintln!("wrenn: failed to choose how host names are resolved: {error}");
+        drop_eprintln!("wrenn: failed to choose how host names are resolved: {error}");
         return ExitCode::FAILURE;
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -84,7 +87,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("wrenn: cannot start worker threads: {error}");
+            drop_eprintln!("wrenn: cannot start worker threads: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -94,7 +97,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("wrenn: {}", explain::explain(&error));
+            drop_eprintln!("wrenn: {}", explain::explain(&error));
             ExitCode::from(commands::exit_code_of(&error))
         }
     }

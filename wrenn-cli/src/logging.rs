@@ -24,6 +24,8 @@ pub(crate) fn start(verbose: u8) {
         // Colour codes belong on a terminal, not into pipes and files.
         .with_ansi(std::io::stderr().is_terminal() && !colour_is_refused())
         .with_writer(std::io::stderr)
+        // It would tell of a failed print by another one, which panics.
+        .log_internal_errors(false)
         .try_init();
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
+use crate::broken_pipe::is_reader_gone;
 use crate::escape;
 
 /// Prints one line of data. It is escaped.
@@ -30,7 +31,7 @@ pub(crate) fn print_while_read(text: &str) -> anyhow::Result<bool> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
     {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) if is_reader_gone(&error, &stdout) => Ok(false),
         written => {
             written?;
             Ok(true)

@@ -30,7 +30,7 @@ impl Steps {
 
     fn begin(&self, step: &str) {
         if !self.terminal {
-            eprintln!("wrenn: {step} …");
+            drop_eprintln!("wrenn: {step} …");
             return;
         }
         let bar = self.bars.add(ProgressBar::new_spinner());
@@ -43,7 +43,7 @@ impl Steps {
 
     fn end(&self, step: &str, outcome: &str) {
         if !self.terminal {
-            eprintln!("wrenn: {step}: {outcome}");
+            drop_eprintln!("wrenn: {step}: {outcome}");
             return;
         }
         let mut running = self.lock();

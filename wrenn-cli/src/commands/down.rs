@@ -56,7 +56,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
     directory.forget_running();
     ended |= stop_left_behind(&global.root).await?;
     ended |= stop_in_machine().await?;
-    eprintln!(
+    drop_eprintln!(
         "wrenn: {}",
         if ended {
             "stopped; sandboxes go on"

@@ -16,7 +16,7 @@ use super::run;
 use crate::GlobalArgs;
 use crate::logging;
 use crate::progress::Steps;
-use crate::terminal::{self, Attach};
+use crate::terminal::{self, Attach, Signals};
 
 /// Where our programs lie in the machine.
 pub(super) const PROGRAMS_INSIDE: &str = "/usr/local/bin";
@@ -100,7 +100,7 @@ pub async fn run(_global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
                 ..MachineConfig::default()
             };
             let running = start(&machine, &config).await?;
-            eprintln!(
+            drop_eprintln!(
                 "the machine runs ({}); wrenn machine shell gets you in",
                 running.accelerator
             );
@@ -122,7 +122,7 @@ pub async fn run(_global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
                 timeout: None,
             };
             let shell = Command::new("sh").args(["-l"]);
-            return terminal::run(client(&machine)?.guest(), as_root(shell), attach).await;
+            return run_as_root(&client(&machine)?, shell, attach).await;
         }
         Action::Exec {
             interactive,
@@ -136,14 +136,21 @@ pub async fn run(_global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
                 tty,
                 timeout: None,
             };
-            return terminal::run(client(&machine)?.guest(), as_root(command), attach).await;
+            attach.check()?;
+            return run_as_root(&client(&machine)?, command, attach).await;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn as_root(command: Command) -> Command {
-    command.user("root")
+/// Runs a command in the machine, which ends with this program however that ends.
+async fn run_as_root(
+    client: &MachineClient,
+    command: Command,
+    attach: Attach,
+) -> anyhow::Result<ExitCode> {
+    let command = command.user("root").terminate_on_disconnect();
+    terminal::run(Signals::listen()?, client.guest(), command, attach).await
 }
 
 #[allow(clippy::print_stdout, reason = "the data that was asked for")]
@@ -238,7 +245,7 @@ pub(super) async fn run_inside(global: &GlobalArgs, args: &run::Args) -> anyhow:
         tty: args.tty,
         timeout: None,
     };
-    terminal::run(client.guest(), as_root(command), attach).await
+    run_as_root(&client, command, attach).await
 }
 
 /// The words of `wrenn run` in the machine. It logs as much as this program does.
@@ -266,7 +273,7 @@ pub(super) async fn run_this_program_inside(words: Vec<String>) -> anyhow::Resul
         timeout: None,
     };
     let command = Command::new(wrenn).args(words);
-    terminal::run(client.guest(), as_root(command), attach).await
+    run_as_root(&client, command, attach).await
 }
 
 /// Brings this program into the machine, and says where it lies there.

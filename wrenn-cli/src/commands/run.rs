@@ -17,7 +17,7 @@ use super::UsageError;
 use crate::GlobalArgs;
 use crate::completion;
 use crate::size::parse_mib;
-use crate::terminal::{self, Attach};
+use crate::terminal::{self, Attach, Signals};
 
 /// Options of `wrenn run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -124,6 +124,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
     // What makes no sense anywhere is refused before anything is started.
     resources(&args, Resources::default())?;
     refuse_volume(global, &args)?;
+    attach(&args).check()?;
     if !args.here && !super::machine::host_can_run_sandboxes(global).await? {
         return super::machine::run_inside(global, &args).await;
     }
@@ -182,20 +183,20 @@ async fn run_here(global: &GlobalArgs, args: &Args) -> anyhow::Result<ExitCode> 
     };
     // A signal while the sandbox is made takes it down in order instead of leaving it to
     // the next sweep.
+    let mut signals = Signals::listen()?;
     let host = Host::open(config)
         .await
         .context("this host cannot run sandboxes")?;
     let created = tokio::select! {
         created = host.create(sandbox_config) => created,
-        signal = interrupted() => {
-            let number = signal?;
+        received = signals.next_to_end() => {
             host.settled().await;
-            return Ok(ExitCode::from(128 + number));
+            return Ok(received.exit_code());
         }
     };
     let sandbox = created.context("cannot create a sandbox")?;
     let outcome = tokio::select! {
-        outcome = terminal::run(sandbox.guest(), command(args), attach(args)) => outcome,
+        outcome = terminal::run(signals, sandbox.guest(), command(args), attach(args)) => outcome,
         reason = sandbox.exited() => Err(anyhow::anyhow!(ended_early(&sandbox, reason))),
     };
     let destroyed = sandbox.destroy().await;
@@ -232,17 +233,6 @@ fn attach(args: &Args) -> Attach {
         stdin: args.interactive || args.tty,
         tty: args.tty,
         timeout: args.timeout,
-    }
-}
-
-/// Waits for SIGINT or SIGTERM and gives its number.
-async fn interrupted() -> std::io::Result<u8> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => Ok(2),
-        _ = terminate.recv() => Ok(15),
     }
 }
 

@@ -8,22 +8,27 @@
 //!  SIGWINCH ─────▶ size of its terminal
 //! ```
 //!
-//! A second SIGINT or SIGTERM ends this program at once, whatever the command does.
+//! After SIGTERM and SIGHUP the command has [`END_GRACE`]; then this program leaves it and ends. A
+//! second SIGINT or SIGTERM ends this program at once, whatever the command does. The end of our
+//! terminal counts as a SIGHUP. A command at a terminal gets a SIGHUP after a SIGTERM, because
+//! interactive shells ignore that.
 
 #[cfg(feature = "host")]
 mod guest;
 mod raw;
 mod remote;
+mod signals;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Stdin};
-use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Stderr, Stdin, Stdout};
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 #[cfg(feature = "host")]
 use wrenn_core::guest::{Command, GuestClient};
@@ -34,7 +39,12 @@ use guest::GuestCommand;
 use raw::RawMode;
 pub use raw::{is_terminal, terminal_size};
 pub use remote::{Event, Exit, Remote, RemoteInput};
+#[cfg(feature = "host")]
+pub(crate) use signals::Hangup;
+pub use signals::{Received, Signals};
 
+use crate::broken_pipe::is_reader_gone;
+use crate::commands::UsageError;
 use crate::escape;
 
 /// Exit code of a command that its time-out ended, as `timeout` of coreutils has it.
@@ -42,6 +52,8 @@ const TIMED_OUT: u8 = 124;
 /// Exit code where nobody reads what the command prints: 128 and SIGPIPE.
 const BROKEN_PIPE: u8 = 128 + 13;
 const CHUNK_BYTES: usize = 64 * 1024;
+/// How long a command may go on after it was asked to end; docker stop waits as long.
+pub const END_GRACE: Duration = Duration::from_secs(10);
 
 /// Which of this program's streams the command gets.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,12 +66,29 @@ pub struct Attach {
     pub timeout: Option<Duration>,
 }
 
+impl Attach {
+    /// Refuses a terminal for the command where we have none to show it at, as docker does: the
+    /// end of another input would not end a command that reads a terminal.
+    ///
+    /// # Errors
+    /// Standard input is no terminal.
+    pub fn check(self) -> Result<(), UsageError> {
+        if self.tty && !is_terminal() {
+            return Err(UsageError(
+                "-t needs a terminal as standard input; -i alone passes other input on".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Starts `command` and stays with it to its end. Returns its exit code.
 ///
 /// # Errors
 /// When it cannot be started, or the connection to it breaks.
 #[cfg(feature = "host")]
 pub async fn run(
+    signals: Signals,
     client: &GuestClient,
     command: Command,
     attach: Attach,
@@ -69,7 +98,7 @@ pub async fn run(
         let process = client.start(&command).await?;
         Ok(GuestCommand::new(client.clone(), process))
     };
-    run_remote(start, attach).await
+    run_remote(signals, start, attach).await
 }
 
 /// Starts a command by `start` and stays with it to its end. Returns its exit code.
@@ -77,21 +106,20 @@ pub async fn run(
 /// # Errors
 /// When it cannot be started, or the connection to it breaks.
 pub async fn run_remote<R: Remote>(
+    mut signals: Signals,
     start: impl Future<Output = anyhow::Result<R>>,
     attach: Attach,
 ) -> anyhow::Result<ExitCode> {
-    // Listening starts before the command does, so that no early signal is missed.
-    let mut signals = Signals::listen()?;
     let mut early = None;
     let mut start = std::pin::pin!(start);
     let remote = loop {
         tokio::select! {
             started = &mut start => break started?,
             received = signals.next_to_end() => {
-                if early.is_some() {
+                if early.is_some() && received.insists() {
                     return Ok(left(received));
                 }
-                early = Some(received);
+                early = early.or(Some(received));
             }
         }
     };
@@ -111,8 +139,11 @@ async fn stay<R: Remote>(
     };
     let stuck = Arc::new(Notify::new());
     let input = (attach.stdin || attach.tty).then(|| {
-        let stuck = attach.tty.then(|| Arc::clone(&stuck));
-        tokio::spawn(pump(remote.input(), stuck))
+        let terminal = attach.tty.then(|| OurTerminal {
+            stuck: Arc::clone(&stuck),
+            gone: Arc::clone(&signals.terminal_gone),
+        });
+        tokio::spawn(pump(remote.input(), terminal))
     });
     let outcome = tokio::select! {
         outcome = converse(&mut remote, &mut signals, early, attach) => outcome,
@@ -132,70 +163,118 @@ async fn converse(
     attach: Attach,
 ) -> anyhow::Result<ExitCode> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
-    let mut asked_to_end = early.is_some();
+    let mut ending = Ending::default();
     if let Some(received) = early {
+        ending.note(received);
         deliver(remote, received, attach.tty).await;
     }
     loop {
         let event = tokio::select! {
             event = remote.next() => event?,
+            received = ending.due() => return Ok(left(received)),
             received = signals.next() => {
-                if asks_to_end(received) {
-                    if asked_to_end {
-                        return Ok(left(received));
-                    }
-                    asked_to_end = true;
-                }
-                // A signal that cannot be delivered must not stand in the way of the next.
-                tokio::select! {
-                    () = deliver(remote, received, attach.tty) => {}
-                    again = signals.next_to_end(), if asked_to_end => return Ok(left(again)),
+                if let Some(code) = ending.pass_on(remote, signals, received, attach.tty).await {
+                    return Ok(code);
                 }
                 continue;
             }
         };
-        let written = match event {
-            Event::Stdout(bytes) => show(&mut stdout, &bytes).await,
-            Event::Stderr(bytes) => show(&mut stderr, &bytes).await,
-            Event::Exit(exit) => return Ok(exit_code(&exit, attach)),
+        if let Event::Exit(exit) = event {
+            return Ok(exit_code(&exit, attach));
+        }
+        let mut showing = std::pin::pin!(show(&mut stdout, &mut stderr, event));
+        let shown = loop {
+            // A reader that takes nothing must not keep this program from ending.
+            tokio::select! {
+                shown = &mut showing => break shown,
+                received = ending.due() => return Ok(left(received)),
+                received = signals.next() => {
+                    if let Some(code) = ending.pass_on(remote, signals, received, attach.tty).await {
+                        return Ok(code);
+                    }
+                }
+            }
         };
-        match written {
+        match shown {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Err(ShowError {
+                is_reader_gone: true,
+                ..
+            }) => {
                 // Whoever read has left, as `head` does: the command has no more to say.
                 if let Err(error) = remote.signal(Signal::KILL).await {
                     debug!(%error, "the command ended by itself");
                 }
                 return Ok(ExitCode::from(BROKEN_PIPE));
             }
-            Err(error) => {
-                return Err(anyhow::Error::new(error).context("cannot write the command's output"));
+            Err(ShowError { source, .. }) => {
+                return Err(anyhow::Error::new(source).context("cannot write the command's output"));
             }
         }
     }
 }
 
-const fn asks_to_end(received: Received) -> bool {
-    matches!(received, Received::Forward(Signal::INT | Signal::TERM))
+/// Whether this program was asked to end, and until when it waits for the command.
+#[derive(Default)]
+struct Ending {
+    is_asked: bool,
+    due: Option<(Instant, Received)>,
+}
+
+impl Ending {
+    fn note(&mut self, received: Received) {
+        self.is_asked |= received.asks_to_end();
+        if received.ends_in_time() && self.due.is_none() {
+            self.due = Some((Instant::now() + END_GRACE, received));
+        }
+    }
+
+    /// Passes a signal on to the command, unless it or another that comes meanwhile says that
+    /// this program is to end at once: then with this code.
+    async fn pass_on(
+        &mut self,
+        remote: &impl Remote,
+        signals: &mut Signals,
+        received: Received,
+        tty: bool,
+    ) -> Option<ExitCode> {
+        if self.is_asked && received.insists() {
+            return Some(left(received));
+        }
+        self.note(received);
+        // A signal that cannot be delivered must not stand in the way of the next.
+        tokio::select! {
+            () = deliver(remote, received, tty) => None,
+            again = signals.next_to_insist(), if self.is_asked => Some(left(again)),
+            received = self.due() => Some(left(received)),
+        }
+    }
+
+    /// Waits until this program waits no longer, and gives the signal that asked for it.
+    async fn due(&self) -> Received {
+        match self.due {
+            Some((time, received)) => {
+                sleep_until(time).await;
+                received
+            }
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// The exit code of a program that a signal ended.
 fn left(received: Received) -> ExitCode {
-    let number = match received {
-        Received::Forward(signal) => u8::try_from(signal.number()).unwrap_or_default(),
-        Received::Resized => 0,
-    };
-    eprintln!("wrenn: left the command, which may go on");
-    ExitCode::from(128 + number)
+    drop_eprintln!("wrenn: left the command, which may go on");
+    received.exit_code()
 }
 
 fn exit_code(exit: &Exit, attach: Attach) -> ExitCode {
     if attach.timeout.is_some() && exit.timed_out {
-        eprintln!("wrenn: {}", timed_out(attach));
+        drop_eprintln!("wrenn: {}", timed_out(attach));
         return ExitCode::from(TIMED_OUT);
     }
     if let Some(message) = &exit.message {
-        eprintln!("wrenn: {}", escape::line(message));
+        drop_eprintln!("wrenn: {}", escape::line(message));
     }
     ExitCode::from(exit.code)
 }
@@ -208,34 +287,67 @@ fn timed_out(attach: Attach) -> String {
     )
 }
 
-async fn show(stream: &mut (impl AsyncWrite + Unpin), bytes: &Bytes) -> io::Result<()> {
-    stream.write_all(bytes).await?;
-    stream.flush().await
+/// Output of the command was not written.
+struct ShowError {
+    is_reader_gone: bool,
+    source: io::Error,
+}
+
+async fn show(stdout: &mut Stdout, stderr: &mut Stderr, event: Event) -> Result<(), ShowError> {
+    async fn write(
+        stream: &mut (impl AsyncWrite + AsFd + Unpin),
+        bytes: &Bytes,
+    ) -> Result<(), ShowError> {
+        let written = match stream.write_all(bytes).await {
+            Ok(()) => stream.flush().await,
+            failed => failed,
+        };
+        written.map_err(|source| ShowError {
+            is_reader_gone: is_reader_gone(&source, stream),
+            source,
+        })
+    }
+    match event {
+        Event::Stdout(bytes) => write(stdout, &bytes).await,
+        Event::Stderr(bytes) => write(stderr, &bytes).await,
+        Event::Exit(_) => Ok(()),
+    }
+}
+
+/// What the keys of our terminal tell.
+struct OurTerminal {
+    /// Ctrl-C was pressed twice while the command, or the way to it, takes no more keys.
+    stuck: Arc<Notify>,
+    /// It was closed.
+    gone: Arc<Notify>,
 }
 
 /// Copies standard input to the command until either ends.
 ///
-/// At a terminal every key goes to the command, Ctrl-C too. `stuck` is told when Ctrl-C is
-/// pressed twice while the command, or the way to it, takes no more keys.
-async fn pump(mut input: impl RemoteInput, stuck: Option<Arc<Notify>>) {
+/// At a terminal every key goes to the command, Ctrl-C too.
+async fn pump(mut input: impl RemoteInput, terminal: Option<OurTerminal>) {
     let mut stdin = tokio::io::stdin();
     let mut buffer = BytesMut::with_capacity(CHUNK_BYTES);
     let outcome = loop {
         buffer.reserve(CHUNK_BYTES);
         if buffer.is_empty() {
-            match stdin.read_buf(&mut buffer).await {
-                Ok(0) => break input.close().await,
-                Ok(_) => {}
-                Err(error) => {
-                    eprintln!("wrenn: cannot read standard input: {error}");
+            match (stdin.read_buf(&mut buffer).await, &terminal) {
+                (Ok(1..), _) => {}
+                // No key ends a terminal whose keys all go to the command.
+                (_, Some(terminal)) => return terminal.gone.notify_one(),
+                (Ok(0), None) => break input.close().await,
+                (Err(error), None) => {
+                    drop_eprintln!("wrenn: cannot read standard input: {error}");
                     break input.close().await;
                 }
             }
         }
         let chunk = buffer.split().freeze();
-        let written = match &stuck {
+        let written = match &terminal {
             None => input.write(chunk).await,
-            Some(stuck) => write_keys(&mut input, chunk, &mut stdin, &mut buffer, stuck).await,
+            Some(terminal) => {
+                write_keys(&mut input, chunk, &mut stdin, &mut buffer, terminal).await
+            }
         };
         if let Err(error) = written {
             break Err(error);
@@ -253,7 +365,7 @@ async fn write_keys(
     keys: Bytes,
     stdin: &mut Stdin,
     waiting: &mut BytesMut,
-    stuck: &Notify,
+    terminal: &OurTerminal,
 ) -> anyhow::Result<()> {
     const CTRL_C: u8 = 3;
     let mut write = std::pin::pin!(input.write(keys));
@@ -261,60 +373,13 @@ async fn write_keys(
         tokio::select! {
             written = &mut write => return written,
             read = stdin.read_buf(waiting), if waiting.len() < CHUNK_BYTES => {
-                if read? == 0 {
-                    // The end is found again once this is written.
+                if !matches!(read, Ok(1..)) {
+                    terminal.gone.notify_one();
                     return write.await;
                 }
                 if waiting.iter().filter(|key| **key == CTRL_C).count() >= 2 {
-                    stuck.notify_one();
+                    terminal.stuck.notify_one();
                 }
-            }
-        }
-    }
-}
-
-/// What a signal to this program means for the command.
-#[derive(Clone, Copy, Debug)]
-enum Received {
-    Forward(Signal),
-    Resized,
-}
-
-struct Signals {
-    interrupt: SignalStream,
-    terminate: SignalStream,
-    hangup: SignalStream,
-    quit: SignalStream,
-    resized: SignalStream,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-            quit: signal(SignalKind::quit())?,
-            resized: signal(SignalKind::window_change())?,
-        })
-    }
-
-    async fn next(&mut self) -> Received {
-        tokio::select! {
-            _ = self.interrupt.recv() => Received::Forward(Signal::INT),
-            _ = self.terminate.recv() => Received::Forward(Signal::TERM),
-            _ = self.hangup.recv() => Received::Forward(Signal::HUP),
-            _ = self.quit.recv() => Received::Forward(Signal::QUIT),
-            _ = self.resized.recv() => Received::Resized,
-        }
-    }
-
-    /// The next signal that asks this program to end.
-    async fn next_to_end(&mut self) -> Received {
-        loop {
-            let received = self.next().await;
-            if asks_to_end(received) {
-                return received;
             }
         }
     }
@@ -322,7 +387,14 @@ impl Signals {
 
 async fn deliver(remote: &impl Remote, received: Received, tty: bool) {
     let delivered = match received {
-        Received::Forward(signal) => remote.signal(signal).await,
+        Received::Forward(signal) => {
+            let delivered = remote.signal(signal).await;
+            if tty && signal == Signal::TERM && delivered.is_ok() {
+                remote.signal(Signal::HUP).await
+            } else {
+                delivered
+            }
+        }
         Received::Resized if tty => remote.resize(terminal_size()).await,
         Received::Resized => return,
     };

@@ -12,6 +12,7 @@ mod errors;
 mod examples;
 mod exec;
 mod faulty_copy;
+mod hangup;
 mod sandboxes;
 #[cfg(feature = "host")]
 mod shell;

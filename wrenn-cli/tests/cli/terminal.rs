@@ -4,23 +4,25 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::pty::{Winsize, openpty};
 use nix::sys::termios::tcgetattr;
+use nix::unistd::Pid;
+use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::wrenn::Wrenn;
 
 /// A program at a terminal of its own.
-struct AtTerminal {
+pub(crate) struct AtTerminal {
     child: Child,
     terminal: File,
     shown: Vec<u8>,
 }
 
 impl AtTerminal {
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let size = Winsize {
             ws_row: 30,
             ws_col: 100,
@@ -28,6 +30,10 @@ impl AtTerminal {
             ws_ypixel: 0,
         };
         let pty = openpty(Some(&size), None).unwrap();
+        // A program that had the other end itself would never see it closed.
+        for end in [&pty.master, &pty.slave] {
+            fcntl_setfd(end, FdFlags::CLOEXEC).unwrap();
+        }
         let ours = |slave: &OwnedFd| Stdio::from(slave.try_clone().unwrap());
         command
             .stdin(ours(&pty.slave))
@@ -42,12 +48,12 @@ impl AtTerminal {
 
     /// Reads until this is the last thing that is shown, or to the end. Keys before a prompt
     /// would be for the shell that started the program.
-    fn read_until(&mut self, text: &str) {
+    pub(crate) fn read_until(&mut self, text: &str) {
         self.read_while(|shown| !shown.ends_with(text.as_bytes()) || text.is_empty());
     }
 
     /// Reads until this has been shown, or to the end.
-    fn read_past(&mut self, text: &str) {
+    pub(crate) fn read_past(&mut self, text: &str) {
         self.read_while(|shown| !String::from_utf8_lossy(shown).contains(text));
     }
 
@@ -62,12 +68,22 @@ impl AtTerminal {
         }
     }
 
-    fn type_keys(&mut self, keys: &str) {
+    pub(crate) fn type_keys(&mut self, keys: &str) {
         self.terminal.write_all(keys.as_bytes()).unwrap();
     }
 
+    /// Closes the terminal, and gives how the program ends.
+    pub(crate) fn close(mut self) -> ExitStatus {
+        drop(self.terminal);
+        self.child.wait().unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
     /// All that was shown, and the exit code as a shell has it.
-    fn finish(mut self) -> (String, i32) {
+    pub(crate) fn finish(mut self) -> (String, i32) {
         self.read_until("");
         let status = self.child.wait().unwrap();
         let code = status.code().or_else(|| Some(128 + status.signal()?));
@@ -79,7 +95,7 @@ impl AtTerminal {
 }
 
 /// The same command in a session of its own, whose terminal makes a signal of Ctrl-C.
-fn in_session(command: &Command) -> Command {
+pub(crate) fn in_session(command: &Command) -> Command {
     let mut session = Command::new("setsid");
     session
         .arg("--ctty")

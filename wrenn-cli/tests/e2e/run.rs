@@ -1,5 +1,6 @@
 //! `wrenn run`, as a person or a script uses it.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Output, Stdio};
@@ -7,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::io::{FdFlags, fcntl_setfd};
 use sha2::{Digest, Sha256};
 
 use crate::stage::{self, MINIMAL};
@@ -53,6 +55,30 @@ fn read_until(stream: &mut impl Read, wanted: &str) -> String {
         seen.push(byte[0]);
     }
     text(&seen)
+}
+
+/// Starts a program at a terminal of this size, and gives the terminal's other end.
+fn spawn_at_terminal(mut run: Command, size: Winsize) -> (Child, File) {
+    let pty = openpty(Some(&size), None).unwrap();
+    // A program that had the other end itself would never see it closed.
+    for end in [&pty.master, &pty.slave] {
+        fcntl_setfd(end, FdFlags::CLOEXEC).unwrap();
+    }
+    let ours = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
+    run.stdin(ours(&pty.slave))
+        .stdout(ours(&pty.slave))
+        .stderr(ours(&pty.slave));
+    (run.spawn().unwrap(), File::from(pty.master))
+}
+
+/// The same program in a session of its own, which gets a SIGHUP when its terminal is closed.
+fn in_session(run: &Command) -> Command {
+    let mut session = Command::new("setsid");
+    session
+        .arg("--ctty")
+        .arg(run.get_program())
+        .args(run.get_args());
+    session
 }
 
 fn signal(child: &Child, signal: Signal) {
@@ -197,16 +223,8 @@ fn a_terminal_has_our_size_and_keys_reach_it() {
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
-        let pty = openpty(Some(&size), None).unwrap();
-        let ours = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
-        let mut run = wrenn_run(&["-t"], &["sh"]);
-        run.stdin(ours(&pty.slave))
-            .stdout(ours(&pty.slave))
-            .stderr(ours(&pty.slave));
-        let mut child = run.spawn().unwrap();
-        drop(run);
-        drop(pty.slave);
-        let mut terminal = std::fs::File::from(pty.master);
+        let run = wrenn_run(&["-t"], &["sh"]);
+        let (mut child, mut terminal) = spawn_at_terminal(run, size);
         read_until(&mut terminal, "$ ");
         terminal.write_all(b"stty size\r").unwrap();
         read_until(&mut terminal, "37 101");
@@ -278,7 +296,75 @@ fn a_vmm_that_dies_is_reported_at_once() {
 }
 
 #[test]
-fn what_a_killed_program_leaves_is_swept_by_the_next() {
+fn closed_terminal_ends_sandbox() {
+    stage::enter(|_| async {
+        let size = Winsize {
+            ws_row: 24,
+            ws_col: 80,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        // Without a session the program gets no signal, and only its terminal tells.
+        for has_session in [true, false] {
+            let run = wrenn_run(&["-it"], &["sh"]);
+            let run = if has_session { in_session(&run) } else { run };
+            let (mut child, mut terminal) = spawn_at_terminal(run, size);
+            read_until(&mut terminal, "$ ");
+            drop(terminal);
+            let status = child.wait().unwrap();
+            assert!(status.code().is_some(), "{status}");
+        }
+        // The stage asserts that nothing is left.
+    });
+}
+
+#[test]
+fn output_to_closed_terminal_ends_sandbox() {
+    stage::enter(|_| async {
+        let size = Winsize {
+            ws_row: 24,
+            ws_col: 80,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let (mut child, mut terminal) = spawn_at_terminal(wrenn_run(&[], &["yes"]), size);
+        read_until(&mut terminal, "y\r\n");
+        drop(terminal);
+        assert_eq!(child.wait().unwrap().code(), Some(141));
+    });
+}
+
+#[test]
+fn terminated_run_destroys_its_sandbox() {
+    stage::enter(|host| async move {
+        // A guest's command that ignores both signals is left after a while.
+        let ignoring = "trap '' TERM HUP; echo ready; while :; do sleep 1; done";
+        for script in ["echo ready; exec sleep 1000", ignoring] {
+            let mut child = wrenn_run(&[], &["sh", "-c", script]).spawn().unwrap();
+            read_until(child.stdout.as_mut().unwrap(), "ready\n");
+            // What the daemon of a machine sends when its client is gone.
+            signal(&child, Signal::SIGTERM);
+            signal(&child, Signal::SIGHUP);
+            let code = child.wait().unwrap().code();
+            assert!(matches!(code, Some(129 | 143)), "{script}: {code:?}");
+            assert!(stage::leftovers(&host).await.is_empty(), "{script}");
+        }
+    });
+}
+
+#[test]
+fn hangup_during_creation_leaves_nothing() {
+    stage::enter(|host| async move {
+        let mut child = wrenn_run(&[], &["sleep", "1000"]).spawn().unwrap();
+        let begun = || async { !stage::leftovers(&host).await.processes.is_empty() };
+        stage::until("its VM is there", begun).await;
+        signal(&child, Signal::SIGHUP);
+        assert_eq!(child.wait().unwrap().code(), Some(129));
+    });
+}
+
+#[test]
+fn vm_of_killed_run_dies_with_it() {
     stage::enter(|host| async move {
         let mut child = wrenn_run(&[], &["sh", "-c", "echo ready; sleep 1000"])
             .spawn()
@@ -286,8 +372,10 @@ fn what_a_killed_program_leaves_is_swept_by_the_next() {
         read_until(child.stdout.as_mut().unwrap(), "ready\n");
         child.kill().unwrap();
         child.wait().unwrap();
+        let is_dead = || async { stage::leftovers(&host).await.processes.is_empty() };
+        stage::until("its VM is dead", is_dead).await;
+        // The rest is swept by the next program.
         let left = stage::leftovers(&host).await;
-        assert_eq!(left.processes.len(), 1, "{left:#?}");
         assert!(
             !left.files.is_empty() && !left.network.is_empty(),
             "{left:#?}"

@@ -17,7 +17,7 @@ use wrenn_sdk::{Signal, TerminalSize as Size};
 
 use super::client::AgentClient;
 use crate::commands::run::parse_variable;
-use crate::terminal::{self, Attach, Remote, RemoteInput, terminal_size};
+use crate::terminal::{self, Attach, Remote, RemoteInput, Signals, terminal_size};
 
 /// Messages on their way up. More would only hide how fast the command reads.
 const IN_FLIGHT: usize = 4;
@@ -56,7 +56,9 @@ pub(super) async fn run(agent: &AgentClient, args: Args) -> anyhow::Result<ExitC
         tty: args.tty,
         timeout: args.timeout,
     };
-    terminal::run_remote(AgentCommand::start(agent, args), attach).await
+    attach.check()?;
+    let signals = Signals::listen()?;
+    terminal::run_remote(signals, AgentCommand::start(agent, args), attach).await
 }
 
 /// A command that an agent runs for us.

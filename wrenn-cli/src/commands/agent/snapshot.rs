@@ -73,7 +73,7 @@ async fn delete(agent: &AgentClient, name: String, as_json: bool) -> anyhow::Res
     }
     output::line(&name)?;
     if !users.is_empty() {
-        eprintln!(
+        drop_eprintln!(
             "wrenn: {}: its data is kept for {}",
             escape::line(&name),
             escape::line(&users.join(", "))

@@ -112,21 +112,21 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
         signal = tokio::signal::ctrl_c() => {
             signal?;
             copying.bar.finish();
-            eprintln!("wrenn: interrupted; the file that was being copied is as it was before");
+            drop_eprintln!("wrenn: interrupted; the file that was being copied is as it was before");
             return Ok(ExitCode::from(130));
         }
     };
     copying.bar.finish();
     let copied = copied.map_err(|error| in_sandbox(error, &id))?;
     for entry in &copied.skipped {
-        eprintln!(
+        drop_eprintln!(
             "wrenn: left out {}: {}",
             escape::line(&entry.name),
             entry.reason
         );
     }
     if let Some(first) = copied.outward_links.first() {
-        eprintln!(
+        drop_eprintln!(
             "wrenn: symbolic links that lead out of the directory: {}, the first is {}; \
              --safe-links leaves them out",
             copied.outward_links.len(),

@@ -9,6 +9,7 @@ use wrenn_sdk::{Client, CreateOptions, Sandbox};
 use super::exec::{self, How};
 use crate::commands::UsageError;
 use crate::size::parse_mib;
+use crate::terminal::Signals;
 use crate::variable::parse_pair;
 use crate::{completion, escape, output};
 
@@ -86,6 +87,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
         let hint = "--rm destroys the sandbox after a command: add -it for a shell, or a command";
         return Err(UsageError(hint.to_owned()).into());
     }
+    args.how.attach(None).check()?;
     let options = options(&args)?;
     if args.rm {
         return throw_away(client, options, args).await;
@@ -94,8 +96,8 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
     if args.json {
         output::json(sandbox.info())?;
     } else if args.attaches() {
-        eprintln!("wrenn: sandbox {}", escape::line(sandbox.id().as_str()));
-        return attached(&sandbox, args).await;
+        drop_eprintln!("wrenn: sandbox {}", escape::line(sandbox.id().as_str()));
+        return attached(Signals::listen()?, &sandbox, args).await;
     } else {
         output::line(sandbox.id().as_str())?;
     }
@@ -133,13 +135,13 @@ fn options(args: &Args) -> anyhow::Result<CreateOptions> {
     }))
 }
 
-async fn attached(sandbox: &Sandbox, args: Args) -> anyhow::Result<ExitCode> {
+async fn attached(signals: Signals, sandbox: &Sandbox, args: Args) -> anyhow::Result<ExitCode> {
     let command = if args.command.is_empty() {
         SHELL.map(str::to_owned).to_vec()
     } else {
         args.command
     };
-    exec::attached(sandbox, args.how, None, command).await
+    exec::attached(signals, sandbox, args.how, None, command).await
 }
 
 /// Creates a sandbox, runs a command in it and destroys it, whatever happens in between.
@@ -148,35 +150,34 @@ async fn throw_away(
     options: CreateOptions,
     args: Args,
 ) -> anyhow::Result<ExitCode> {
-    let mut interrupted = false;
+    let mut signals = Signals::listen()?;
+    let mut interrupted = None;
     let created = {
         let sandboxes = client.sandboxes();
         let mut create = std::pin::pin!(sandboxes.create(options));
         loop {
             tokio::select! {
                 created = &mut create => break created,
-                signal = tokio::signal::ctrl_c() => {
-                    signal?;
-                    if interrupted {
-                        eprintln!("wrenn: left; the sandbox may still be created");
-                        return Ok(ExitCode::from(130));
+                received = signals.next_to_end() => {
+                    if interrupted.is_some() && received.insists() {
+                        drop_eprintln!("wrenn: left; the sandbox may still be created");
+                        return Ok(received.exit_code());
                     }
-                    interrupted = true;
-                    eprintln!("wrenn: the sandbox is destroyed as soon as it is there; Ctrl-C again leaves it");
+                    interrupted = interrupted.or(Some(received));
+                    drop_eprintln!("wrenn: the sandbox is destroyed as soon as it is there; Ctrl-C again leaves it");
                 }
             }
         }
     };
     let sandbox = created?;
-    let outcome = if interrupted {
-        Ok(ExitCode::from(130))
-    } else {
-        attached(&sandbox, args).await
+    let outcome = match interrupted {
+        Some(received) => Ok(received.exit_code()),
+        None => attached(signals, &sandbox, args).await,
     };
     if let Err(error) = sandbox.destroy().await
         && !error.is_not_found()
     {
-        eprintln!(
+        drop_eprintln!(
             "wrenn: the sandbox {} was not destroyed: {}",
             escape::line(sandbox.id().as_str()),
             escape::line(&crate::explain::of_sdk(&error))

@@ -43,7 +43,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
         let gone = sandbox.destroy().await?;
         let id = sandbox.id().to_string();
         if !gone {
-            eprintln!(
+            drop_eprintln!(
                 "wrenn: the host of {} is away; it is destroyed when the host is back",
                 escape::line(&id)
             );

@@ -7,7 +7,7 @@ use serde_json::json;
 use wrenn_sdk::{Client, Sandbox};
 
 use super::attached::AttachedProcess;
-use crate::terminal::{self, Attach, terminal_size};
+use crate::terminal::{self, Attach, Signals, terminal_size};
 use crate::variable;
 use crate::{completion, output};
 
@@ -72,12 +72,29 @@ impl How {
     pub(super) fn env(&self) -> impl Iterator<Item = &(String, String)> {
         self.env.iter()
     }
+
+    /// Which of our streams the command gets.
+    pub(super) const fn attach(&self, timeout: Option<Duration>) -> Attach {
+        Attach {
+            stdin: self.interactive || self.tty,
+            tty: self.tty,
+            timeout,
+        }
+    }
 }
 
 pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode> {
+    args.how.attach(args.timeout).check()?;
     let sandbox = client.sandboxes().get(&args.sandbox).await?;
     if !args.detach {
-        return attached(&sandbox, args.how, args.timeout, args.command).await;
+        return attached(
+            Signals::listen()?,
+            &sandbox,
+            args.how,
+            args.timeout,
+            args.command,
+        )
+        .await;
     }
     let mut words = args.command.into_iter();
     let mut exec = sandbox.exec(words.next().unwrap_or_default(), words);
@@ -102,16 +119,13 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
 
 /// Runs a command and stays with it to its end.
 pub(super) async fn attached(
+    signals: Signals,
     sandbox: &Sandbox,
     how: How,
     timeout: Option<Duration>,
     command: Vec<String>,
 ) -> anyhow::Result<ExitCode> {
-    let attach = Attach {
-        stdin: how.interactive || how.tty,
-        tty: how.tty,
-        timeout,
-    };
+    let attach = how.attach(timeout);
     let mut words = command.into_iter();
     let mut spawn = sandbox.spawn(words.next().unwrap_or_default(), words);
     spawn = spawn.envs(how.env.into_iter().collect());
@@ -136,5 +150,5 @@ pub(super) async fn attached(
         spawn = spawn.stdin();
     }
     let start = async { Ok(AttachedProcess::new(spawn.await?)) };
-    terminal::run_remote(start, attach).await
+    terminal::run_remote(signals, start, attach).await
 }

@@ -60,7 +60,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
             Ok(sandbox) => output::line(sandbox.id().as_str())?,
             Err(error) => {
                 failed = true;
-                eprintln!(
+                drop_eprintln!(
                     "wrenn: a child could not be created: {}",
                     escape::line(&of_sdk(error))
                 );

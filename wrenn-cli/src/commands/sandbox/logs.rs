@@ -53,7 +53,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
     } else {
         let said = logs.await?;
         if said.is_empty() {
-            eprintln!("wrenn: the console is empty: a healthy guest boots quietly");
+            drop_eprintln!("wrenn: the console is empty: a healthy guest boots quietly");
         }
         sink.show(&said)?;
     }

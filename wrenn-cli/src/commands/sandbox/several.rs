@@ -35,7 +35,7 @@ where
                 return Err(error.into());
             }
             Err(error) => {
-                eprintln!(
+                drop_eprintln!(
                     "wrenn: {}: {}",
                     escape::line(id),
                     escape::line(&of_sdk(&error))

@@ -35,7 +35,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
                 if !users.is_empty() && !args.json {
                     let users = users.join(", ");
                     let users = escape::line(&users);
-                    eprintln!(
+                    drop_eprintln!(
                         "wrenn: {}: its data is kept for {users}",
                         escape::line(name)
                     );
@@ -50,7 +50,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<ExitCode>
             Err(error) => {
                 failed = true;
                 let why = of_sdk(&error);
-                eprintln!("wrenn: {}: {}", escape::line(name), escape::line(&why));
+                drop_eprintln!("wrenn: {}: {}", escape::line(name), escape::line(&why));
             }
         }
     }

@@ -162,7 +162,7 @@ pub(super) fn build_in(root: &Path, args: Build) -> anyhow::Result<Imported> {
         error => anyhow::Error::new(error).context(format!("cannot build the template {name}")),
     })?;
     for remark in &imported.remarks {
-        eprintln!("wrenn: {remark}");
+        drop_eprintln!("wrenn: {remark}");
     }
     Ok(imported)
 }
@@ -202,7 +202,7 @@ pub(super) fn print_built(imported: &Imported, json: bool) -> anyhow::Result<()>
         println!("{}", serde_json::to_string_pretty(description)?);
         return Ok(());
     }
-    eprintln!(
+    drop_eprintln!(
         "template {} ({}): {} MiB, kernel {}, commands run as {}",
         description.name,
         imported.kind.words(),
@@ -246,7 +246,7 @@ fn list_in(root: &RootDirectory, json: bool) -> anyhow::Result<ExitCode> {
     output::print(&output::table(head, &[1, 2], rows))?;
     for template in &templates {
         if let Err(error) = &template.manifest {
-            eprintln!(
+            drop_eprintln!(
                 "wrenn: the template {} is damaged: {}",
                 escape::line(&template.name),
                 escape::line(&error.to_string())

@@ -81,17 +81,17 @@ pub(super) fn report(key: &Key, background: bool) {
     match key {
         Key::Kept => {}
         Key::Saved { file, .. } if background => {
-            eprintln!("wrenn: a new API key is in {}", file.display());
+            drop_eprintln!("wrenn: a new API key is in {}", file.display());
         }
-        Key::Shown { why, .. } if background => eprintln!(
+        Key::Shown { why, .. } if background => drop_eprintln!(
             "wrenn: a new API key is not shown here, and not saved, since {why}; \
              run wrenn up without --detach once to get one"
         ),
-        Key::Saved { secret, file } => eprintln!(
+        Key::Saved { secret, file } => drop_eprintln!(
             "  API key     {secret}\n              (shown once; wrenn finds it in {})",
             file.display()
         ),
-        Key::Shown { secret, why } => eprintln!(
+        Key::Shown { secret, why } => drop_eprintln!(
             "  API key     {secret}\n              (shown once and not saved, since {why}; \
              set WRENN_API_KEY and WRENN_API_URL)"
         ),

@@ -27,7 +27,7 @@ pub(super) async fn start(
         Some(lock) => drop(lock),
         None => {
             if let Some(running) = directory.running()? {
-                eprintln!("wrenn: it runs already (process {})", running.pid);
+                drop_eprintln!("wrenn: it runs already (process {})", running.pid);
                 return Ok(running);
             }
             bail!("another wrenn up starts at this moment; try again");
@@ -77,7 +77,7 @@ fn show_steps(log: &mut File) -> anyhow::Result<()> {
     let mut text = String::new();
     log.read_to_string(&mut text)?;
     for line in text.lines().filter(|line| line.starts_with("wrenn: ")) {
-        eprintln!("{line}");
+        drop_eprintln!("{line}");
     }
     Ok(())
 }

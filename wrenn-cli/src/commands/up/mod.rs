@@ -24,7 +24,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use wrenn_machine::MachineNetwork;
 use wrenn_server::{Server, Settings, Store};
 
-use crate::GlobalArgs;
+use crate::terminal::Hangup;
+use crate::{GlobalArgs, output};
 pub(crate) use agent::{stop_in_machine, stop_left_behind};
 pub(crate) use state::DataDirectory;
 
@@ -105,7 +106,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
                 directory.path().display()
             )
         })?;
-        eprintln!(
+        drop_eprintln!(
             "wrenn: it runs already (process {}); wrenn down ends it",
             running.pid
         );
@@ -115,6 +116,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
     // Listened for first: a signal that comes during the start ends it in order.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let mut hangup = Hangup::listen().context("cannot listen for signals")?;
 
     // The port first: nothing is started for a server that cannot listen.
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
@@ -127,11 +129,13 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
         agent = Agent::start(global, &args, &directory) => agent?,
         _ = terminate.recv() => return Ok(interrupted()),
         _ = interrupt.recv() => return Ok(interrupted()),
+        () = hangup.recv() => return Ok(interrupted()),
     };
     let served = serve(&args, &directory, &mut agent, listener, async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            () = hangup.recv() => {}
         }
     })
     .await;
@@ -142,7 +146,7 @@ pub async fn run(global: &GlobalArgs, args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn interrupted() -> ExitCode {
-    eprintln!("wrenn: stopped before it was up");
+    drop_eprintln!("wrenn: stopped before it was up");
     ExitCode::from(130)
 }
 
@@ -179,31 +183,28 @@ async fn serve(
     report(&running, args.json)?;
     credentials::report(&key, args.daemon);
     if !args.daemon {
-        eprintln!("Ctrl-C stops server and agent; sandboxes go on.");
+        drop_eprintln!("Ctrl-C stops server and agent; sandboxes go on.");
     }
     tokio::select! {
         () = until => {}
         () = agent.supervise(args, &server) => {}
     }
-    eprintln!("wrenn: stopping; sandboxes go on");
+    drop_eprintln!("wrenn: stopping; sandboxes go on");
     directory.forget_running();
     server.shut_down().await;
     Ok(())
 }
 
-#[allow(clippy::print_stdout, reason = "the data that was asked for")]
 fn report(running: &Running, json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(running)?);
-        return Ok(());
+        return output::print(&format!("{}\n", serde_json::to_string_pretty(running)?));
     }
-    println!(
+    output::print(&format!(
         "Wrenn runs at {}; sandboxes run {}.\n\
          \x20 test page   {}\n\
          \x20             (the link logs one browser in, once, within five minutes)\n\
          \x20 API docs    {}/docs\n\
-         \x20 first steps wrenn sandbox create --rm -it",
+         \x20 first steps wrenn sandbox create --rm -it\n",
         running.url, running.sandboxes_run, running.login_link, running.url
-    );
-    Ok(())
+    ))
 }
