@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::{PATIENCE, TestDaemon, is_alive, shell, until};
+use wrenn_core::guest::{Command, GuestClient};
 use wrenn_envd::process::GracePeriods;
 use wrenn_proto::connectrpc::client::{ClientConfig, HttpClient};
 use wrenn_proto::process::{ConnectRequest, PTY, ProcessClient, StartRequest};
@@ -186,5 +187,22 @@ async fn held_process_with_second_client_goes_on() {
     std::fs::write(&end, "").unwrap();
     let told = common::follow!(followed).unwrap();
     assert_eq!(told.exit_code(), 7);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn command_of_dropped_client_ends() {
+    let daemon = patient_with_processes().await;
+    let guest = GuestClient::new(daemon.address, None).unwrap();
+    let command = Command::new("sleep").args(["1000"]);
+    let detached = guest.start(&command).await.unwrap();
+    let held = guest
+        .start(&command.clone().terminate_on_disconnect())
+        .await
+        .unwrap();
+    let pids = (detached.pid(), held.pid());
+    drop((detached, held));
+    until("the held one has ended", || !is_alive(pids.1)).await;
+    assert!(is_alive(pids.0));
     daemon.stop().await;
 }

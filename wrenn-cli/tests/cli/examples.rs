@@ -297,7 +297,8 @@ fn script(block: &[Example]) -> String {
         script.push_str("wrenn snapshot create $id warmed-up > snapshot || exit\n");
     }
     for (number, example) in block.iter().enumerate() {
-        let command = &example.command;
+        // There is no terminal here.
+        let command = example.command.replace(" -it", " -i");
         script.push_str(&format!(
             "{{ {command}\n}} < input > output.{number} || {{ echo {number} $? > failed; exit; }}\n"
         ));
@@ -312,7 +313,7 @@ fn prepare(wrenn: &Wrenn) {
     for name in ["src/main.py", "data.csv", "data.tar", "file", "hello.py"] {
         fs::write(wrenn.path(name), "print(1)\n").unwrap();
     }
-    // A shell at a terminal is left at once.
+    // A shell is left at once.
     fs::write(wrenn.path("input"), "exit\n").unwrap();
     let programs = wrenn.path("bin");
     fs::create_dir(&programs).unwrap();

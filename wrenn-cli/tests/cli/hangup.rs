@@ -129,7 +129,13 @@ async fn command_that_ignores_terminate_is_left() {
     let wrenn = Wrenn::start().await;
     let script = "trap '' TERM HUP; echo ready; while :; do sleep 1; done";
     let mut command = wrenn.command(&["sandbox", "create", "--rm", "--", "sh", "-c", script]);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // That the command is left is said to no reader.
+    drop(child.stderr.take());
     let code = tokio::task::spawn_blocking(move || {
         let mut ready = [0; 6];
         child
@@ -237,4 +243,16 @@ async fn terminal_is_refused_without_our_own() {
             "{words:?}: {ran:?}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_bar_survives_closed_terminal() {
+    let wrenn = Wrenn::start().await;
+    wrenn.create("web").await;
+    let file = std::fs::File::create(wrenn.path("large")).unwrap();
+    file.set_len(256 << 20).unwrap();
+    let command = wrenn.command(&["sandbox", "cp", "large", "web:large"]);
+    let program = shown_at_terminal(command, "MiB").await;
+    assert_eq!(code_after_close(program).await, Some(0));
+    assert_eq!(wrenn.shell("wc -c < large").await.trim(), "268435456");
 }
