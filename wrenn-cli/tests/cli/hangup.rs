@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -255,4 +256,34 @@ async fn progress_bar_survives_closed_terminal() {
     let program = shown_at_terminal(command, "MiB").await;
     assert_eq!(code_after_close(program).await, Some(0));
     assert_eq!(wrenn.shell("wc -c < large").await.trim(), "268435456");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_at_dead_terminal_end_by_themselves() {
+    let wrenn = Wrenn::start().await;
+    wrenn.create("web").await;
+    for words in [
+        &["--help"][..],
+        &["completions", "bash"],
+        &["no-such-command"],
+        &["sandbox", "list"],
+        &["-vv", "sandbox", "list", "--json"],
+        &["sandbox", "get", "no-such-sandbox"],
+        &["sandbox", "exec", "web", "--", "no-such-program"],
+        &["sandbox", "exec", "-it", "web", "--", "sh"],
+        &["sandbox", "create", "--rm", "--", "echo", "x"],
+        #[cfg(feature = "host")]
+        &["machine", "status"],
+    ] {
+        let pty = openpty(None, None).unwrap();
+        drop(pty.master);
+        let ours = || Stdio::from(pty.slave.try_clone().unwrap());
+        let mut command = wrenn.command(words);
+        command.stdin(ours()).stdout(ours()).stderr(ours());
+        let ended = tokio::task::spawn_blocking(move || command.status().unwrap());
+        let status = ended.await.unwrap();
+        assert!(status.code().is_some(), "{words:?}: {status}");
+    }
+    let left = wrenn.ok(&["sandbox", "list", "-q"]).await;
+    assert_eq!(left.lines().count(), 1, "{left}");
 }
