@@ -184,9 +184,11 @@ async fn run_here(global: &GlobalArgs, args: &Args) -> anyhow::Result<ExitCode> 
     // A signal while the sandbox is made takes it down in order instead of leaving it to
     // the next sweep.
     let mut signals = Signals::listen()?;
-    let host = Host::open(config)
-        .await
-        .context("this host cannot run sandboxes")?;
+    let opened = tokio::select! {
+        opened = Host::open(config) => opened,
+        received = signals.next_to_end() => return Ok(received.exit_code()),
+    };
+    let host = opened.context("this host cannot run sandboxes")?;
     let created = tokio::select! {
         created = host.create(sandbox_config) => created,
         received = signals.next_to_end() => {
