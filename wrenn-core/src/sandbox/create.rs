@@ -17,7 +17,7 @@ use super::named::NamedSnapshot;
 use super::prepare::{Prepared, give_back, prepare, vm_user};
 use super::record::{GuestSetup, RecordError, SandboxRecord};
 use super::restore::{ResumeError, restore};
-use super::{GuestAccess, Sandbox, SandboxConfig, State};
+use super::{GuestAccess, Keep, Sandbox, SandboxConfig, State};
 use crate::Chain;
 use crate::guest::{
     AccessToken, Command, ENVD_PORT, GuestClient, GuestError, InitRequest, UnhealthyError,
