@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -52,15 +53,30 @@ impl ProcessIdentity {
         })
     }
 
-    /// Opens the process, if it is still alive.
-    #[must_use]
-    pub fn open(&self) -> Option<LiveProcess> {
-        let descriptor = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::NONBLOCK).ok()?;
+    /// Opens the process; `None` if it has ended.
+    ///
+    /// # Errors
+    /// When that cannot be found out, for want of descriptors or memory.
+    pub fn open(&self) -> io::Result<Option<LiveProcess>> {
+        let Some(pid) = Pid::from_raw(self.pid) else {
+            return Ok(None);
+        };
+        let descriptor = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            Ok(descriptor) => descriptor,
+            // The second: the number is another process's thread by now.
+            Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
         // Compared after opening: from here on the descriptor means one process only.
         let process = LiveProcess { descriptor };
-        let same = Self::of(self.pid).ok()? == *self;
+        let same = match Self::of(self.pid) {
+            Ok(found) => found == *self,
+            Err(error) if has_ended(&error) => false,
+            Err(error) => return Err(error),
+        };
         // A zombie has a number and a start time too.
-        (same && !process.ends_within(Duration::ZERO).ok()?).then_some(process)
+        let alive = same && !process.ends_within(Duration::ZERO)?;
+        Ok(alive.then_some(process))
     }
 }
 
@@ -74,7 +90,7 @@ impl LiveProcess {
         let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
         match poll(&mut polled, Some(&limit)) {
             Ok(ready) => Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(Errno::INTR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -85,7 +101,7 @@ impl LiveProcess {
     /// When the kernel refuses; not when it has ended already.
     pub fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(&self.descriptor, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -95,6 +111,12 @@ impl From<LiveProcess> for OwnedFd {
     fn from(process: LiveProcess) -> Self {
         process.descriptor
     }
+}
+
+/// Whether /proc says that a process has ended: before its file was opened, or after.
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
 /// The identifier of this boot of the host.
@@ -125,6 +147,8 @@ fn start_ticks(stat: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
     use std::process::Command;
 
     use super::*;
@@ -141,7 +165,7 @@ mod tests {
     fn a_process_is_itself_until_it_ends() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let identity = ProcessIdentity::of(child.id().cast_signed()).unwrap();
-        let live = identity.open().unwrap();
+        let live = identity.open().unwrap().unwrap();
         assert!(!live.ends_within(Duration::ZERO).unwrap());
         // The kernel lets the parent go on a moment before the new arguments can be read.
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
@@ -155,15 +179,37 @@ mod tests {
         live.kill().unwrap();
         assert!(live.ends_within(Duration::from_secs(10)).unwrap());
         child.wait().unwrap();
-        assert!(identity.open().is_none());
+        assert!(identity.open().unwrap().is_none());
     }
 
     #[test]
     fn another_process_with_the_same_number_is_not_it() {
         let pid = std::process::id().cast_signed();
         let mut identity = ProcessIdentity::of(pid).unwrap();
-        assert!(identity.open().is_some());
+        assert!(identity.open().unwrap().is_some());
         identity.start_ticks += 1;
-        assert!(identity.open().is_none());
+        assert!(identity.open().unwrap().is_none());
+    }
+
+    #[test]
+    fn process_is_not_ended_for_want_of_descriptors() {
+        let identity = ProcessIdentity::of(std::process::id().cast_signed()).unwrap();
+        let mut taken = Vec::new();
+        let limit = getrlimit(Resource::Nofile);
+        let few = Rlimit {
+            current: Some(64),
+            ..limit
+        };
+        setrlimit(Resource::Nofile, few).unwrap();
+        while let Ok(file) = fs::File::open("/dev/null") {
+            taken.push(file);
+        }
+        let opened = identity.open();
+        drop(taken);
+        setrlimit(Resource::Nofile, limit).unwrap();
+        assert_eq!(
+            opened.unwrap_err().raw_os_error(),
+            Some(Errno::MFILE.raw_os_error())
+        );
     }
 }

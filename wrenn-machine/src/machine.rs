@@ -278,7 +278,7 @@ impl Machine {
 
         let address = (Ipv4Addr::LOCALHOST, port).into();
         let limit = BOOT_LIMIT * line.accelerator.slowness();
-        let Some(process) = identity.open() else {
+        let Some(process) = identity.open().map_err(started)? else {
             let error = self.early_end(&log, name, mib, port);
             // The error of the start is the one to tell.
             self.state.clear(lock).ok();

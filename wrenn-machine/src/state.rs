@@ -135,7 +135,11 @@ impl StateDirectory {
         };
         let record: Record = serde_json::from_slice(&text)
             .map_err(|source| MachineError::BadState { path, source })?;
-        Ok(record.process.open().map(|process| (record, process)))
+        let process = record
+            .process
+            .open()
+            .at("look at the process of", &self.record())?;
+        Ok(process.map(|process| (record, process)))
     }
 
     /// A QEMU of this machine that no record tells of: whoever started it did not live to
@@ -143,7 +147,7 @@ impl StateDirectory {
     pub(crate) fn orphan(&self) -> Option<LiveProcess> {
         let pid = self.started_pid()?;
         let identity = ProcessIdentity::of(pid).ok()?;
-        let process = identity.open()?;
+        let process = identity.open().ok()??;
         // The pid file is an argument that no other machine's QEMU has.
         let ours = self.dir.join("qemu.pid");
         has_argument(pid, &ours.to_string_lossy()).then_some(process)

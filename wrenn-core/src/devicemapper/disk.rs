@@ -119,6 +119,16 @@ pub enum AdoptDiskError {
     Thread(#[from] ThreadLost),
 }
 
+impl AdoptDiskError {
+    /// Whether the disk is gone for certain, or another's.
+    pub(crate) const fn is_gone(&self) -> bool {
+        match self {
+            Self::Missing(_) | Self::Unfinished(_) | Self::Table { .. } => true,
+            Self::Control { .. } | Self::Loop { .. } | Self::Node { .. } | Self::Thread(_) => false,
+        }
+    }
+}
+
 /// Why it is not known how full a disk is.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the text of each variant says what it is")]

@@ -64,6 +64,9 @@ use roster::Roster;
 /// memory.
 const PAUSED_AT_ONCE: usize = 4;
 
+/// How many sandboxes are adopted at once: each opens a network namespace and devices.
+const ADOPTED_AT_ONCE: usize = 16;
+
 /// The sandboxes of one host. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Fleet {
@@ -110,7 +113,8 @@ impl Fleet {
             let host = host.clone();
             async move { (host.adopt(id.clone()).await, id) }
         });
-        for (adopted, id) in futures::future::join_all(found).await {
+        let mut found = futures::stream::iter(found).buffer_unordered(ADOPTED_AT_ONCE);
+        while let Some((adopted, id)) = found.next().await {
             match adopted {
                 Ok(adopted) => roster.take_in(adopted).await,
                 Err(AdoptError::Owned(id)) => {
@@ -119,6 +123,7 @@ impl Fleet {
                 Err(error) => warn!(sandbox_id = %id, %error, "left as it is"),
             }
         }
+        drop(found);
         roster.accompany(collect_builds(host.clone(), roster.events()));
         Ok(Self {
             root: host.root().clone(),

@@ -77,6 +77,28 @@ pub enum AdoptSlotError {
     },
 }
 
+impl AdoptSlotError {
+    /// Whether the slot is gone for certain, or another's.
+    pub(crate) const fn is_gone(&self) -> bool {
+        match self {
+            Self::NoSuchSlot { .. }
+            | Self::NoRecord { .. }
+            | Self::ForeignOwner { .. }
+            | Self::NamespaceGone { .. }
+            | Self::LinkGone { .. }
+            | Self::RulesGone { .. } => true,
+            Self::InUse { .. }
+            | Self::Lease(_)
+            | Self::Look { .. }
+            | Self::Namespace(_)
+            | Self::Misrouted { .. }
+            | Self::Link(_)
+            | Self::Firewall(_)
+            | Self::Thread { .. } => false,
+        }
+    }
+}
+
 impl Pieces {
     /// Takes a slot over. Runs on a thread of its own, which ends up in the host's
     /// namespace.

@@ -16,22 +16,32 @@
 //! Both are undone by the new owner, [at once](Sandbox::continue_vm) and
 //! [when the guest answers](Sandbox::thaw): no guest delays the adoption of another.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use tracing::{error, info, warn};
 
 use super::directory::{DirectoryError, SandboxDirectory};
-use super::disk::RootDisk;
+use super::disk::{RootDisk, TakeOverDiskError};
 use super::host::Shared;
 use super::pause::{self, PauseTimings};
 use super::record::{RecordError, SandboxRecord};
 use super::{Paused, Remains, Sandbox, State, Timings, memory, prepare, sweep};
 use crate::guest::{AccessToken, ENVD_PORT, GuestClient};
-use crate::network::{NetworkSlot, SlotNumber};
+use crate::network::{AdoptSlotError, NetworkSlot, SlotNumber};
 use crate::uffd::process::PagerProcess;
 use crate::vm::{ApiError, Vm};
 use crate::{Chain, SandboxId};
+
+/// How long to wait before a sandbox is looked at again.
+const LOOK_DELAYS: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
 
 /// A sandbox that was taken over.
 #[derive(Debug)]
@@ -69,7 +79,35 @@ pub enum AdoptError {
     Directory(#[from] DirectoryError),
 }
 
+/// Adopts a sandbox. Where something of it cannot be looked at, that is tried again for a few
+/// seconds; then the sandbox goes on as it is, and is shown as broken for now.
 pub(super) async fn adopt(host: &Arc<Shared>, id: SandboxId) -> Result<Adopted, AdoptError> {
+    let mut delays = LOOK_DELAYS.into_iter();
+    loop {
+        let (error, directory, record) = match adopt_once(host, &id).await? {
+            Ok(adopted) => return Ok(adopted),
+            Err(unknown) => unknown,
+        };
+        let error = Chain(&error).to_string();
+        let Some(delay) = delays.next() else {
+            error!(sandbox_id = %id, error, "failed to adopt a sandbox");
+            let reason = format!("{error}; it goes on as it is, and a restart adopts it");
+            let remains = Remains::unadopted(Arc::clone(host), directory, Some(record), reason);
+            return Ok(Adopted::Broken(Box::new(remains)));
+        };
+        warn!(sandbox_id = %id, error, "failed to adopt a sandbox for now");
+        directory.leave();
+        tokio::time::sleep(delay).await;
+    }
+}
+
+type Unknown = (LookError, SandboxDirectory, SandboxRecord);
+
+async fn adopt_once(
+    host: &Arc<Shared>,
+    id: &SandboxId,
+) -> Result<Result<Adopted, Unknown>, AdoptError> {
+    let id = id.clone();
     let path = host.root.sandbox(&id);
     // A look before the lock, whose taking makes a file.
     if !path.is_dir() {
@@ -90,50 +128,69 @@ pub(super) async fn adopt(host: &Arc<Shared>, id: SandboxId) -> Result<Adopted, 
         }
         Err(source) => {
             error!(sandbox_id = %id, error = %Chain(&source), "failed to read a record");
-            let remains = Remains::unreadable(Arc::clone(host), directory, &source);
-            return Ok(Adopted::Broken(Box::new(remains)));
+            let reason = Chain(&source).to_string();
+            let remains = Remains::unadopted(Arc::clone(host), directory, None, reason);
+            return Ok(Ok(Adopted::Broken(Box::new(remains))));
         }
     };
-    match record.state {
-        State::Running => Ok(take_over(host, directory, record).await),
+    Ok(match record.state {
+        State::Running => take_over(host, directory, record).await,
         State::Paused => Ok(Adopted::Paused(Box::new(
             lie_down(host, directory, record).await,
         ))),
         State::Error => {
             let reason = record.reason.clone().unwrap_or_default();
-            Ok(Adopted::Broken(Box::new(Remains::write(
-                directory, record, reason,
-            ))))
+            let remains = Remains::write(directory, record, reason);
+            Ok(Adopted::Broken(Box::new(remains)))
         }
         other => {
             let reason = format!("its owner died while it was {other}");
-            Ok(Adopted::Broken(Box::new(Remains::write(
-                directory, record, reason,
-            ))))
+            let remains = Remains::write(directory, record, reason);
+            Ok(Adopted::Broken(Box::new(remains)))
         }
-    }
+    })
 }
 
+/// Whether something of a running sandbox is there cannot be found out.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error("cannot look at its VM")]
+    Vm(#[source] io::Error),
+    #[error("cannot look at its pager")]
+    Pager(#[source] io::Error),
+    #[error("cannot look at its disk")]
+    Disk(#[source] TakeOverDiskError),
+    #[error("cannot look at its network slot")]
+    Slot(#[source] AdoptSlotError),
+}
+
+/// Adopts a running sandbox, or fails where it is unknown whether all of it is there: then it
+/// goes on as it is.
 async fn take_over(
     host: &Arc<Shared>,
     directory: SandboxDirectory,
     record: SandboxRecord,
-) -> Adopted {
+) -> Result<Adopted, Unknown> {
     let id = directory.id().clone();
-    let vm = record.vmm.as_ref().and_then(|vmm| {
+    let adopted = record.vmm.as_ref().map(|vmm| {
         let cgroup = host.cgroups.adopt(&id);
         Vm::adopt(vmm, cgroup, directory.path())
     });
-    let pager = record.pager.as_ref().map(PagerProcess::adopt);
-    let (pager, no_pager) = match pager {
-        None => (None, false),
-        Some(Ok(Some(pager))) => (Some(pager), false),
-        Some(Ok(None)) => (None, true),
-        Some(Err(error)) => {
-            warn!(sandbox_id = %id, %error, "cannot watch its pager");
-            (None, true)
+    let vm = match adopted.transpose() {
+        Ok(vm) => vm.flatten(),
+        Err(error) => return Err((LookError::Vm(error), directory, record)),
+    };
+    let adopted = record.pager.as_ref().map(PagerProcess::adopt);
+    let (pager, no_pager) = match adopted.transpose() {
+        Ok(pager) => (pager.flatten(), record.pager.is_some()),
+        Err(error) => {
+            if let Some(vm) = vm {
+                vm.leave();
+            }
+            return Err((LookError::Pager(error), directory, record));
         }
     };
+    let no_pager = no_pager && pager.is_none();
     // Without it the VM waits for ever for pages.
     let vm = match vm {
         Some(vm) if no_pager => {
@@ -142,8 +199,23 @@ async fn take_over(
         }
         vm => vm,
     };
-    let disk = take_over_disk(host, &directory, &record).await;
-    let slot = take_over_slot(host, &record).await;
+    let (disk, unknown_disk) = take_over_disk(host, &directory, &record).await;
+    let (slot, unknown_slot) = take_over_slot(host, &record).await;
+    let unknown = unknown_disk.or(unknown_slot);
+    let vm = match (vm, unknown) {
+        (Some(vm), Some(error)) => {
+            vm.leave();
+            if let Some(disk) = disk {
+                disk.leave();
+            }
+            if let Some(slot) = slot {
+                slot.leave();
+            }
+            return Err((error, directory, record));
+        }
+        // Without its VM it is broken, whatever else there is.
+        (vm, _) => vm,
+    };
     let guest = slot.as_ref().and_then(|slot| {
         let address = (slot.reachable_address(), ENVD_PORT).into();
         let token = record.token.clone().map(AccessToken::new);
@@ -152,7 +224,7 @@ async fn take_over(
     match (vm, disk, slot, guest) {
         (Some(vm), Some(disk), Some(slot), Some(guest)) => {
             info!(sandbox_id = %id, "adopted");
-            Adopted::Running(Box::new(Sandbox {
+            Ok(Adopted::Running(Box::new(Sandbox {
                 vm,
                 pager,
                 lost_pager: AtomicBool::new(false),
@@ -165,7 +237,7 @@ async fn take_over(
                 host: Arc::clone(host),
                 halted: None,
                 programs_frozen: AtomicBool::new(true),
-            }))
+            })))
         }
         (vm, disk, slot, _) => {
             let lost = [
@@ -186,7 +258,8 @@ async fn take_over(
             sweep_strays(host, &id).await;
             let reason = format!("its {lost} while nobody owned it");
             warn!(sandbox_id = %id, reason, "cannot be taken over");
-            Adopted::Broken(Box::new(Remains::write(directory, record, reason)))
+            let remains = Remains::write(directory, record, reason);
+            Ok(Adopted::Broken(Box::new(remains)))
         }
     }
 }
@@ -230,26 +303,39 @@ impl Sandbox {
     }
 }
 
+/// The disk, or why it is unknown whether there is one.
 async fn take_over_disk(
     host: &Shared,
     directory: &SandboxDirectory,
     record: &SandboxRecord,
-) -> Option<RootDisk> {
-    let disk = record.disk.as_ref()?;
-    let taken = RootDisk::take_over(host.mapper.as_ref(), directory, disk).await;
-    taken
-        .inspect_err(|error| {
-            warn!(sandbox_id = %record.id, error = %Chain(error), "cannot take over its disk");
-        })
-        .ok()
+) -> (Option<RootDisk>, Option<LookError>) {
+    let Some(disk) = record.disk.as_ref() else {
+        return (None, None);
+    };
+    match RootDisk::take_over(host.mapper.as_ref(), directory, disk).await {
+        Ok(disk) => (Some(disk), None),
+        Err(error) if error.is_gone() => {
+            warn!(sandbox_id = %record.id, error = %Chain(&error), "cannot adopt its disk");
+            (None, None)
+        }
+        Err(error) => (None, Some(LookError::Disk(error))),
+    }
 }
 
-async fn take_over_slot(host: &Shared, record: &SandboxRecord) -> Option<NetworkSlot> {
-    let number = record.slot.and_then(SlotNumber::new)?;
-    let taken = host.network.adopt(number, record.id.as_str()).await;
-    taken
-        .inspect_err(|error| {
-            warn!(sandbox_id = %record.id, error = %Chain(error), "cannot take over its slot");
-        })
-        .ok()
+/// The slot, or why it is unknown whether there is one.
+async fn take_over_slot(
+    host: &Shared,
+    record: &SandboxRecord,
+) -> (Option<NetworkSlot>, Option<LookError>) {
+    let Some(number) = record.slot.and_then(SlotNumber::new) else {
+        return (None, None);
+    };
+    match host.network.adopt(number, record.id.as_str()).await {
+        Ok(slot) => (Some(slot), None),
+        Err(error) if error.is_gone() => {
+            warn!(sandbox_id = %record.id, error = %Chain(&error), "cannot adopt its slot");
+            (None, None)
+        }
+        Err(error) => (None, Some(LookError::Slot(error))),
+    }
 }

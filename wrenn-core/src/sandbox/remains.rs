@@ -6,9 +6,9 @@ use tracing::warn;
 
 use super::directory::SandboxDirectory;
 use super::host::Shared;
-use super::record::{RecordError, SandboxRecord};
+use super::record::SandboxRecord;
 use super::{DestroyError, Keep, Sandbox, SandboxConfig, State, memory, prepare, sweep};
-use crate::{Chain, SandboxId};
+use crate::SandboxId;
 
 /// A broken sandbox. It uses nothing but the room of its files, and nothing runs in it.
 #[must_use = "dropping remains leaves the files until somebody asks for them"]
@@ -16,8 +16,8 @@ use crate::{Chain, SandboxId};
 pub struct Remains {
     directory: SandboxDirectory,
     record: SandboxRecord,
-    /// There where the record could not be read: a VM, a disk and a slot may still be there.
-    unread: Option<Arc<Shared>>,
+    /// There where it was not adopted: a VM, a disk and a slot may still be there.
+    unadopted: Option<Arc<Shared>>,
 }
 
 impl Remains {
@@ -57,30 +57,33 @@ impl Remains {
         Self {
             directory,
             record,
-            unread: None,
+            unadopted: None,
         }
     }
 
-    /// Of a sandbox whose record cannot be read. All that there is of it stays as it is: the
-    /// record may be repaired, or be a later program's.
-    pub(super) fn unreadable(
+    /// Of a sandbox that cannot be looked at, or whose record cannot be read. All that there is
+    /// of it stays as it is: a later program may adopt it.
+    pub(super) fn unadopted(
         host: Arc<Shared>,
         mut directory: SandboxDirectory,
-        error: &RecordError,
+        record: Option<SandboxRecord>,
+        reason: String,
     ) -> Self {
         directory.keep();
-        let config = SandboxConfig {
-            id: directory.id().clone(),
-            keep: Keep::UntilDestroyed,
-            ..SandboxConfig::from_template("")
-        };
-        let mut record = SandboxRecord::begin(&config, directory.created_at());
+        let mut record = record.unwrap_or_else(|| {
+            let config = SandboxConfig {
+                id: directory.id().clone(),
+                keep: Keep::UntilDestroyed,
+                ..SandboxConfig::from_template("")
+            };
+            SandboxRecord::begin(&config, directory.created_at())
+        });
         record.state = State::Error;
-        record.reason = Some(Chain(error).to_string());
+        record.reason = Some(reason);
         Self {
             directory,
             record,
-            unread: Some(host),
+            unadopted: Some(host),
         }
     }
 
@@ -131,7 +134,7 @@ impl Remains {
             warn!(sandbox_id = %self.id(), %error, "a broken sandbox that is being destroyed");
         }
         let id = self.id().clone();
-        if let Some(host) = &self.unread {
+        if let Some(host) = &self.unadopted {
             sweep::strays(host, &id)
                 .await
                 .map_err(|source| DestroyError::Orphaned {

@@ -137,7 +137,7 @@ impl PagerProcess {
     /// # Errors
     /// When the kernel cannot watch it.
     pub fn adopt(identity: &ProcessIdentity) -> io::Result<Option<Self>> {
-        let Some(process) = identity.open() else {
+        let Some(process) = identity.open()? else {
             return Ok(None);
         };
         let process = await_pidfd(Arc::new(OwnedFd::from(process)))?;

@@ -301,17 +301,20 @@ impl Vm {
 
     /// Takes over a VM that another program started for the sandbox of this directory.
     /// `None` where its process has ended.
-    #[must_use]
+    ///
+    /// # Errors
+    /// When it is unknown whether it has ended. Nothing is changed then.
     pub fn adopt(
         process: &ProcessIdentity,
         cgroup: Option<VmCgroup>,
         directory: &Path,
-    ) -> Option<Self> {
-        Some(Self {
-            process: VmmProcess::adopt(process, cgroup)?,
+    ) -> io::Result<Option<Self>> {
+        let process = VmmProcess::adopt(process, cgroup)?;
+        Ok(process.map(|process| Self {
+            process,
             api: ApiClient::new(&LaunchSpec::api_socket_in(directory)),
             console: LaunchSpec::console_in(directory),
-        })
+        }))
     }
 
     /// The process, by a name that a later program finds it by.

@@ -309,11 +309,32 @@ impl VmmProcess {
 
     /// Takes over a process that another program started, and its cgroup; `None` where it
     /// has ended. How it ends one day, only a parent would learn.
-    pub fn adopt(identity: &ProcessIdentity, cgroup: Option<VmCgroup>) -> Option<Self> {
-        let pidfd = Arc::new(OwnedFd::from(identity.open()?));
-        let readable = sys::await_pidfd(Arc::clone(&pidfd)).ok()?;
-        let pid = identity.pid.cast_unsigned();
-        Some(Self::await_end(pid, pidfd, readable, cgroup))
+    ///
+    /// # Errors
+    /// When it is unknown whether it has ended. Nothing is changed then.
+    pub fn adopt(identity: &ProcessIdentity, cgroup: Option<VmCgroup>) -> io::Result<Option<Self>> {
+        let found = identity.open().and_then(|process| {
+            let Some(process) = process else {
+                return Ok(None);
+            };
+            let pidfd = Arc::new(OwnedFd::from(process));
+            let readable = sys::await_pidfd(Arc::clone(&pidfd))?;
+            Ok(Some((pidfd, readable)))
+        });
+        match found {
+            Ok(Some((pidfd, readable))) => {
+                let pid = identity.pid.cast_unsigned();
+                Ok(Some(Self::await_end(pid, pidfd, readable, cgroup)))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => {
+                // The VM may be in it.
+                if let Some(cgroup) = cgroup {
+                    cgroup.leave();
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Goes away without it: it keeps running, and [`VmmProcess::adopt`] finds it again.

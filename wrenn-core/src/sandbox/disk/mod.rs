@@ -120,6 +120,17 @@ pub(super) enum TakeOverDiskError {
     Adopt(#[from] AdoptDiskError),
 }
 
+impl TakeOverDiskError {
+    /// Whether the disk is gone for certain.
+    pub(super) const fn is_gone(&self) -> bool {
+        match self {
+            Self::NoCopy => true,
+            Self::NoDeviceMapper => false,
+            Self::Adopt(error) => error.is_gone(),
+        }
+    }
+}
+
 impl DiskRecord {
     /// Name of the file that holds what was written, in the sandbox's directory and in
     /// builds.

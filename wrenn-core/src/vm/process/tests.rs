@@ -80,7 +80,7 @@ fn vmm_of_killed_owner(dies_with_parent: bool) -> ProcessIdentity {
 fn vmm_dies_with_killed_owner() {
     let vmm = vmm_of_killed_owner(true);
     let begun = Instant::now();
-    while vmm.open().is_some() {
+    while vmm.open().unwrap().is_some() {
         assert!(begun.elapsed() < PATIENCE, "it goes on");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -88,7 +88,10 @@ fn vmm_dies_with_killed_owner() {
 
 #[test]
 fn kept_vmm_outlives_killed_owner() {
-    let vmm = vmm_of_killed_owner(false).open().expect("it goes on");
+    let vmm = vmm_of_killed_owner(false)
+        .open()
+        .unwrap()
+        .expect("it goes on");
     vmm.kill().unwrap();
 }
 
