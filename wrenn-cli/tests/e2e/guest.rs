@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use futures::future::join_all;
 use tokio::io::AsyncReadExt;
 use wrenn_core::guest::{Command, EntryKind, ProcessEvent, RpcCode, Signal};
-use wrenn_core::sandbox::Sandbox;
+use wrenn_core::sandbox::{Adopted, Keep, Sandbox, SandboxConfig};
 
 use crate::stage::{self, Amount, minimal, until};
 
@@ -77,6 +77,43 @@ fn dropping_a_sandbox_or_its_creation_gives_everything_back() {
             stage::leftovers(&host).await.is_empty()
         })
         .await;
+    });
+}
+
+#[test]
+fn dropped_sandbox_that_is_kept_goes_on() {
+    stage::enter(|host| async move {
+        let sandbox = host
+            .create(SandboxConfig {
+                keep: Keep::UntilDestroyed,
+                ..stage::small()
+            })
+            .await
+            .unwrap();
+        let id = sandbox.id().clone();
+        shell(&sandbox, "echo kept >/run/file").await;
+        // As in a program that ends by an error.
+        drop(sandbox);
+        for _ in 0..3 {
+            // An adoption that is dropped in the middle.
+            let adoption = host.adopt(id.clone());
+            if let Ok(adopted) = tokio::time::timeout(Duration::from_millis(5), adoption).await {
+                drop(adopted.unwrap());
+            }
+        }
+        let adopted = host.adopt(id.clone()).await.unwrap();
+        let Adopted::Running(sandbox) = adopted else {
+            panic!("{adopted:?}");
+        };
+        assert_eq!(shell(&sandbox, "cat /run/file").await, "kept");
+        // What is broken keeps its files when it is dropped, too.
+        drop(sandbox.fail("on purpose".to_owned()).await);
+        let Ok(Adopted::Broken(remains)) = host.adopt(id.clone()).await else {
+            panic!("it is gone");
+        };
+        assert_eq!(remains.reason(), "on purpose");
+        remains.destroy().await.unwrap();
+        assert!(stage::leftovers(&host).await.is_empty());
     });
 }
 

@@ -185,6 +185,7 @@ pub struct SnapshotDisk {
     store: PathBuf,
     /// There until the disk is given back.
     pieces: Option<Box<Pieces>>,
+    kept: bool,
 }
 
 impl SnapshotDisk {
@@ -283,7 +284,7 @@ impl SnapshotDisk {
         id: SandboxId,
         base: &Path,
         store: &Path,
-    ) -> Result<Self, AdoptDiskError> {
+    ) -> Result<Box<Pieces>, AdoptDiskError> {
         let uuid = shared.uuid(&id);
         let failed = |source| AdoptDiskError::Control {
             id: id.clone(),
@@ -318,17 +319,16 @@ impl SnapshotDisk {
             path: shared.nodes().path_of(id.as_str()),
             source,
         })?;
-        let pieces = Box::new(Pieces {
+        Ok(Box::new(Pieces {
             id,
             number: state.number,
             table,
             base,
             store,
-        });
-        Ok(Self::of(shared, pieces))
+        }))
     }
 
-    fn of(shared: &Arc<Shared>, pieces: Box<Pieces>) -> Self {
+    pub(super) fn of(shared: &Arc<Shared>, pieces: Box<Pieces>) -> Self {
         let disk_bytes = pieces.base.bytes();
         Self {
             shared: Arc::clone(shared),
@@ -340,7 +340,13 @@ impl SnapshotDisk {
             base: pieces.base.path().to_owned(),
             store: pieces.store.path().to_owned(),
             pieces: Some(pieces),
+            kept: false,
         }
+    }
+
+    /// Sets whether the disk stays when this is dropped, which removes it otherwise.
+    pub fn set_kept(&mut self, kept: bool) {
+        self.kept = kept;
     }
 
     /// Whose disk it is.
@@ -503,7 +509,7 @@ impl SnapshotDisk {
 
 impl Drop for SnapshotDisk {
     fn drop(&mut self) {
-        if let Some(pieces) = self.pieces.take() {
+        if let Some(pieces) = self.pieces.take().filter(|_| !self.kept) {
             retire(Arc::clone(&self.shared), pieces);
         }
     }

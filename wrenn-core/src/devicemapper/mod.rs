@@ -183,6 +183,9 @@ impl DeviceMapper {
     ///
     /// # Errors
     /// When there is no such disk, or it is made of other files. It stays as it is.
+    ///
+    /// # Cancel safety
+    /// The disk stays as it is if the future is dropped.
     pub async fn adopt(
         &self,
         id: &SandboxId,
@@ -190,8 +193,10 @@ impl DeviceMapper {
         store: &Path,
     ) -> Result<SnapshotDisk, AdoptDiskError> {
         let (id, base, store) = (id.clone(), base.to_owned(), store.to_owned());
-        self.make(move |shared| SnapshotDisk::adopt(shared, id, &base, &store))
-            .await?
+        // Bare pieces come from the thread: unlike a disk they are not removed when their
+        // caller is gone.
+        let adopted = self.make(move |shared| SnapshotDisk::adopt(shared, id, &base, &store));
+        Ok(SnapshotDisk::of(&self.shared, adopted.await??))
     }
 
     /// Lists everything that belongs to the disks of this root directory.

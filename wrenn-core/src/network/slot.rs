@@ -130,6 +130,7 @@ pub struct NetworkSlot {
     number: SlotNumber,
     /// There until the slot is given back.
     pieces: Option<Pieces>,
+    kept: bool,
 }
 
 /// Makes the TAP this user's. A process that is born for another sandbox just when the TAP
@@ -172,7 +173,13 @@ impl NetworkSlot {
             host,
             number: pieces.slot(),
             pieces: Some(pieces),
+            kept: false,
         }
+    }
+
+    /// Sets whether the slot stays when this is dropped, which removes it otherwise.
+    pub const fn set_kept(&mut self, kept: bool) {
+        self.kept = kept;
     }
 
     /// Gives the slot to another owner. If that fails, or nobody waits any more, it is
@@ -321,7 +328,7 @@ impl NetworkSlot {
 
 impl Drop for NetworkSlot {
     fn drop(&mut self) {
-        if let Some(pieces) = self.pieces.take() {
+        if let Some(pieces) = self.pieces.take().filter(|_| !self.kept) {
             retire(Arc::clone(&self.host), pieces);
         }
     }

@@ -176,17 +176,17 @@ async fn take_over(
         let cgroup = host.cgroups.adopt(&id);
         Vm::adopt(vmm, cgroup, directory.path())
     });
-    let vm = match adopted.transpose() {
+    let mut vm = match adopted.transpose() {
         Ok(vm) => vm.flatten(),
         Err(error) => return Err((LookError::Vm(error), directory, record)),
     };
+    if let Some(vm) = &mut vm {
+        vm.set_kept(true);
+    }
     let adopted = record.pager.as_ref().map(PagerProcess::adopt);
     let (pager, no_pager) = match adopted.transpose() {
         Ok(pager) => (pager.flatten(), record.pager.is_some()),
         Err(error) => {
-            if let Some(vm) = vm {
-                vm.leave();
-            }
             return Err((LookError::Pager(error), directory, record));
         }
     };
@@ -201,21 +201,12 @@ async fn take_over(
     };
     let (disk, unknown_disk) = take_over_disk(host, &directory, &record).await;
     let (slot, unknown_slot) = take_over_slot(host, &record).await;
-    let unknown = unknown_disk.or(unknown_slot);
-    let vm = match (vm, unknown) {
-        (Some(vm), Some(error)) => {
-            vm.leave();
-            if let Some(disk) = disk {
-                disk.leave();
-            }
-            if let Some(slot) = slot {
-                slot.leave();
-            }
-            return Err((error, directory, record));
-        }
-        // Without its VM it is broken, whatever else there is.
-        (vm, _) => vm,
-    };
+    // Without its VM it is broken, whatever else there is.
+    if vm.is_some()
+        && let Some(error) = unknown_disk.or(unknown_slot)
+    {
+        return Err((error, directory, record));
+    }
     let guest = slot.as_ref().and_then(|slot| {
         let address = (slot.reachable_address(), ENVD_PORT).into();
         let token = record.token.clone().map(AccessToken::new);
@@ -313,7 +304,10 @@ async fn take_over_disk(
         return (None, None);
     };
     match RootDisk::take_over(host.mapper.as_ref(), directory, disk).await {
-        Ok(disk) => (Some(disk), None),
+        Ok(mut disk) => {
+            disk.set_kept(true);
+            (Some(disk), None)
+        }
         Err(error) if error.is_gone() => {
             warn!(sandbox_id = %record.id, error = %Chain(&error), "cannot adopt its disk");
             (None, None)
@@ -331,7 +325,10 @@ async fn take_over_slot(
         return (None, None);
     };
     match host.network.adopt(number, record.id.as_str()).await {
-        Ok(slot) => (Some(slot), None),
+        Ok(mut slot) => {
+            slot.set_kept(true);
+            (Some(slot), None)
+        }
         Err(error) if error.is_gone() => {
             warn!(sandbox_id = %record.id, error = %Chain(&error), "cannot adopt its slot");
             (None, None)

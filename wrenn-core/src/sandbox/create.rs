@@ -342,6 +342,7 @@ async fn greet(
     }
     sandbox.record.state = State::Running;
     sandbox.write_record()?;
+    sandbox.set_kept(config.keep == Keep::UntilDestroyed);
     Ok(())
 }
 

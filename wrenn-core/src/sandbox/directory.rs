@@ -81,7 +81,8 @@ impl SandboxDirectory {
         })
     }
 
-    /// Takes over the directory of a sandbox whose owner died; `None` where it lives.
+    /// Takes over the directory of a sandbox whose owner died; `None` where it lives. It is kept:
+    /// only [`remove`](Self::remove) removes it.
     pub(super) fn take_over(
         root: &RootDirectory,
         id: SandboxId,
@@ -91,7 +92,7 @@ impl SandboxDirectory {
         Ok(lock.map(|lock| Self {
             id,
             path,
-            kept: false,
+            kept: true,
             lock: Some(lock),
         }))
     }
@@ -131,7 +132,12 @@ impl SandboxDirectory {
 
     /// From now on dropping it removes nothing: somebody's data is in it.
     pub(super) fn keep(&mut self) {
-        self.kept = true;
+        self.set_kept(true);
+    }
+
+    /// Sets whether dropping it leaves the files.
+    pub(super) fn set_kept(&mut self, kept: bool) {
+        self.kept = kept;
     }
 
     /// Lets go of it without removing anything.

@@ -104,8 +104,10 @@ use record::SandboxRecord;
 /// How long a VM may outlive its pager, which ends when it sees that the VM has.
 const LAST_PAGES: Duration = Duration::from_millis(500);
 
-/// A running sandbox.
-#[must_use = "dropping a sandbox destroys it in the background"]
+/// A running sandbox. Dropping one that is kept [while it is owned](Keep::WhileOwned) destroys it
+/// in the background; dropping any other leaves it running, as [`leave`](Self::leave) does: a
+/// program that ends by an error takes no data along.
+#[must_use = "a dropped sandbox is destroyed, or left running without an owner"]
 #[derive(Debug)]
 pub struct Sandbox {
     // Fields are dropped in this order: the VM first, its files last.
@@ -342,6 +344,14 @@ impl Sandbox {
         self.directory.leave();
     }
 
+    /// Sets whether dropping it leaves it as it is.
+    fn set_kept(&mut self, kept: bool) {
+        self.vm.set_kept(kept);
+        self.disk.set_kept(kept);
+        self.slot.set_kept(kept);
+        self.directory.set_kept(kept);
+    }
+
     /// Its VM is gone or must go: gives back what only a VM needs and keeps the data.
     pub async fn fail(self, reason: String) -> Remains {
         Remains::of(self, reason).await
@@ -355,6 +365,7 @@ impl Sandbox {
     /// # Cancel safety
     /// Once begun, the rest is given back in the background.
     pub async fn destroy(mut self) -> Result<(), DestroyError> {
+        self.set_kept(false);
         // If we die from here on, the next owner goes on with it.
         self.record.state = State::Stopped;
         if let Err(error) = self.write_record() {

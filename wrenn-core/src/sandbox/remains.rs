@@ -42,10 +42,11 @@ impl Remains {
 
     /// Of a sandbox that has no VM and no slot any more.
     pub(super) fn write(
-        directory: SandboxDirectory,
+        mut directory: SandboxDirectory,
         mut record: SandboxRecord,
         reason: String,
     ) -> Self {
+        directory.keep();
         record.state = State::Error;
         record.reason = Some(reason);
         record.vmm = None;

@@ -118,7 +118,8 @@ impl Restored {
         directory: SandboxDirectory,
         record: SandboxRecord,
     ) -> Sandbox {
-        Sandbox {
+        let kept = record.keep == Keep::UntilDestroyed;
+        let mut sandbox = Sandbox {
             vm: self.vm,
             pager: self.pager,
             lost_pager: AtomicBool::new(false),
@@ -131,7 +132,9 @@ impl Restored {
             host,
             halted: None,
             programs_frozen: AtomicBool::new(false),
-        }
+        };
+        sandbox.set_kept(kept);
+        sandbox
     }
 }
 

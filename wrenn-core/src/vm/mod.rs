@@ -325,6 +325,11 @@ impl Vm {
         ProcessIdentity::of(self.process.pid().cast_signed())
     }
 
+    /// Sets whether it goes on when this is dropped, which ends it otherwise.
+    pub fn set_kept(&mut self, kept: bool) {
+        self.process.set_kept(kept);
+    }
+
     /// Goes away without it: it keeps running.
     pub fn leave(self) {
         self.process.leave();

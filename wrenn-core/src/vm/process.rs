@@ -243,7 +243,7 @@ pub enum LaunchError {
     Thread,
 }
 
-/// A running VMM. Dropping it kills the process.
+/// A running VMM. Dropping it kills the process, unless it is [kept](Self::set_kept).
 #[derive(Debug)]
 pub struct VmmProcess {
     pid: u32,
@@ -254,7 +254,7 @@ pub struct VmmProcess {
     /// Of its cgroup.
     tally: Option<Tally>,
     /// Whether it goes on without us.
-    left: bool,
+    kept: bool,
 }
 
 impl VmmProcess {
@@ -339,10 +339,12 @@ impl VmmProcess {
 
     /// Goes away without it: it keeps running, and [`VmmProcess::adopt`] finds it again.
     pub fn leave(mut self) {
-        self.left = true;
-        if let Some(cgroup) = lock(&self.cgroup).take() {
-            cgroup.leave();
-        }
+        self.kept = true;
+    }
+
+    /// Sets whether it goes on when this is dropped.
+    pub fn set_kept(&mut self, kept: bool) {
+        self.kept = kept;
     }
 
     fn watch(pid: u32, pidfd: OwnedFd, cgroup: Option<VmCgroup>) -> Result<Self, LaunchError> {
@@ -393,7 +395,7 @@ impl VmmProcess {
             exit,
             cgroup,
             tally,
-            left: false,
+            kept: false,
         }
     }
 
@@ -432,7 +434,10 @@ impl VmmProcess {
 
 impl Drop for VmmProcess {
     fn drop(&mut self) {
-        if self.left {
+        if self.kept {
+            if let Some(cgroup) = lock(&self.cgroup).take() {
+                cgroup.leave();
+            }
             return;
         }
         if let Some(tally) = &self.tally {

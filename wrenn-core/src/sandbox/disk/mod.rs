@@ -268,6 +268,14 @@ impl RootDisk {
         }
     }
 
+    /// Sets whether it stays when this is dropped.
+    pub(super) fn set_kept(&mut self, kept: bool) {
+        match self {
+            Self::Snapshot(disk) => disk.set_kept(kept),
+            Self::Copy(_) => {}
+        }
+    }
+
     /// Goes away without it.
     pub(super) fn leave(self) {
         match self {
