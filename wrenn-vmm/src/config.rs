@@ -155,7 +155,7 @@ pub struct DriveConfig {
     pub is_read_only: Option<bool>,
     /// The file or block device behind it.
     pub path_on_host: Option<PathBuf>,
-    /// Limits are not implemented.
+    /// Limits of what the guest reads and writes together.
     pub rate_limiter: Option<RateLimiterConfig>,
     /// Only `Sync` is known.
     pub io_engine: Option<IoEngine>,
@@ -180,7 +180,7 @@ pub struct DriveUpdate {
     pub drive_id: String,
     /// The new file behind it.
     pub path_on_host: Option<PathBuf>,
-    /// Limits are not implemented.
+    /// The limits that change.
     pub rate_limiter: Option<RateLimiterConfig>,
 }
 
@@ -196,9 +196,31 @@ pub struct NetworkInterfaceConfig {
     pub guest_mac: Option<MacAddress>,
     /// The largest packet that the guest is told.
     pub mtu: Option<u16>,
-    /// Limits are not implemented.
+    /// Limits of what the guest receives.
     pub rx_rate_limiter: Option<RateLimiterConfig>,
-    /// Limits are not implemented.
+    /// Limits of what the guest sends.
+    pub tx_rate_limiter: Option<RateLimiterConfig>,
+}
+
+impl NetworkInterfaceConfig {
+    /// Applies an update.
+    pub fn update(&mut self, update: &NetworkInterfaceUpdate) {
+        self.rx_rate_limiter =
+            RateLimiterConfig::updated(self.rx_rate_limiter, update.rx_rate_limiter);
+        self.tx_rate_limiter =
+            RateLimiterConfig::updated(self.tx_rate_limiter, update.tx_rate_limiter);
+    }
+}
+
+/// `PATCH /network-interfaces/{id}`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterfaceUpdate {
+    /// Which interface.
+    pub iface_id: String,
+    /// The limits that change.
+    pub rx_rate_limiter: Option<RateLimiterConfig>,
+    /// The limits that change.
     pub tx_rate_limiter: Option<RateLimiterConfig>,
 }
 
@@ -229,7 +251,7 @@ pub struct BalloonConfig {
     pub free_page_reporting: bool,
 }
 
-/// Limits of a device.
+/// Limits of a device; a bucket that is absent limits nothing, and is not changed by a PATCH.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiterConfig {
@@ -240,14 +262,31 @@ pub struct RateLimiterConfig {
 }
 
 impl RateLimiterConfig {
-    /// Whether it limits nothing, as clients that always send the field have it.
-    pub const fn is_unlimited(&self) -> bool {
-        self.bandwidth.is_none() && self.ops.is_none()
+    /// Without the buckets that limit nothing, or none if neither does.
+    pub fn limiting(self) -> Option<Self> {
+        let limiting = Self {
+            bandwidth: self.bandwidth.filter(TokenBucketConfig::is_limit),
+            ops: self.ops.filter(TokenBucketConfig::is_limit),
+        };
+        (limiting.bandwidth.is_some() || limiting.ops.is_some()).then_some(limiting)
+    }
+
+    /// The limits `old`, if any, once those that are present in `update` have changed.
+    pub fn updated(old: Option<Self>, update: Option<Self>) -> Option<Self> {
+        let Some(update) = update else {
+            return old;
+        };
+        Self {
+            bandwidth: update.bandwidth.or(old.and_then(|old| old.bandwidth)),
+            ops: update.ops.or(old.and_then(|old| old.ops)),
+        }
+        .limiting()
     }
 }
 
 /// One limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TokenBucketConfig {
     /// Tokens in a full bucket.
     pub size: u64,
@@ -255,6 +294,13 @@ pub struct TokenBucketConfig {
     pub one_time_burst: Option<u64>,
     /// Milliseconds that an empty bucket takes to fill.
     pub refill_time: u64,
+}
+
+impl TokenBucketConfig {
+    /// Whether it limits anything: no size or no time means that it does not.
+    pub const fn is_limit(&self) -> bool {
+        self.size > 0 && self.refill_time > 0
+    }
 }
 
 /// `/logger`.
@@ -561,6 +607,25 @@ mod tests {
         .unwrap();
         assert_eq!(config.drives[0].drive_id, "rootfs");
         assert_eq!(config.machine_config.unwrap().vcpu_count, 2);
+    }
+
+    #[test]
+    fn updated_limits_keep_absent_buckets() {
+        let limits = |json: &str| serde_json::from_str::<RateLimiterConfig>(json).unwrap();
+        let both = limits(
+            r#"{"bandwidth": {"size": 1, "refill_time": 2}, "ops": {"size": 3, "refill_time": 4}}"#,
+        );
+        let ops = limits(r#"{"ops": {"size": 5, "one_time_burst": 6, "refill_time": 7}}"#);
+        let no_bytes = limits(r#"{"bandwidth": {"size": 0, "refill_time": 9}}"#);
+        let updated = RateLimiterConfig::updated(Some(both), Some(ops)).unwrap();
+        assert_eq!((updated.bandwidth, updated.ops), (both.bandwidth, ops.ops));
+        assert_eq!(
+            RateLimiterConfig::updated(Some(updated), None),
+            Some(updated)
+        );
+        let updated = RateLimiterConfig::updated(Some(updated), Some(no_bytes));
+        assert_eq!(updated, Some(ops));
+        assert_eq!(RateLimiterConfig::updated(None, Some(no_bytes)), None);
     }
 
     #[test]

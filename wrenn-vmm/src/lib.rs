@@ -28,6 +28,7 @@ pub mod logger;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
+pub mod rate_limiter;
 pub mod run;
 pub mod seccomp;
 pub mod snapshot;

@@ -96,6 +96,9 @@ pub struct BlockMetrics {
     /// Requests that failed.
     #[serde(rename = "execute_fails")]
     pub failures: Counter,
+    /// How often a queue stopped for want of tokens.
+    #[serde(rename = "rate_limiter_throttled_events")]
+    pub throttled: Counter,
 }
 
 /// All network interfaces together.
@@ -119,6 +122,12 @@ pub struct NetMetrics {
     /// Packets that TAP did not take.
     #[serde(rename = "tap_write_fails")]
     pub send_failures: Counter,
+    /// How often receiving stopped for want of tokens.
+    #[serde(rename = "rx_rate_limiter_throttled")]
+    pub receive_throttled: Counter,
+    /// How often sending stopped for want of tokens.
+    #[serde(rename = "tx_rate_limiter_throttled")]
+    pub send_throttled: Counter,
 }
 
 /// The entropy source.
@@ -202,6 +211,7 @@ pub static METRICS: Metrics = Metrics {
         written_bytes: Counter::new(),
         flushes: Counter::new(),
         failures: Counter::new(),
+        throttled: Counter::new(),
     },
     net: NetMetrics {
         received_packets: Counter::new(),
@@ -210,6 +220,8 @@ pub static METRICS: Metrics = Metrics {
         sent_packets: Counter::new(),
         sent_bytes: Counter::new(),
         send_failures: Counter::new(),
+        receive_throttled: Counter::new(),
+        send_throttled: Counter::new(),
     },
     entropy: EntropyMetrics {
         bytes: Counter::new(),
@@ -300,5 +312,18 @@ impl MetricsFile {
             .map_err(|error| MetricsError::Write(io::Error::other(error)))?;
         text.push(b'\n');
         file.write_all(&text).map_err(MetricsError::Write)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn throttling_counters_have_firecrackers_names() {
+        let metrics = serde_json::to_value(&METRICS).unwrap();
+        assert!(metrics["block"]["rate_limiter_throttled_events"].is_u64());
+        assert!(metrics["net"]["rx_rate_limiter_throttled"].is_u64());
+        assert!(metrics["net"]["tx_rate_limiter_throttled"].is_u64());
     }
 }

@@ -82,6 +82,10 @@ const EVERY_THREAD: &[i64] = &[
 
 const EVENTS: &[i64] = &[libc::SYS_epoll_wait, libc::SYS_epoll_pwait];
 
+/// Rate limiters are armed by the thread that serves a device and by PATCH, and disarmed by the
+/// vCPU that resets the device.
+const TIMERS: &[i64] = &[libc::SYS_timerfd_settime];
+
 const MAIN: &[i64] = &[
     // Console input, which is watched once there is a machine.
     libc::SYS_epoll_ctl,
@@ -192,13 +196,13 @@ pub fn filters() -> Result<Filters, FilterError> {
     let abort = &[libc::SIGABRT][..];
     Ok(Filters {
         main: compile(
-            &[EVERY_THREAD, EVENTS, MAIN],
+            &[EVERY_THREAD, EVENTS, TIMERS, MAIN],
             MAIN_CONTROLS,
             // The second one has vCPUs leave the guest.
             &[libc::SIGABRT, SIGRTMIN()],
         )?,
-        vcpu: compile(&[EVERY_THREAD], VCPU_CONTROLS, abort)?,
-        device: compile(&[EVERY_THREAD, EVENTS, DEVICE], &[], abort)?,
+        vcpu: compile(&[EVERY_THREAD, TIMERS], VCPU_CONTROLS, abort)?,
+        device: compile(&[EVERY_THREAD, EVENTS, TIMERS, DEVICE], &[], abort)?,
         api: compile(&[EVERY_THREAD, EVENTS, API], API_CONTROLS, abort)?,
     })
 }
@@ -335,13 +339,15 @@ mod tests {
             libc::SYS_socket,
             libc::SYS_ptrace,
             libc::SYS_clone3,
+            libc::SYS_timerfd_create,
         ]
         .map(|number| call(number, 0, 0));
+        let timer = call(libc::SYS_timerfd_settime, 0, 0);
         let sync = call(libc::SYS_fdatasync, 0, 0);
         for (thread, allowed) in [
-            ("main", vec![&duplicate]),
-            ("vcpu", vec![&run, &duplicate]),
-            ("device", vec![&sync, &duplicate]),
+            ("main", vec![&timer, &duplicate]),
+            ("vcpu", vec![&run, &timer, &duplicate]),
+            ("device", vec![&sync, &timer, &duplicate]),
             ("api", vec![&non_blocking, &duplicate]),
         ] {
             let calls = [
@@ -352,6 +358,7 @@ mod tests {
                 &duplicate,
                 &kill,
                 &sync,
+                &timer,
             ];
             for call in calls.into_iter().chain(&others) {
                 let wanted = (!allowed.contains(&call)).then_some(libc::SIGSYS);

@@ -26,7 +26,7 @@ use crate::devices::keyboard::KeyboardBufferFull;
 use crate::logger::{self, LogFileError};
 use crate::machine::{
     BalloonError, BootSourceError, CreateSnapshotError, DriveError, Environment, LoadSnapshotError,
-    Machine, NetworkError, Resources, StartError, UpdateDriveError,
+    Machine, NetworkError, NoSuchInterface, Resources, StartError, UpdateDriveError,
 };
 use crate::metrics::{METRICS, MetricsError, MetricsFile};
 use crate::seccomp::FilterError;
@@ -53,12 +53,12 @@ pub enum ActionError {
     /// A running machine's drive.
     #[error("Drive config error: Unable to patch the block device")]
     UpdateDrive(#[from] UpdateDriveError),
-    /// Limits cannot be changed, since there are none.
-    #[error("Drive config error: rate_limiter is not implemented")]
-    RateLimiter,
     /// Network interfaces.
     #[error("Network config error: Could not create the network device")]
     Network(#[from] NetworkError),
+    /// A network interface that is to change.
+    #[error("Network config error: Unable to update the net device")]
+    UpdateNetwork(#[from] NoSuchInterface),
     /// Balloon.
     #[error("Balloon config error")]
     Balloon(#[from] BalloonError),
@@ -233,6 +233,8 @@ impl Controller {
             Action::SetBootSource(config) => resources.set_boot_source(config)?,
             Action::SetDrive(config) => resources.set_drive(config)?,
             Action::SetNetwork(config) => resources.set_network(config)?,
+            Action::UpdateDrive(update) => resources.update_drive(update)?,
+            Action::UpdateNetwork(update) => resources.update_network(&update)?,
             Action::SetEntropy(config) => resources.set_entropy(config)?,
             Action::SetBalloon(config) => resources.set_balloon(config)?,
             Action::SetLogger(config) => logger::configure(&config)?,
@@ -253,7 +255,6 @@ impl Controller {
             | Action::Pause
             | Action::Resume
             | Action::CreateSnapshot(_)
-            | Action::UpdateDrive(_)
             | Action::PressControlAltDelete => return Err(ActionError::NotStarted),
             Action::GetInstance | Action::GetVersion => {}
         }
@@ -291,17 +292,8 @@ fn control(
         Action::CreateSnapshot(_) if !*paused => return Err(CreateSnapshotError::Running.into()),
         Action::CreateSnapshot(config) => create(&config, machine)?,
         Action::PressControlAltDelete => machine.press_control_alt_delete()?,
-        Action::UpdateDrive(update) => {
-            if update
-                .rate_limiter
-                .is_some_and(|limiter| !limiter.is_unlimited())
-            {
-                return Err(ActionError::RateLimiter);
-            }
-            if let Some(path) = update.path_on_host {
-                machine.update_drive(&update.drive_id, path)?;
-            }
-        }
+        Action::UpdateDrive(update) => machine.update_drive(update)?,
+        Action::UpdateNetwork(update) => machine.update_network(&update)?,
         Action::SetMachine(_)
         | Action::SetBootSource(_)
         | Action::SetDrive(_)

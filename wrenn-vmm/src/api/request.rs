@@ -6,7 +6,7 @@ use crate::api::http::{HttpRequest, Method};
 use crate::config::{
     ActionConfig, ActionType, BalloonConfig, BootSourceConfig, DriveConfig, DriveUpdate,
     EntropyConfig, LoggerConfig, MachineConfig, MachineConfigUpdate, MetricsConfig,
-    NetworkInterfaceConfig, RequestedState, VmUpdate,
+    NetworkInterfaceConfig, NetworkInterfaceUpdate, RequestedState, VmUpdate,
 };
 use crate::snapshot::config::{CreateSnapshotConfig, LoadSnapshotConfig};
 
@@ -31,6 +31,8 @@ pub enum Action {
     UpdateDrive(DriveUpdate),
     /// `PUT /network-interfaces/{id}`
     SetNetwork(NetworkInterfaceConfig),
+    /// `PATCH /network-interfaces/{id}`
+    UpdateNetwork(NetworkInterfaceUpdate),
     /// `PUT /entropy`
     SetEntropy(EntropyConfig),
     /// `PUT /balloon`
@@ -163,6 +165,12 @@ fn patch(resource: &str, item: Option<&str>, body: &[u8]) -> Result<Action, Requ
             let update: DriveUpdate = json(body)?;
             matching(id, &update.drive_id)?;
             Action::UpdateDrive(update)
+        }
+        "network-interfaces" => {
+            let id = checked(item)?;
+            let update: NetworkInterfaceUpdate = json(body)?;
+            matching(id, &update.iface_id)?;
+            Action::UpdateNetwork(update)
         }
         "machine-config" => {
             let update: MachineConfigUpdate = json(body)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::acpi::VirtioWindow;
+use crate::config::RateLimiterConfig;
 use crate::cpu::thread::Buses;
 use crate::devices::bus::{Bus, BusDevice};
 use crate::devices::keyboard::{KeyboardController, KeyboardState};
@@ -18,11 +19,12 @@ use crate::machine::hypervisor::Hypervisor;
 use crate::machine::{Devices, Resources};
 use crate::memory::GuestMemory;
 use crate::memory::discard::Discarder;
+use crate::rate_limiter::{MonotonicClock, RateLimiter};
 use crate::snapshot::state::DeviceStates;
 use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
-use crate::virtio::net::Net;
+use crate::virtio::net::{Limiters, Net};
 use crate::virtio::rng::Entropy;
 use crate::virtio::transport::{MmioTransport, NOTIFY_OFFSET, TransportState};
 
@@ -103,7 +105,13 @@ impl<'a> Board<'a> {
                 .map_err(host("use a drive's file"))?;
             let config = &drive.config;
             let read_only = config.is_read_only.unwrap_or(false);
-            let device = Block::new(backing, &config.drive_id, read_only, config.cache_type);
+            let device = Block::new(
+                backing,
+                &config.drive_id,
+                read_only,
+                config.cache_type,
+                limiter(config.rate_limiter)?,
+            );
             let saved = saved.and_then(|saved| saved.drives.get(index));
             drives.push((config.drive_id.clone(), self.virtio(device, saved)?));
         }
@@ -114,7 +122,11 @@ impl<'a> Board<'a> {
                 .try_clone()
                 .map_err(host("use a TAP interface"))?;
             let config = &network.config;
-            let device = Net::new(tap, config.guest_mac, config.mtu);
+            let limiters = Limiters {
+                receive: limiter(config.rx_rate_limiter)?,
+                transmit: limiter(config.tx_rate_limiter)?,
+            };
+            let device = Net::new(tap, config.guest_mac, config.mtu, limiters);
             let saved = saved.and_then(|saved| saved.networks.get(index));
             networks.push((config.iface_id.clone(), self.virtio(device, saved)?));
         }
@@ -232,4 +244,8 @@ impl<'a> Board<'a> {
         self.windows.push(VirtioWindow { start, interrupt });
         Ok(transport)
     }
+}
+
+fn limiter(config: Option<RateLimiterConfig>) -> Result<RateLimiter, StartError> {
+    RateLimiter::new(config, MonotonicClock).map_err(host("create a timer"))
 }

@@ -19,15 +19,14 @@ pub use build::{Environment, StartError};
 pub use hypervisor::HypervisorError;
 pub use resources::{
     BalloonError, BootSource, BootSourceError, Drive, DriveError, NetworkError, NetworkInterface,
-    Resources,
+    NoSuchInterface, Resources,
 };
 pub use restore::LoadSnapshotError;
 pub use save::CreateSnapshotError;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::VmConfig;
+use crate::config::{DriveUpdate, NetworkInterfaceUpdate, RateLimiterConfig, VmConfig};
 use crate::cpu::thread::{self, Vcpu, VcpuError};
 use crate::devices::keyboard::{KeyboardBufferFull, KeyboardController};
 use crate::devices::serial::SerialPort;
@@ -141,25 +140,62 @@ impl Machine {
         &self.config
     }
 
-    /// Puts another file behind a drive and tells the guest. Requests that are being
-    /// worked on finish on the old one.
+    /// Puts another file behind a drive and tells the guest, or changes its limits. Requests
+    /// that are being worked on finish on the old file.
     ///
     /// # Errors
     /// If there is no such drive or no such file; nothing has changed then.
-    pub fn update_drive(&mut self, id: &str, path: PathBuf) -> Result<(), UpdateDriveError> {
-        let drive = self.devices.drives.iter().find(|(name, _)| name == id);
+    pub fn update_drive(&mut self, update: DriveUpdate) -> Result<(), UpdateDriveError> {
+        let id = update.drive_id;
+        let drive = self.devices.drives.iter().find(|(name, _)| *name == id);
         let config = self
             .config
             .drives
             .iter_mut()
             .find(|drive| drive.drive_id == id);
         let (Some((_, drive)), Some(config)) = (drive, config) else {
-            return Err(UpdateDriveError::NoSuchDrive { id: id.to_owned() });
+            return Err(UpdateDriveError::NoSuchDrive { id });
         };
-        let backing = Backing::open(&path, config.is_read_only.unwrap_or(false))?;
-        drive.with_device(|device| device.replace(backing));
-        drive.configuration_changed();
-        config.path_on_host = Some(path);
+        if let Some(path) = update.path_on_host {
+            let backing = Backing::open(&path, config.is_read_only.unwrap_or(false))?;
+            drive.with_device(|device| device.replace(backing));
+            drive.configuration_changed();
+            config.path_on_host = Some(path);
+        }
+        if let Some(limits) = update.rate_limiter {
+            drive.with_device(|device| device.limiter().update(limits));
+            drive.wake_queues();
+            config.rate_limiter = RateLimiterConfig::updated(config.rate_limiter, Some(limits));
+        }
+        Ok(())
+    }
+
+    /// Changes the limits of a network interface.
+    ///
+    /// # Errors
+    /// If there is no such interface.
+    pub fn update_network(
+        &mut self,
+        update: &NetworkInterfaceUpdate,
+    ) -> Result<(), NoSuchInterface> {
+        let id = &update.iface_id;
+        let network = self.devices.networks.iter().find(|(name, _)| name == id);
+        let mut configs = self.config.network_interfaces.iter_mut();
+        let config = configs.find(|config| config.iface_id == *id);
+        let (Some((_, network)), Some(config)) = (network, config) else {
+            return Err(NoSuchInterface(id.clone()));
+        };
+        network.with_device(|device| {
+            let limiters = device.limiters();
+            if let Some(limits) = update.rx_rate_limiter {
+                limiters.receive.update(limits);
+            }
+            if let Some(limits) = update.tx_rate_limiter {
+                limiters.transmit.update(limits);
+            }
+        });
+        network.wake_queues();
+        config.update(update);
         Ok(())
     }
 }

@@ -5,9 +5,9 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use crate::config::{
-    BalloonConfig, BootSourceConfig, DriveConfig, EntropyConfig, IoEngine, MacAddress,
+    BalloonConfig, BootSourceConfig, DriveConfig, DriveUpdate, EntropyConfig, IoEngine, MacAddress,
     MachineConfig, MachineConfigError, MachineConfigUpdate, NetworkInterfaceConfig,
-    RateLimiterConfig, VmConfig,
+    NetworkInterfaceUpdate, RateLimiterConfig, VmConfig,
 };
 use crate::layout;
 use crate::sys::tap::Tap;
@@ -59,6 +59,9 @@ pub enum DriveError {
     /// Nothing behind it.
     #[error("path_on_host is required")]
     NoPath,
+    /// There is none to be changed.
+    #[error("there is no drive {0:?}")]
+    NoSuchDrive(String),
     /// A setting of Firecracker that this VMM lacks.
     #[error("{0} is not implemented")]
     NotImplemented(&'static str),
@@ -79,10 +82,12 @@ pub enum NetworkError {
         #[source]
         source: std::io::Error,
     },
-    /// A setting of Firecracker that this VMM lacks.
-    #[error("{0} is not implemented")]
-    NotImplemented(&'static str),
 }
+
+/// There is no such network interface to be changed.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no network interface {0:?}")]
+pub struct NoSuchInterface(pub(super) String);
 
 /// A balloon that does not do.
 #[derive(Debug, thiserror::Error)]
@@ -229,15 +234,15 @@ impl Resources {
     ///
     /// # Errors
     /// If it cannot be opened or would be a second root.
-    pub fn set_drive(&mut self, config: DriveConfig) -> Result<(), DriveError> {
+    pub fn set_drive(&mut self, mut config: DriveConfig) -> Result<(), DriveError> {
         let lacking = [
             (config.socket.is_some(), "socket"),
             (config.io_engine == Some(IoEngine::Async), "io_engine Async"),
-            (is_limited(config.rate_limiter), "rate_limiter"),
         ];
         if let Some((_, what)) = lacking.into_iter().find(|(asked, _)| *asked) {
             return Err(DriveError::NotImplemented(what));
         }
+        config.rate_limiter = config.rate_limiter.and_then(RateLimiterConfig::limiting);
         let path = config.path_on_host.as_ref().ok_or(DriveError::NoPath)?;
         let same = |drive: &Drive| drive.config.drive_id == config.drive_id;
         let other_root = self
@@ -264,14 +269,31 @@ impl Resources {
         Ok(())
     }
 
+    /// Changes the file or limits of a drive, which Firecracker does after the start only.
+    ///
+    /// # Errors
+    /// If there is no such drive or no such file; nothing has changed then.
+    pub fn update_drive(&mut self, update: DriveUpdate) -> Result<(), DriveError> {
+        let id = update.drive_id;
+        let mut old = self.drives.iter().map(|drive| &drive.config);
+        let Some(mut config) = old.find(|config| config.drive_id == id).cloned() else {
+            return Err(DriveError::NoSuchDrive(id));
+        };
+        config.rate_limiter = RateLimiterConfig::updated(config.rate_limiter, update.rate_limiter);
+        if update.path_on_host.is_some() {
+            config.path_on_host = update.path_on_host;
+        }
+        self.set_drive(config)
+    }
+
     /// Adds a network interface, or replaces the one with the same id.
     ///
     /// # Errors
     /// If its TAP interface cannot be opened or its address is taken.
-    pub fn set_network(&mut self, config: NetworkInterfaceConfig) -> Result<(), NetworkError> {
-        if is_limited(config.rx_rate_limiter) || is_limited(config.tx_rate_limiter) {
-            return Err(NetworkError::NotImplemented("rate_limiter"));
-        }
+    pub fn set_network(&mut self, mut config: NetworkInterfaceConfig) -> Result<(), NetworkError> {
+        let limiting = RateLimiterConfig::limiting;
+        config.rx_rate_limiter = config.rx_rate_limiter.and_then(limiting);
+        config.tx_rate_limiter = config.tx_rate_limiter.and_then(limiting);
         let same = |other: &NetworkInterface| other.config.iface_id == config.iface_id;
         if let Some(mac) = config.guest_mac
             && self
@@ -301,12 +323,32 @@ impl Resources {
         Ok(())
     }
 
+    /// Changes the limits of a network interface, which Firecracker does after the start only.
+    ///
+    /// # Errors
+    /// If there is no such interface.
+    pub fn update_network(
+        &mut self,
+        update: &NetworkInterfaceUpdate,
+    ) -> Result<(), NoSuchInterface> {
+        let mut configs = self.networks.iter_mut().map(|network| &mut network.config);
+        let config = configs
+            .find(|config| config.iface_id == update.iface_id)
+            .ok_or_else(|| NoSuchInterface(update.iface_id.clone()))?;
+        config.update(update);
+        Ok(())
+    }
+
     /// Adds the entropy source.
     ///
     /// # Errors
     /// If it is to be limited, which is not implemented.
     pub fn set_entropy(&mut self, config: EntropyConfig) -> Result<(), DriveError> {
-        if is_limited(config.rate_limiter) {
+        if config
+            .rate_limiter
+            .and_then(RateLimiterConfig::limiting)
+            .is_some()
+        {
             return Err(DriveError::NotImplemented("rate_limiter"));
         }
         self.entropy = Some(config);
@@ -353,11 +395,6 @@ impl Resources {
             ..Default::default()
         }
     }
-}
-
-/// Whether a client asks for a limit that would really limit something.
-fn is_limited(limiter: Option<RateLimiterConfig>) -> bool {
-    limiter.is_some_and(|limiter| !limiter.is_unlimited())
 }
 
 #[cfg(test)]
@@ -456,6 +493,24 @@ mod tests {
             .set_drive(drive("data", true, file.path()))
             .unwrap();
         assert_eq!(ids(&resources), ["data", "root"]);
+    }
+
+    #[test]
+    fn network_limits_change_before_the_start() {
+        let (socket, _peer) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let mut resources = Resources::default();
+        resources.networks.push(NetworkInterface {
+            config: serde_json::from_str(r#"{"iface_id": "e", "host_dev_name": "t"}"#).unwrap(),
+            tap: Tap::from_socket(socket),
+        });
+        let update: NetworkInterfaceUpdate = serde_json::from_str(
+            r#"{"iface_id": "e", "tx_rate_limiter": {"ops": {"size": 1, "refill_time": 2}}}"#,
+        )
+        .unwrap();
+        resources.update_network(&update).unwrap();
+        let config = &resources.networks[0].config;
+        assert_eq!(config.tx_rate_limiter, update.tx_rate_limiter);
+        assert_eq!(config.rx_rate_limiter, None);
     }
 
     #[test]

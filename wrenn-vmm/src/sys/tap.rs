@@ -71,6 +71,16 @@ impl Tap {
         Ok(Self { file })
     }
 
+    /// A datagram socket in place of an interface.
+    #[cfg(test)]
+    pub(crate) fn from_socket(socket: std::os::unix::net::UnixDatagram) -> Self {
+        socket.set_nonblocking(true).unwrap();
+        let descriptor = std::os::fd::OwnedFd::from(socket);
+        Self {
+            file: descriptor.into(),
+        }
+    }
+
     /// Another handle on the same interface.
     ///
     /// # Errors

@@ -126,7 +126,7 @@ impl VirtioDevice for Balloon {
             if index == REPORTING {
                 self.discard(chain, active.memory);
             }
-            0
+            Some(0)
         })
     }
 }

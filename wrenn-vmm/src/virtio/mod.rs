@@ -49,7 +49,7 @@ pub enum DeviceType {
 /// What made [`VirtioDevice::process`] run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The guest put buffers into this queue.
+    /// The guest put buffers into this queue, or a throttled one may go on.
     Queue(usize),
     /// The descriptor that the device listens to besides became ready.
     Backend,
@@ -108,6 +108,12 @@ pub trait VirtioDevice: Send {
     /// A descriptor, if any, whose readiness (edge-triggered) makes [`Self::process`] run.
     fn backend(&self) -> Option<RawFd> {
         None
+    }
+
+    /// Timers, each with the queue that [`Self::process`] runs for when it expires
+    /// (edge-triggered).
+    fn timers(&self) -> Vec<(RawFd, usize)> {
+        Vec::new()
     }
 
     /// The driver is ready.

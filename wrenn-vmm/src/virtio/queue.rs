@@ -194,7 +194,8 @@ impl VirtQueue {
     }
 
     /// Has requests served and given back, up to `most` of them; `serve` says how many bytes it
-    /// has written into each. The driver is told at the end.
+    /// has written into each, or `None` if the request is to stay in the queue, which is not
+    /// worked on any more then. The driver is told at the end.
     ///
     /// # Errors
     /// If the rings contradict themselves.
@@ -203,7 +204,7 @@ impl VirtQueue {
         memory: &GuestMemory,
         interrupt: &Interrupt,
         most: usize,
-        mut serve: impl FnMut(&Chain) -> u32,
+        mut serve: impl FnMut(&Chain) -> Option<u32>,
     ) -> Result<Progress, QueueBroken> {
         for _ in 0..most {
             self.disable_notification(memory)?;
@@ -214,7 +215,11 @@ impl VirtQueue {
                 }
                 return Ok(Progress::Done);
             };
-            let written = serve(&chain);
+            let Some(written) = serve(&chain) else {
+                self.undo_pop();
+                self.notify(memory, interrupt)?;
+                return Ok(Progress::Done);
+            };
             self.add_used(memory, chain.head, written)?;
         }
         self.notify(memory, interrupt)?;

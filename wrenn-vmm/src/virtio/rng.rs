@@ -80,7 +80,7 @@ impl VirtioDevice for Entropy {
             return Ok(Progress::Done);
         };
         queue.serve(active.memory, active.interrupt, BATCH, |chain| {
-            Self::serve(chain, active.memory)
+            Some(Self::serve(chain, active.memory))
         })
     }
 }

@@ -212,14 +212,15 @@ impl<D: VirtioDevice> MmioTransport<D> {
             .zip(&self.queue_events)
             .map(|(index, event)| (event.as_raw_fd(), EventSet::IN, index))
             .collect();
-        if let Some(backend) = lock(&self.inner).device.backend() {
-            // By edge: a packet that cannot be taken now must not wake the loop again
-            // and again.
-            sources.push((
-                backend,
-                EventSet::IN | EventSet::EDGE_TRIGGERED,
-                SOURCE_BACKEND,
-            ));
+        let inner = lock(&self.inner);
+        // By edge: a packet that cannot be taken now must not wake the loop again and
+        // again, nor must a timer that has expired.
+        let by_edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        if let Some(backend) = inner.device.backend() {
+            sources.push((backend, by_edge, SOURCE_BACKEND));
+        }
+        for (timer, queue) in inner.device.timers() {
+            sources.push((timer, by_edge, u32::try_from(queue).unwrap_or(u32::MAX)));
         }
         sources
     }
@@ -257,6 +258,13 @@ impl<D: VirtioDevice> MmioTransport<D> {
                 inner.status |= status::NEEDS_RESET;
                 self.interrupt.notify_configuration();
             }
+        }
+    }
+
+    /// Has every queue looked at.
+    pub fn wake_queues(&self) {
+        for queue in 0..self.queue_events.len() {
+            self.signal(queue);
         }
     }
 
@@ -497,10 +505,8 @@ impl<D: VirtioDevice> Pausable for MmioTransport<D> {
 
     fn resume(&self) {
         lock(&self.inner).paused = false;
-        // Whatever came meanwhile was ignored, so that every queue is looked at.
-        for queue in 0..self.queue_events.len() {
-            self.signal(queue);
-        }
+        // Whatever came meanwhile was ignored.
+        self.wake_queues();
         // An interrupt that was raised on its way into a snapshot may have been lost.
         if self.interrupt.status() != 0 {
             self.interrupt.pulse();

@@ -22,9 +22,14 @@ struct Bench {
 impl Bench {
     /// `None` if there is no KVM at all.
     fn new() -> Option<Self> {
+        Self::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut Resources)) -> Option<Self> {
         crate::sys::kick::prepare().unwrap();
         let directory = tempfile::tempdir().unwrap();
-        let resources = resources(directory.path());
+        let mut resources = resources(directory.path());
+        change(&mut resources);
         let mut client = Client::new();
         let booted =
             client.with_environment(|_, environment| Machine::boot(&resources, environment));
@@ -230,4 +235,60 @@ fn load_that_fails_says_why_and_leaves_room_for_another() {
     failing(&load, "cannot open drive root");
     std::fs::rename(bench.file("elsewhere"), bench.file("disk")).unwrap();
     assert_eq!(client.status(Put, "/snapshot/load", &load.to_string()), 204);
+}
+
+#[test]
+fn started_machines_limits_are_changed() {
+    let network = crate::machine::NetworkInterface {
+        config: serde_json::from_str(r#"{"iface_id": "eth0", "host_dev_name": "tap0"}"#).unwrap(),
+        tap: crate::sys::tap::Tap::from_socket(
+            std::os::unix::net::UnixDatagram::unbound().unwrap(),
+        ),
+    };
+    let Some(mut bench) = Bench::with(|resources| resources.networks.push(network)) else {
+        return;
+    };
+    let limits = serde_json::json!({
+        "bandwidth": null, "ops": {"size": 7, "one_time_burst": 8, "refill_time": 9},
+    });
+    let update = serde_json::json!({"drive_id": "root", "rate_limiter": limits}).to_string();
+    assert_eq!(bench.client.status(Patch, "/drives/root", &update), 204);
+    let update = serde_json::json!({"iface_id": "eth0", "rx_rate_limiter": limits}).to_string();
+    let path = "/network-interfaces/eth0";
+    assert_eq!(bench.client.status(Patch, path, &update), 204);
+    let config = bench.client.config();
+    assert_eq!(config["drives"][0]["rate_limiter"], limits);
+    let interface = &config["network-interfaces"][0];
+    assert_eq!(interface["rx_rate_limiter"], limits);
+    assert!(interface["tx_rate_limiter"].is_null());
+
+    let update = update.replace("rx_rate", "tx_rate");
+    assert_eq!(bench.client.status(Patch, path, &update), 204);
+    let interface = &bench.client.config()["network-interfaces"][0];
+    assert_eq!(interface["rx_rate_limiter"], limits);
+    assert_eq!(interface["tx_rate_limiter"], limits);
+    let unknown = r#"{"iface_id": "eth1", "rx_rate_limiter": {}}"#;
+    assert_eq!(
+        bench
+            .client
+            .status(Patch, "/network-interfaces/eth1", unknown),
+        400
+    );
+}
+
+#[test]
+fn snapshot_keeps_the_limits() {
+    let Some(mut bench) = Bench::new() else {
+        return;
+    };
+    let update = r#"{"drive_id": "root",
+        "rate_limiter": {"ops": {"size": 7, "refill_time": 9}}}"#;
+    assert_eq!(bench.client.status(Patch, "/drives/root", update), 204);
+    let create = bench.create("Full");
+    assert_eq!(bench.client.status(Put, "/snapshot/create", &create), 204);
+    let mut loaded = Client::new();
+    let load = bench.load("File", "Full").to_string();
+    assert_eq!(loaded.status(Put, "/snapshot/load", &load), 204);
+    let drive = &loaded.config()["drives"][0];
+    assert_eq!(drive["rate_limiter"]["ops"]["size"], 7);
 }

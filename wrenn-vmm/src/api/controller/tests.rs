@@ -191,6 +191,13 @@ fn status_of_each_request() {
             400,
         ),
         (
+            Patch,
+            "/network-interfaces/e",
+            r#"{"iface_id":"e","rx_rate_limiter":{}}"#,
+            400,
+        ),
+        (Patch, "/network-interfaces/e", r#"{"iface_id":"f"}"#, 400),
+        (
             Put,
             "/network-interfaces/e",
             r#"{"iface_id":"e","host_dev_name":"far-too-long-a-name"}"#,
@@ -275,6 +282,82 @@ fn status_of_each_request() {
             "{method:?} {path} {body}"
         );
     }
+}
+
+#[test]
+fn drive_limits_are_set_and_changed() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut client = Client::new();
+    let mut body: serde_json::Value = serde_json::from_str(&drive("data", file.path())).unwrap();
+    body["rate_limiter"] = serde_json::json!({
+        "bandwidth": {"size": 1000, "one_time_burst": 5, "refill_time": 100},
+        "ops": {"size": 0, "refill_time": 100},
+    });
+    let put = client.status(Method::Put, "/drives/data", &body.to_string());
+    assert_eq!(put, 204);
+    let bandwidth = body["rate_limiter"]["bandwidth"].clone();
+    let limits = |client: &mut Client| client.config()["drives"][0]["rate_limiter"].clone();
+    assert_eq!(
+        limits(&mut client),
+        serde_json::json!({"bandwidth": bandwidth, "ops": null})
+    );
+    let ops = serde_json::json!({"size": 7, "one_time_burst": null, "refill_time": 1000});
+    for (update, expected) in [
+        (
+            serde_json::json!({"ops": ops}),
+            serde_json::json!({"bandwidth": bandwidth, "ops": ops}),
+        ),
+        (
+            serde_json::json!({"bandwidth": {"size": 0, "refill_time": 0}}),
+            serde_json::json!({"bandwidth": null, "ops": ops}),
+        ),
+        (
+            serde_json::json!({}),
+            serde_json::json!({"bandwidth": null, "ops": ops}),
+        ),
+        (
+            serde_json::json!({"ops": {"size": 0, "refill_time": 1}}),
+            serde_json::Value::Null,
+        ),
+    ] {
+        let update = serde_json::json!({"drive_id": "data", "rate_limiter": update});
+        let patch = client.status(Method::Patch, "/drives/data", &update.to_string());
+        assert_eq!((patch, limits(&mut client)), (204, expected), "{update}");
+    }
+}
+
+#[test]
+fn malformed_limits_are_refused() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut client = Client::new();
+    let body = drive("data", file.path());
+    assert_eq!(client.status(Method::Put, "/drives/data", &body), 204);
+    let before = client.config();
+    for limits in [
+        r#"{"bandwidth":{"size":-1,"refill_time":1}}"#,
+        r#"{"bandwidth":{"size":1.5,"refill_time":1}}"#,
+        r#"{"bandwidth":{"size":1}}"#,
+        r#"{"bandwidth":{"refill_time":1}}"#,
+        r#"{"bandwidth":{"size":1,"refill_time":1,"burst":1}}"#,
+        r#"{"bandwidth":1}"#,
+        r#"{"bytes":{"size":1,"refill_time":1}}"#,
+        r#"{"ops":{"size":18446744073709551616,"refill_time":1}}"#,
+        "1",
+    ] {
+        let update = format!(r#"{{"drive_id":"data","rate_limiter":{limits}}}"#);
+        assert_eq!(
+            client.status(Method::Patch, "/drives/data", &update),
+            400,
+            "{limits}"
+        );
+        let update = format!(r#"{{"iface_id":"e","tx_rate_limiter":{limits}}}"#);
+        let response = client.send(Method::Patch, "/network-interfaces/e", &update);
+        let text = response.body.unwrap();
+        assert!(text.contains("deserializing"), "{limits}: {text}");
+    }
+    let other = r#"{"drive_id":"other","rate_limiter":{}}"#;
+    assert_eq!(client.status(Method::Patch, "/drives/other", other), 400);
+    assert_eq!(client.config(), before);
 }
 
 #[test]

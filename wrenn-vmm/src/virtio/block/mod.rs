@@ -1,9 +1,11 @@
-//! Block device (specification 1.2, section 5.2) on a file.
+//! Block device (specification 1.2, section 5.2) on a file. A request that its rate limiter does
+//! not admit stays in the queue, and those behind it wait with it.
 
 pub mod request;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom};
+use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -11,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::memory::GuestMemory;
 use crate::metrics::METRICS;
+use crate::rate_limiter::RateLimiter;
 use crate::sys::block_io::Scatter;
-use crate::virtio::queue::Chain;
 use crate::virtio::{Active, Cause, DeviceType, Progress, QueueBroken, VirtioDevice};
-use request::{Kind, Request, Status};
+use request::{Kind, ParseError, Request, Status};
 
 /// Bytes of a sector, whatever the file's blocks are.
 pub const SECTOR_SIZE: u64 = 512;
@@ -135,11 +137,18 @@ pub struct Block {
     cache: CacheType,
     serial: [u8; SERIAL_LENGTH],
     configuration: [u8; 16],
+    limiter: RateLimiter,
 }
 
 impl Block {
     /// A device on `backing` whose serial number is as much of `id` as fits.
-    pub fn new(backing: Backing, id: &str, read_only: bool, cache: CacheType) -> Self {
+    pub fn new(
+        backing: Backing,
+        id: &str,
+        read_only: bool,
+        cache: CacheType,
+        limiter: RateLimiter,
+    ) -> Self {
         let mut serial = [0; SERIAL_LENGTH];
         for (byte, value) in serial.iter_mut().zip(id.bytes()) {
             *byte = value;
@@ -150,6 +159,7 @@ impl Block {
             cache,
             serial,
             configuration: [0; 16],
+            limiter,
         };
         device.fill_configuration();
         device
@@ -162,6 +172,11 @@ impl Block {
         self.fill_configuration();
     }
 
+    /// The limits of its queue.
+    pub fn limiter(&mut self) -> &mut RateLimiter {
+        &mut self.limiter
+    }
+
     /// `capacity`, `size_max` (unused), `seg_max`.
     fn fill_configuration(&mut self) {
         self.configuration[..8].copy_from_slice(&self.backing.sectors.to_le_bytes());
@@ -169,8 +184,8 @@ impl Block {
     }
 
     /// Does one request and says how many bytes of guest memory were written.
-    fn serve(&self, chain: &Chain, memory: &GuestMemory) -> u32 {
-        let request = match Request::parse(chain, memory) {
+    fn serve(&self, request: Result<Request, ParseError>, memory: &GuestMemory) -> u32 {
+        let request = match request {
             Ok(request) => request,
             Err(error) => {
                 log::debug!("block request refused: {error}");
@@ -274,12 +289,24 @@ impl VirtioDevice for Block {
         &self.configuration
     }
 
+    fn timers(&self) -> Vec<(RawFd, usize)> {
+        vec![(self.limiter.timer(), 0)]
+    }
+
     fn activate(&mut self, _features: u64) {}
+
+    fn reset(&mut self) {
+        self.limiter.disarm();
+    }
 
     fn process(&mut self, _cause: Cause, active: &mut Active<'_>) -> Result<Progress, QueueBroken> {
         let [queue] = active.queues else {
             return Ok(Progress::Done);
         };
+        if self.limiter.is_throttled() {
+            METRICS.block.throttled.add(1);
+            return Ok(Progress::Done);
+        }
         for _ in 0..BATCH {
             queue.disable_notification(active.memory)?;
             let Some(chain) = queue.pop(active.memory)? else {
@@ -288,7 +315,15 @@ impl VirtioDevice for Block {
                 }
                 return Ok(Progress::Done);
             };
-            let written = self.serve(&chain, active.memory);
+            let request = Request::parse(&chain, active.memory);
+            let bytes = request.as_ref().map_or(0, Request::transferred);
+            if !self.limiter.consume(bytes) {
+                // The timer brings us back, so that the driver need not notify.
+                queue.undo_pop();
+                METRICS.block.throttled.add(1);
+                return Ok(Progress::Done);
+            }
+            let written = self.serve(request, active.memory);
             queue.add_used(active.memory, chain.head, written)?;
             // Each request at once: the guest can go on while the next one waits for
             // the disk.
@@ -300,3 +335,5 @@ impl VirtioDevice for Block {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod throttle_tests;

@@ -176,6 +176,14 @@ impl Request {
         self.data.iter().map(|(_, length)| u64::from(*length)).sum()
     }
 
+    /// Bytes that go between disk and memory.
+    pub fn transferred(&self) -> u64 {
+        match self.kind {
+            Kind::Read { .. } | Kind::Write { .. } => self.data_length(),
+            Kind::Flush | Kind::GetId | Kind::Unsupported(_) => 0,
+        }
+    }
+
     /// The data buffers in host memory.
     pub fn scatter<'a>(&self, memory: &'a GuestMemory) -> Option<Scatter<'a>> {
         let ranges = self

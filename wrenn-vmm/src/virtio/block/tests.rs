@@ -6,7 +6,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::memory::{HugePages, allocate};
+use crate::rate_limiter::MonotonicClock;
 use crate::virtio::interrupt::Interrupt;
+use crate::virtio::queue::VirtQueue;
 use crate::virtio::test_queue::{INDIRECT, NEXT, RawDescriptor, TestDriver, WRITE};
 
 const MEMORY_MIB: u64 = 1;
@@ -30,7 +32,8 @@ impl Bench {
             .collect();
         file.write_all(&content).unwrap();
         let backing = Backing::open(file.path(), read_only).unwrap();
-        let device = Block::new(backing, "root", read_only, CacheType::Writeback);
+        let limiter = RateLimiter::new(None, MonotonicClock).unwrap();
+        let device = Block::new(backing, "root", read_only, CacheType::Writeback, limiter);
         let memory = allocate(MEMORY_MIB, HugePages::None, true).unwrap();
         memory.write_obj(0xeeu8, GuestAddress(STATUS)).unwrap();
         Self {
@@ -49,12 +52,15 @@ impl Bench {
 
     /// Runs the device over everything the driver has published.
     fn run(&mut self, driver: &TestDriver<'_>) -> Result<Progress, QueueBroken> {
-        let mut queues = [driver.queue(0)];
+        self.run_on(&mut [driver.queue(0)])
+    }
+
+    fn run_on(&mut self, queues: &mut [VirtQueue]) -> Result<Progress, QueueBroken> {
         let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         self.device.process(
             Cause::Queue(0),
             &mut Active {
-                queues: &mut queues,
+                queues,
                 memory: &self.memory,
                 interrupt: &interrupt,
                 features: 0,

@@ -11,6 +11,10 @@
 //! Between two packets the device keeps the buffers that it took from the receive queue and
 //! did not need. When it is paused it puts them back, so that a snapshot needs nothing but
 //! the queues.
+//!
+//! Each direction has a rate limiter. A packet to be sent waits in its queue for its tokens. How
+//! long a packet is that the TAP interface holds is known once it has been read: it is read when
+//! earlier ones are paid, and paid then, so that the device holds no packet back.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
@@ -18,6 +22,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use crate::config::MacAddress;
 use crate::memory::GuestMemory;
 use crate::metrics::METRICS;
+use crate::rate_limiter::RateLimiter;
 use crate::sys::block_io::Scatter;
 use crate::sys::tap::{self, Tap};
 use crate::virtio::queue::{Chain, VirtQueue, in_memory};
@@ -57,8 +62,18 @@ pub struct Net {
     tap: Tap,
     offers: u64,
     buffers: Buffers,
+    limiters: Limiters,
     /// `mac`, `status`, `max_virtqueue_pairs`, `mtu`.
     configuration: [u8; 12],
+}
+
+/// The limits of both directions.
+#[derive(Debug)]
+pub struct Limiters {
+    /// To the guest.
+    pub receive: RateLimiter,
+    /// From the guest.
+    pub transmit: RateLimiter,
 }
 
 /// Receive buffers that were taken from the queue and that no packet has filled yet, in
@@ -84,7 +99,7 @@ struct Buffer {
 
 impl Net {
     /// A device on an open TAP interface.
-    pub fn new(tap: Tap, mac: Option<MacAddress>, mtu: Option<u16>) -> Self {
+    pub fn new(tap: Tap, mac: Option<MacAddress>, mtu: Option<u16>, limiters: Limiters) -> Self {
         let mut offers = FEATURE_CHECKSUM
             | FEATURE_GUEST_CHECKSUM
             | FEATURE_GUEST_TSO4
@@ -105,6 +120,7 @@ impl Net {
             tap,
             offers,
             buffers: Buffers::default(),
+            limiters,
             configuration,
         }
     }
@@ -112,6 +128,11 @@ impl Net {
     /// Puts another TAP interface behind the device, before it is activated.
     pub fn replace(&mut self, tap: Tap) {
         self.tap = tap;
+    }
+
+    /// The limits of its queues.
+    pub fn limiters(&mut self) -> &mut Limiters {
+        &mut self.limiters
     }
 
     fn receive(&mut self, active: &mut Active<'_>) -> Result<Progress, QueueBroken> {
@@ -123,6 +144,11 @@ impl Net {
         };
         let mut progress = Progress::More(RECEIVE);
         for _ in 0..BATCH {
+            if !self.limiters.receive.admits(1) {
+                METRICS.net.receive_throttled.add(1);
+                progress = Progress::Done;
+                break;
+            }
             if !self.buffers.gather(queue, memory, needed, merge)? {
                 // The guest notifies when it has given more.
                 progress = Progress::Done;
@@ -162,26 +188,37 @@ impl Net {
         };
         METRICS.net.received_packets.add(1);
         METRICS.net.received_bytes.add(length as u64);
+        self.limiters.receive.charge(length as u64);
         let used = self.buffers.fill(length, memory);
         queue.add_used_together(memory, &used)?;
         Ok(Received::Packet)
     }
 
-    fn transmit(&self, active: &mut Active<'_>) -> Result<Progress, QueueBroken> {
+    fn transmit(&mut self, active: &mut Active<'_>) -> Result<Progress, QueueBroken> {
         let memory = active.memory;
         let Some(queue) = active.queues.get_mut(TRANSMIT) else {
             return Ok(Progress::Done);
         };
+        if self.limiters.transmit.is_throttled() {
+            METRICS.net.send_throttled.add(1);
+            return Ok(Progress::Done);
+        }
         queue.serve(memory, active.interrupt, BATCH, |chain| {
-            self.transmit_packet(chain, memory);
-            0
+            let packet = packet_of(chain, memory);
+            let length = packet.as_ref().map_or(0, Scatter::length);
+            if !self.limiters.transmit.consume(length as u64) {
+                METRICS.net.send_throttled.add(1);
+                return None;
+            }
+            self.transmit_packet(packet);
+            Some(0)
         })
     }
 
     /// Sends a packet, or drops it: a network may lose packets, and nothing that a guest
     /// sends can make the VMM wait.
-    fn transmit_packet(&self, chain: &Chain, memory: &GuestMemory) {
-        let sent = packet_of(chain, memory)
+    fn transmit_packet(&self, packet: Option<Scatter<'_>>) {
+        let sent = packet
             .ok_or(std::io::ErrorKind::InvalidInput.into())
             .and_then(|packet| packet.write_packet(self.tap.as_raw_fd()));
         match sent {
@@ -341,6 +378,11 @@ impl VirtioDevice for Net {
         Some(self.tap.as_raw_fd())
     }
 
+    fn timers(&self) -> Vec<(RawFd, usize)> {
+        let Limiters { receive, transmit } = &self.limiters;
+        vec![(receive.timer(), RECEIVE), (transmit.timer(), TRANSMIT)]
+    }
+
     fn activate(&mut self, features: u64) {
         let pairs = [
             (FEATURE_GUEST_CHECKSUM, tap::OFFLOAD_CHECKSUM),
@@ -359,6 +401,8 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.buffers = Buffers::default();
+        self.limiters.receive.disarm();
+        self.limiters.transmit.disarm();
     }
 
     fn pause(&mut self, queues: &mut [VirtQueue]) {
@@ -377,3 +421,5 @@ impl VirtioDevice for Net {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod throttle_tests;
