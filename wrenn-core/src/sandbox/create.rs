@@ -271,7 +271,7 @@ async fn boot(
         dies_with_parent: config.keep == Keep::WhileOwned,
         ..launch_spec(host, template, &directory, &disk, &slot, cgroup)
     };
-    let vm = match Vm::boot(launch, &describe(&config, template, &slot)).await {
+    let vm = match Vm::boot(launch, &describe(host, &config, template, &slot)).await {
         Ok(vm) => vm,
         Err(error) => {
             give_back(Some(disk), Some(slot)).await;
@@ -407,7 +407,13 @@ fn initrd(template: &Template) -> Option<JailFile> {
     Some(JailFile::read_only(initrd, "initrd.img"))
 }
 
-fn describe(config: &SandboxConfig, template: &Template, slot: &NetworkSlot) -> VmConfig {
+fn describe(
+    host: &Shared,
+    config: &SandboxConfig,
+    template: &Template,
+    slot: &NetworkSlot,
+) -> VmConfig {
+    let limits = host.device_limits;
     let (address, prefix) = slot.guest_address();
     VmConfig {
         machine: MachineConfig::from(config.resources),
@@ -420,11 +426,13 @@ fn describe(config: &SandboxConfig, template: &Template, slot: &NetworkSlot) -> 
             ),
             initrd_path: initrd(template).map(|file| file.inside()),
         },
-        drives: vec![Drive::root(&LaunchSpec::stable_disk_path())],
+        drives: vec![Drive::root(&LaunchSpec::stable_disk_path(), limits)],
         network_interfaces: vec![NetworkInterface {
-            iface_id: "eth0".to_owned(),
+            iface_id: NetworkInterface::ETH0.to_owned(),
             guest_mac: slot.guest_mac().to_string(),
             host_dev_name: slot.tap_name().to_owned(),
+            rx_rate_limiter: limits.network.into(),
+            tx_rate_limiter: limits.network.into(),
         }],
         entropy: true,
         balloon: Some(Balloon::REPORTING),

@@ -19,7 +19,8 @@ use crate::devicemapper::{self, DeviceMapper};
 use crate::network::{Network, NetworkConfig, OpenNetworkError, PoolConfig, SlotPool};
 use crate::snapshot::BuildId;
 use crate::vm::{
-    Cgroups, DiskLimits, Enforced, FindVmmError, VmUsers, VmmBinary, find_program, is_program,
+    Cgroups, DeviceLimits, DiskLimits, Enforced, FindVmmError, VmUsers, VmmBinary, find_program,
+    is_program,
 };
 use crate::{Chain, RootDirectory, SandboxId};
 
@@ -45,6 +46,8 @@ pub struct HostConfig {
     pub cgroup_root: PathBuf,
     /// What each sandbox may read from the disk and write to it; all that it can unless set.
     pub disk_limits: Option<DiskLimits>,
+    /// How fast the devices of each sandbox are.
+    pub device_limits: DeviceLimits,
     /// How long a guest may take, from its first instruction after a boot or a resume, until
     /// its daemon has answered all calls that set it up.
     pub boot_deadline: Duration,
@@ -69,6 +72,7 @@ impl Default for HostConfig {
             vm_users: VmUsers::default(),
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             disk_limits: Some(DiskLimits::default()),
+            device_limits: DeviceLimits::default(),
             // Ten times what a boot takes where one VM emulates another, the slowest case.
             boot_deadline: Duration::from_secs(60),
             pager: None,
@@ -120,6 +124,7 @@ pub(super) struct Shared {
     pub(super) vm_users: VmUsers,
     pub(super) cgroups: Cgroups,
     pub(super) disk_limits: Option<DiskLimits>,
+    pub(super) device_limits: DeviceLimits,
     /// Where the kernel has one; disks are copies otherwise.
     pub(super) mapper: Option<DeviceMapper>,
     pub(super) boot_deadline: Duration,
@@ -159,6 +164,7 @@ impl Host {
             vm_users: config.vm_users,
             cgroups,
             disk_limits: config.disk_limits,
+            device_limits: config.device_limits,
             mapper,
             boot_deadline: config.boot_deadline,
             pager,

@@ -39,8 +39,8 @@ use crate::network::NetworkSlot;
 use crate::snapshot::{BuildId, CompactError, OpenSnapshotError, OpenStoreError, Snapshot};
 use crate::uffd::process::{LaunchPagerError, PagerProcess};
 use crate::vm::{
-    Device, JailFile, JailSpec, LaunchSpec, LoadSnapshot, NetworkOverride, StartVmError, Vm,
-    WrittenBy,
+    Device, JailFile, JailSpec, LaunchSpec, LoadSnapshot, NetworkInterface, NetworkOverride,
+    StartVmError, Vm, WrittenBy,
 };
 
 /// How far behind a guest's clock may be, and how often it is set until it is not.
@@ -188,9 +188,10 @@ pub(super) async fn restore(
         snapshot_path: state.inside(),
         mem_backend: backend,
         track_dirty_pages: true,
-        resume_vm: true,
+        // By Vm::restore, once the limits are set.
+        resume_vm: false,
         network_overrides: vec![NetworkOverride {
-            iface_id: "eth0".to_owned(),
+            iface_id: NetworkInterface::ETH0.to_owned(),
             host_dev_name: slot.tap_name().to_owned(),
         }],
     };
@@ -215,7 +216,7 @@ pub(super) async fn restore(
         vmm: details.vmm.clone(),
         version: details.vmm_version.clone(),
     };
-    let vm = match Vm::restore(spec, &load, &wrote).await {
+    let vm = match Vm::restore(spec, &load, host.device_limits, &wrote).await {
         Ok(vm) => vm,
         Err(error) => {
             memory::end(pager).await;

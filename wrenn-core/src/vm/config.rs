@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::rate_limits::{DeviceLimits, RateLimiter};
+
 /// Most vCPUs that a VMM takes.
 const MAX_VCPUS: u8 = 32;
 /// Least memory in which a guest boots with room for a command, in MiB.
@@ -137,18 +139,24 @@ pub struct Drive {
     pub is_read_only: bool,
     /// What a flush of the guest does.
     pub cache_type: CacheType,
+    /// How fast it is.
+    pub rate_limiter: RateLimiter,
 }
 
 impl Drive {
+    /// Name of the root disk in the API.
+    pub const ROOT: &str = "rootfs";
+
     /// The writable root disk at `path`.
     #[must_use]
-    pub fn root(path: &Path) -> Self {
+    pub fn root(path: &Path, limits: DeviceLimits) -> Self {
         Self {
-            drive_id: "rootfs".to_owned(),
+            drive_id: Self::ROOT.to_owned(),
             path_on_host: path.to_owned(),
             is_root_device: true,
             is_read_only: false,
             cache_type: CacheType::Writeback,
+            rate_limiter: limits.drive.into(),
         }
     }
 }
@@ -171,6 +179,15 @@ pub struct NetworkInterface {
     pub guest_mac: String,
     /// Name of the TAP device in the VMM's network namespace.
     pub host_dev_name: String,
+    /// How fast the guest receives.
+    pub rx_rate_limiter: RateLimiter,
+    /// How fast the guest sends.
+    pub tx_rate_limiter: RateLimiter,
+}
+
+impl NetworkInterface {
+    /// Name in the API of a sandbox's only interface.
+    pub const ETH0: &str = "eth0";
 }
 
 /// Body of `PUT /balloon`.
@@ -278,12 +295,17 @@ mod tests {
 
     #[test]
     fn json_is_that_of_the_api() {
-        let drive = serde_json::to_value(Drive::root(Path::new("/disk"))).unwrap();
+        let drive =
+            serde_json::to_value(Drive::root(Path::new("/disk"), DeviceLimits::default())).unwrap();
         assert_eq!(
             drive,
             serde_json::json!({
                 "drive_id": "rootfs", "path_on_host": "/disk", "is_root_device": true,
-                "is_read_only": false, "cache_type": "Writeback"
+                "is_read_only": false, "cache_type": "Writeback",
+                "rate_limiter": {
+                    "bandwidth": {"size": 0, "refill_time": 1000},
+                    "ops": {"size": 0, "refill_time": 1000},
+                },
             })
         );
     }

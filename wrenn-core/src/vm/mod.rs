@@ -16,6 +16,7 @@ mod cgroup;
 mod config;
 mod jail;
 mod process;
+mod rate_limits;
 mod sys;
 
 pub use api::{ApiClient, ApiError, InstanceInfo};
@@ -29,6 +30,7 @@ pub use config::{
 };
 pub use jail::{Device, InvalidVmUsers, JailError, JailFile, JailSpec, VmUser, VmUsers};
 pub use process::{ExitReason, LaunchError, LaunchSpec, VmmProcess};
+pub use rate_limits::{DeviceLimits, RateLimit, RateLimiter, TokenBucket};
 pub(crate) use sys::await_pidfd;
 
 use std::io;
@@ -39,6 +41,7 @@ use tracing::debug;
 
 use crate::Chain;
 use crate::process::ProcessIdentity;
+use rate_limits::{DriveUpdate, NetworkInterfaceUpdate};
 
 /// A running virtual machine.
 #[derive(Debug)]
@@ -100,7 +103,7 @@ pub struct WrittenBy {
 /// What a fresh VMM is told.
 enum FirstWords<'a> {
     Boot(&'a VmConfig),
-    Load(&'a LoadSnapshot, &'a WrittenBy),
+    Load(&'a LoadSnapshot, DeviceLimits, &'a WrittenBy),
 }
 
 /// Describes the machine, step by step, and boots it. A failure names the step.
@@ -142,6 +145,37 @@ async fn describe(api: &ApiClient, config: &VmConfig) -> Result<(), (&'static st
         .map_err(|e| ("to boot", e))
 }
 
+/// Loads a snapshot, sets the limits of this host in place of those that the snapshot was made
+/// with, and only then lets the guest go on. A failure names the step.
+async fn load(
+    api: &ApiClient,
+    snapshot: &LoadSnapshot,
+    limits: DeviceLimits,
+) -> Result<(), (&'static str, ApiError)> {
+    api.load_snapshot(snapshot)
+        .await
+        .map_err(|e| ("the snapshot", e))?;
+    let drive = DriveUpdate {
+        drive_id: Drive::ROOT,
+        rate_limiter: limits.drive.into(),
+    };
+    api.patch(&format!("drives/{}", drive.drive_id), &drive)
+        .await
+        .map_err(|e| ("the limits of the disk", e))?;
+    let interface = NetworkInterfaceUpdate {
+        iface_id: NetworkInterface::ETH0,
+        rx_rate_limiter: limits.network.into(),
+        tx_rate_limiter: limits.network.into(),
+    };
+    api.patch(
+        &format!("network-interfaces/{}", interface.iface_id),
+        &interface,
+    )
+    .await
+    .map_err(|e| ("the limits of the network interface", e))?;
+    api.resume().await.map_err(|e| ("to resume", e))
+}
+
 fn quoted(output: &str) -> String {
     if output.is_empty() {
         String::new()
@@ -162,7 +196,8 @@ impl Vm {
         Self::start(spec, FirstWords::Boot(config)).await
     }
 
-    /// Starts the program and has it load a snapshot, if it is the VMM that wrote it.
+    /// Starts the program and has it load a snapshot, if it is the VMM that wrote it. The guest
+    /// runs then, under `limits`.
     ///
     /// # Errors
     /// When it is another, or a step fails; the process is gone by then.
@@ -172,9 +207,10 @@ impl Vm {
     pub async fn restore(
         spec: LaunchSpec,
         snapshot: &LoadSnapshot,
+        limits: DeviceLimits,
         wrote: &WrittenBy,
     ) -> Result<Self, StartVmError> {
-        Self::start(spec, FirstWords::Load(snapshot, wrote)).await
+        Self::start(spec, FirstWords::Load(snapshot, limits, wrote)).await
     }
 
     async fn start(spec: LaunchSpec, words: FirstWords<'_>) -> Result<Self, StartVmError> {
@@ -197,7 +233,7 @@ impl Vm {
 
     async fn set_up(&mut self, words: FirstWords<'_>) -> Result<(), StartVmError> {
         let found = self.wait_for_api().await?;
-        if let FirstWords::Load(_, wrote) = &words
+        if let FirstWords::Load(_, _, wrote) = &words
             && (&wrote.vmm, &wrote.version) != (&found.app_name, &found.vmm_version)
         {
             return Err(StartVmError::OtherVmm {
@@ -209,11 +245,7 @@ impl Vm {
         let steps = async {
             match words {
                 FirstWords::Boot(config) => describe(&self.api, config).await,
-                FirstWords::Load(snapshot, _) => self
-                    .api
-                    .load_snapshot(snapshot)
-                    .await
-                    .map_err(|e| ("the snapshot", e)),
+                FirstWords::Load(snapshot, limits, _) => load(&self.api, snapshot, limits).await,
             }
         };
         let failure = tokio::select! {
@@ -379,9 +411,6 @@ mod tests {
     /// Has a VMM that refuses one path asked for a machine without disks. Says what came of it
     /// and which paths it was asked for.
     async fn describe_to_one_that_refuses(path: &str) -> (Result<(), &'static str>, Vec<String>) {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("api.sock");
-        let listener = UnixListener::bind(&socket).unwrap();
         let config = VmConfig {
             machine: MachineConfig::from(Resources::default()),
             boot_source: BootSource {
@@ -394,6 +423,20 @@ mod tests {
             entropy: true,
             balloon: Some(Balloon::REPORTING),
         };
+        let (described, asked) =
+            ask_one_that_refuses(path, async |api| describe(&api, &config).await).await;
+        (described, asked.into_iter().map(|(path, _)| path).collect())
+    }
+
+    /// Has a VMM that refuses one path asked. Says what came of it, and the path and body of each
+    /// request.
+    async fn ask_one_that_refuses(
+        path: &str,
+        ask: impl AsyncFnOnce(ApiClient) -> Result<(), (&'static str, ApiError)>,
+    ) -> (Result<(), &'static str>, Vec<(String, String)>) {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("api.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
         let mut asked = Vec::new();
         let serving = async {
             loop {
@@ -410,16 +453,17 @@ mod tests {
                 } else {
                     "HTTP/1.1 204 \r\n\r\n"
                 };
-                asked.push(asked_for);
+                let body = request.split_once("\r\n\r\n").unwrap().1.to_owned();
+                asked.push((asked_for, body));
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         };
         let api = ApiClient::new(&socket);
-        let described = tokio::select! {
-            described = describe(&api, &config) => described,
+        let answer = tokio::select! {
+            answer = ask(api) => answer,
             () = serving => unreachable!("it serves for ever"),
         };
-        (described.map_err(|(step, _)| step), asked)
+        (answer.map_err(|(step, _)| step), asked)
     }
 
     #[tokio::test]
@@ -434,6 +478,49 @@ mod tests {
             "/actions",
         ];
         assert_eq!(asked, paths);
+    }
+
+    fn loaded() -> (LoadSnapshot, DeviceLimits) {
+        let snapshot = LoadSnapshot {
+            snapshot_path: "/state".into(),
+            mem_backend: MemoryBackend::File("/memory".into()),
+            track_dirty_pages: true,
+            resume_vm: false,
+            network_overrides: Vec::new(),
+        };
+        let network = RateLimit {
+            mib_per_second: std::num::NonZeroU32::new(1),
+            operations_per_second: None,
+        };
+        let drive = RateLimit::default();
+        (snapshot, DeviceLimits { drive, network })
+    }
+
+    #[tokio::test]
+    async fn loaded_machine_is_limited_before_it_runs() {
+        let (snapshot, limits) = loaded();
+        let (loaded, asked) =
+            ask_one_that_refuses("", async |api| load(&api, &snapshot, limits).await).await;
+        assert_eq!(loaded, Ok(()));
+        let paths: Vec<_> = asked.iter().map(|(path, _)| path.as_str()).collect();
+        let drive = "/drives/rootfs";
+        let interface = "/network-interfaces/eth0";
+        assert_eq!(paths, ["/snapshot/load", drive, interface, "/vm"]);
+        let body = |at: usize| -> serde_json::Value { serde_json::from_str(&asked[at].1).unwrap() };
+        // A limit that the snapshot brought along is lifted.
+        assert_eq!(body(1)["rate_limiter"]["bandwidth"]["size"], 0);
+        assert_eq!(body(2)["rx_rate_limiter"]["bandwidth"]["size"], 1 << 20);
+        assert_eq!(body(2)["tx_rate_limiter"], body(2)["rx_rate_limiter"]);
+    }
+
+    #[tokio::test]
+    async fn machine_that_cannot_be_limited_stays_paused() {
+        let (snapshot, limits) = loaded();
+        let refused = "/network-interfaces/eth0";
+        let (loaded, asked) =
+            ask_one_that_refuses(refused, async |api| load(&api, &snapshot, limits).await).await;
+        assert_eq!(loaded, Err("the limits of the network interface"));
+        assert_eq!(asked.last().unwrap().0, refused);
     }
 
     #[tokio::test]

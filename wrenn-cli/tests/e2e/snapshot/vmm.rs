@@ -11,9 +11,9 @@ use wrenn_core::network::{Network, NetworkConfig, NetworkSlot};
 use wrenn_core::sandbox::Host;
 use wrenn_core::template::Template;
 use wrenn_core::vm::{
-    Balloon, BootSource, CreateSnapshot, Device, Drive, JailFile, JailSpec, LaunchSpec,
-    LoadSnapshot, MachineConfig, MemoryBackend, NetworkInterface, NetworkOverride, Resources,
-    SnapshotType, Vm, VmConfig, VmUser, VmUsers, VmmBinary, WrittenBy,
+    Balloon, BootSource, CreateSnapshot, Device, DeviceLimits, Drive, JailFile, JailSpec,
+    LaunchSpec, LoadSnapshot, MachineConfig, MemoryBackend, NetworkInterface, NetworkOverride,
+    RateLimiter, Resources, SnapshotType, Vm, VmConfig, VmUser, VmUsers, VmmBinary, WrittenBy,
 };
 
 use super::pager::Pager;
@@ -133,11 +133,16 @@ impl Bench {
                 ),
                 initrd_path: self.initrd().map(|file| file.inside()),
             },
-            drives: vec![Drive::root(&LaunchSpec::stable_disk_path())],
+            drives: vec![Drive::root(
+                &LaunchSpec::stable_disk_path(),
+                DeviceLimits::default(),
+            )],
             network_interfaces: vec![NetworkInterface {
                 iface_id: "eth0".to_owned(),
                 guest_mac: self.slot.guest_mac().to_string(),
                 host_dev_name: self.slot.tap_name().to_owned(),
+                rx_rate_limiter: RateLimiter::default(),
+                tx_rate_limiter: RateLimiter::default(),
             }],
             entropy: true,
             balloon: Some(Balloon::REPORTING),
@@ -169,7 +174,9 @@ impl Bench {
     async fn restore_from_file(&self, name: &str, token: &AccessToken) -> Guest {
         let load = self.load(name, self.memory_of(name));
         let wrote = self.wrote.get().unwrap();
-        let vm = Vm::restore(self.spec_of(name), &load, wrote).await.unwrap();
+        let vm = Vm::restore(self.spec_of(name), &load, DeviceLimits::default(), wrote)
+            .await
+            .unwrap();
         let log = std::fs::read_to_string(self.file("vmm.log")).unwrap();
         assert!(!log.contains("cannot be restored"), "{log}");
         self.greet(vm, Some(token.clone())).await
@@ -185,9 +192,14 @@ impl Bench {
         let files = vec![self.shown(&format!("{name}.state")), self.pager()];
         let spec = self.spec(files, Some(Device::Userfaultfd));
         let wrote = self.wrote.get().unwrap();
-        let vm = Vm::restore(spec, &self.load(name, backend), wrote)
-            .await
-            .unwrap();
+        let vm = Vm::restore(
+            spec,
+            &self.load(name, backend),
+            DeviceLimits::default(),
+            wrote,
+        )
+        .await
+        .unwrap();
         self.greet(vm, Some(token.clone())).await
     }
 
@@ -414,7 +426,8 @@ fn requests_out_of_turn_are_refused_and_a_damaged_file_too() {
         for damaged in [&flipped[..], &whole[..whole.len() / 2], b""] {
             std::fs::write(bench.file("full.state"), damaged).unwrap();
             let wrote = bench.wrote.get().unwrap();
-            let restored = Vm::restore(bench.spec_of("full"), &load, wrote).await;
+            let restored =
+                Vm::restore(bench.spec_of("full"), &load, DeviceLimits::default(), wrote).await;
             let error = restored.unwrap_err();
             assert!(error.to_string().contains("VMM"), "{error}");
         }
@@ -422,7 +435,13 @@ fn requests_out_of_turn_are_refused_and_a_damaged_file_too() {
             vmm: "another".to_owned(),
             version: "0.1".to_owned(),
         };
-        let restored = Vm::restore(bench.spec_of("full"), &load, &other).await;
+        let restored = Vm::restore(
+            bench.spec_of("full"),
+            &load,
+            DeviceLimits::default(),
+            &other,
+        )
+        .await;
         let error = restored.unwrap_err().to_string();
         assert!(error.contains("another 0.1 wrote the snapshot"), "{error}");
         bench.tear_down().await;
