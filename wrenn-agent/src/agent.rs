@@ -90,6 +90,7 @@ impl Agent {
                 },
                 boot_deadline: config.boot_deadline,
                 disk_limits: config.disk_limits,
+                device_limits: config.device_limits,
                 ..HostConfig::default()
             };
             // Adoption opens those of every sandbox at once.

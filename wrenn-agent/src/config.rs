@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 use wrenn_core::RootDirectory;
 use wrenn_core::fleet::Limits;
 use wrenn_core::network::{ConfigError as NetworkError, ConnectionLimits, NetworkConfig};
-use wrenn_core::vm::DiskLimits;
+use wrenn_core::vm::{DeviceLimits, DiskLimits, RateLimit};
 
 use crate::access::AllowedHost;
 
@@ -91,6 +91,41 @@ struct Options {
         default_value_t = 256
     )]
     disk_mib_per_second: u32,
+    /// How much a guest may read from its drive and write to it in a second, together and in
+    /// MiB, whether or not that reaches the disk; 0 for no limit.
+    #[arg(
+        long,
+        value_name = "MIB",
+        env = "AGENT_DRIVE_MIB_PER_SECOND",
+        default_value_t = 0
+    )]
+    drive_mib_per_second: u32,
+    /// Requests that a guest may make to its drive in a second; 0 for no limit.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "AGENT_DRIVE_REQUESTS_PER_SECOND",
+        default_value_t = 0
+    )]
+    drive_requests_per_second: u32,
+    /// How much a guest may receive in a second, and the same for what it sends, in MiB; 0 for
+    /// no limit.
+    #[arg(
+        long,
+        value_name = "MIB",
+        env = "AGENT_NETWORK_MIB_PER_SECOND",
+        default_value_t = 0
+    )]
+    network_mib_per_second: u32,
+    /// Packets that a guest may receive in a second, and the same for those it sends; 0 for no
+    /// limit. One packet may hold 64 KiB.
+    #[arg(
+        long,
+        value_name = "N",
+        env = "AGENT_NETWORK_PACKETS_PER_SECOND",
+        default_value_t = 0
+    )]
+    network_packets_per_second: u32,
     /// Program that runs VMs; firecracker on PATH unless set, else the wrenn-vmm beside
     /// this program.
     #[arg(long, value_name = "PATH", env = "WRENN_VMM")]
@@ -192,6 +227,8 @@ pub struct Config {
     pub limits: Limits,
     /// What each sandbox may read from the disk and write to it.
     pub disk_limits: Option<DiskLimits>,
+    /// How fast the devices of each sandbox are.
+    pub device_limits: DeviceLimits,
     /// The program that runs VMs.
     pub vmm: Option<PathBuf>,
     /// The program that feeds restored VMs their memory; looked for where it is not set.
@@ -360,6 +397,16 @@ impl Options {
                 bytes_per_second: u64::from(self.disk_mib_per_second) << 20,
                 ..DiskLimits::default()
             }),
+            device_limits: DeviceLimits {
+                drive: RateLimit {
+                    mib_per_second: NonZeroU32::new(self.drive_mib_per_second),
+                    operations_per_second: NonZeroU32::new(self.drive_requests_per_second),
+                },
+                network: RateLimit {
+                    mib_per_second: NonZeroU32::new(self.network_mib_per_second),
+                    operations_per_second: NonZeroU32::new(self.network_packets_per_second),
+                },
+            },
             vmm: self.vmm,
             pager: self.pager,
             network,
@@ -397,6 +444,16 @@ impl fmt::Display for Config {
             .disk_limits
             .map_or(0, |disk| disk.bytes_per_second >> 20);
         writeln!(f, "AGENT_DISK_MIB_PER_SECOND={disk_mib}")?;
+        let number = |limit: Option<NonZeroU32>| limit.map_or(0, NonZeroU32::get);
+        let DeviceLimits { drive, network } = self.device_limits;
+        for (variable, limit) in [
+            ("DRIVE_MIB", drive.mib_per_second),
+            ("DRIVE_REQUESTS", drive.operations_per_second),
+            ("NETWORK_MIB", network.mib_per_second),
+            ("NETWORK_PACKETS", network.operations_per_second),
+        ] {
+            writeln!(f, "AGENT_{variable}_PER_SECOND={}", number(limit))?;
+        }
         if let Some(vmm) = &self.vmm {
             writeln!(f, "WRENN_VMM={}", vmm.display())?;
         }
@@ -406,7 +463,6 @@ impl fmt::Display for Config {
         writeln!(f, "AGENT_SLOT_NETWORK={}", self.networks.0)?;
         writeln!(f, "AGENT_LINK_NETWORK={}", self.networks.1)?;
         let connections = self.network.connection_limits();
-        let number = |limit: Option<NonZeroU32>| limit.map_or(0, NonZeroU32::get);
         writeln!(f, "AGENT_SANDBOX_CONNECTIONS={}", number(connections.open))?;
         writeln!(
             f,

@@ -26,7 +26,11 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
     let file = "AGENT_MAX_VCPUS=1\nAGENT_MAX_SANDBOXES=1\nAGENT_FILES_ROOTDIR=/of/file\n";
     std::fs::write(directory.path().join(".env"), file).unwrap();
     let variables = [("AGENT_MAX_VCPUS", "2"), ("AGENT_MAX_SANDBOXES", "2")];
-    let output = show(directory.path(), &variables, &["--max-vcpus", "3"]);
+    let output = show(
+        directory.path(),
+        &variables,
+        &["--max-vcpus", "3", "--network-packets-per-second", "7"],
+    );
     let shown = text(&output.stdout);
     for line in [
         "AGENT_MAX_VCPUS=3",
@@ -36,6 +40,8 @@ fn flags_go_before_the_environment_before_the_file_before_defaults() {
         "AGENT_TOKEN_FILE=/of/file/agent-token",
         "AGENT_DISK_RESERVE_MIB=1024",
         "AGENT_DISK_MIB_PER_SECOND=256",
+        "AGENT_DRIVE_MIB_PER_SECOND=0",
+        "AGENT_NETWORK_PACKETS_PER_SECOND=7",
         "AGENT_BOOT_DEADLINE=1m",
     ] {
         assert!(shown.lines().any(|given| given == line), "{line}\n{shown}");
