@@ -9,6 +9,7 @@ mod files;
 mod full_host;
 mod jail;
 mod neighbour;
+mod rate_limits;
 mod rpc;
 pub(crate) mod stage;
 mod start_command;
