@@ -73,7 +73,7 @@ impl Scene {
     fn sandbox_of(&self, image: &str) {
         let sandbox = self.path("root/sandboxes/sb0000000000000000000a");
         fs::create_dir_all(&sandbox).unwrap();
-        fs::write(sandbox.join("image"), image).unwrap();
+        fs::write(sandbox.join(format!("image-{image}")), "").unwrap();
     }
 
     fn images(&self, name: &str) -> usize {

@@ -68,7 +68,7 @@ async fn listed(agent: &TestAgent) -> Vec<String> {
 
 #[test]
 fn hanging_guest_blocks_no_resume_or_destroy() {
-    enter_with(&[BOOT_DEADLINE, "60s"], |agent| async move {
+    enter_with(&[BOOT_DEADLINE, "40s"], |agent| async move {
         let id = hostile(&agent).await;
         pause(&agent, &id).await.unwrap();
         let resumed = resume(&agent, &id).await;
@@ -92,7 +92,7 @@ fn hanging_guest_blocks_no_resume_or_destroy() {
 
 #[test]
 fn hanging_creations_are_counted_until_torn_down() {
-    enter_with(&[BOOT_DEADLINE, "60s"], |agent| async move {
+    enter_with(&[BOOT_DEADLINE, "40s"], |agent| async move {
         let id = hostile(&agent).await;
         pause(&agent, &id).await.unwrap();
         snapshot(&agent, &id, "hostile").await.unwrap();
