@@ -10,10 +10,11 @@
 //! another; a running vCPU is kicked out of the guest to look (`sys::kick`). A paused one
 //! can be asked for its registers.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -27,6 +28,9 @@ use crate::sys::kick::{self, ImmediateExit};
 /// How long an answer may take. A vCPU answers between two exits, so this only passes
 /// when the host is broken; under emulation on a busy host it still takes no second.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// By which a reply is told from that to an earlier request, whose asker has given up waiting.
+type Number = u64;
 
 /// What a vCPU can be asked.
 #[derive(Debug)]
@@ -108,9 +112,7 @@ enum Stopped {
 #[derive(Debug)]
 pub struct Vcpu {
     index: u8,
-    /// `None` only while being dropped.
-    requests: Option<Sender<Request>>,
-    answers: Receiver<Reply>,
+    calls: Calls,
     immediate_exit: ImmediateExit,
     /// `None` only while being dropped. The thread's result keeps the vCPU open until it
     /// is joined, and with it the page that `immediate_exit` points into.
@@ -174,19 +176,14 @@ impl Vcpu {
             .map_err(|source| VcpuError::Spawn { index, source })?;
         Ok(Self {
             index,
-            requests: Some(requests),
-            answers,
+            calls: Calls::new(requests, answers),
             immediate_exit,
             thread: Some(thread),
         })
     }
 
     fn send(&self, request: Request) -> Result<(), VcpuError> {
-        let sent = self
-            .requests
-            .as_ref()
-            .is_some_and(|requests| requests.send(request).is_ok());
-        if !sent {
+        if !self.calls.send(request) {
             return Err(VcpuError::Stopped { index: self.index });
         }
         self.kick();
@@ -201,20 +198,59 @@ impl Vcpu {
         }
     }
 
-    fn wait(&self) -> Result<Reply, VcpuError> {
-        self.answers
-            .recv_timeout(ANSWER_DEADLINE)
-            .map_err(|error| match error {
-                RecvTimeoutError::Timeout => VcpuError::Silent { index: self.index },
-                RecvTimeoutError::Disconnected => VcpuError::Stopped { index: self.index },
-            })
+    fn wait(&self, deadline: Instant) -> Result<Reply, VcpuError> {
+        let index = self.index;
+        self.calls.wait(deadline).map_err(|error| match error {
+            RecvTimeoutError::Timeout => VcpuError::Silent { index },
+            RecvTimeoutError::Disconnected => VcpuError::Stopped { index },
+        })
+    }
+}
+
+/// The channels to a vCPU thread, by which one asks after another.
+#[derive(Debug)]
+struct Calls {
+    /// `None` once the thread is to end.
+    requests: Option<Sender<(Number, Request)>>,
+    answers: Receiver<(Number, Reply)>,
+    /// Of the last request.
+    number: Cell<Number>,
+}
+
+impl Calls {
+    const fn new(requests: Sender<(Number, Request)>, answers: Receiver<(Number, Reply)>) -> Self {
+        Self {
+            requests: Some(requests),
+            answers,
+            number: Cell::new(0),
+        }
+    }
+
+    /// Sends a request; says whether there is a thread to receive it.
+    fn send(&self, request: Request) -> bool {
+        let number = self.number.get() + 1;
+        self.number.set(number);
+        self.requests
+            .as_ref()
+            .is_some_and(|requests| requests.send((number, request)).is_ok())
+    }
+
+    /// Waits for the reply to the last request, and drops those to earlier ones.
+    fn wait(&self, deadline: Instant) -> Result<Reply, RecvTimeoutError> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let (number, reply) = self.answers.recv_timeout(left)?;
+            if number == self.number.get() {
+                return Ok(reply);
+            }
+        }
     }
 }
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
         // A closed channel is the request to end.
-        self.requests = None;
+        self.calls.requests = None;
         self.kick();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -227,9 +263,15 @@ impl Drop for Vcpu {
 /// Stops all vCPUs between two instructions: first asks all, then waits for all.
 ///
 /// # Errors
-/// If one has stopped for good or does not answer.
+/// If one has stopped for good or does not answer. Then all are to go on: one that answers late
+/// stops for a moment at most.
 pub fn pause_all(vcpus: &[Vcpu]) -> Result<(), VcpuError> {
-    ask_all(vcpus, || Request::Pause)
+    ask_all(vcpus, || Request::Pause).inspect_err(|_| {
+        for vcpu in vcpus {
+            // One that has stopped for good needs nothing.
+            vcpu.send(Request::Resume).ok();
+        }
+    })
 }
 
 /// Lets all vCPUs go on.
@@ -244,7 +286,10 @@ fn ask_all(vcpus: &[Vcpu], request: impl Fn() -> Request) -> Result<(), VcpuErro
     for vcpu in vcpus {
         vcpu.send(request())?;
     }
-    vcpus.iter().try_for_each(|vcpu| vcpu.wait().map(drop))
+    let deadline = Instant::now() + ANSWER_DEADLINE;
+    vcpus
+        .iter()
+        .try_for_each(|vcpu| vcpu.wait(deadline).map(drop))
 }
 
 /// Reads the registers of all vCPUs, which must be paused.
@@ -255,7 +300,9 @@ pub fn save_all(vcpus: &[Vcpu], msrs: &Arc<[u32]>) -> Result<Vec<VcpuState>, Vcp
     for vcpu in vcpus {
         vcpu.send(Request::Save(msrs.clone()))?;
     }
-    let replies: Vec<_> = vcpus.iter().map(|vcpu| (vcpu.index, vcpu.wait())).collect();
+    let deadline = Instant::now() + ANSWER_DEADLINE;
+    let reply = |vcpu: &Vcpu| (vcpu.index, vcpu.wait(deadline));
+    let replies: Vec<_> = vcpus.iter().map(reply).collect();
     replies
         .into_iter()
         .map(|(index, reply)| match reply? {
@@ -277,8 +324,8 @@ struct Runner {
     fd: VcpuFd,
     buses: Buses,
     immediate_exit: ImmediateExit,
-    requests: Receiver<Request>,
-    answers: Sender<Reply>,
+    requests: Receiver<(Number, Request)>,
+    answers: Sender<(Number, Reply)>,
 }
 
 impl Runner {
@@ -292,8 +339,8 @@ impl Runner {
             log::error!("vCPU {} cannot report its end: {error}", self.index);
         }
         // The channel stays open, since requests to a machine that ends may still come.
-        while let Ok(_request) = self.requests.recv() {
-            if self.answers.send(Reply::Done).is_err() {
+        while let Ok((number, _request)) = self.requests.recv() {
+            if self.answers.send((number, Reply::Done)).is_err() {
                 break;
             }
         }
@@ -303,21 +350,21 @@ impl Runner {
     fn run(&mut self) -> Option<Stopped> {
         loop {
             // Paused.
-            match self.requests.recv() {
-                Ok(Request::Resume) => {}
-                Ok(Request::Pause) => {
-                    self.answers.send(Reply::Done).ok()?;
+            let number = match self.requests.recv() {
+                Ok((number, Request::Resume)) => number,
+                Ok((number, Request::Pause)) => {
+                    self.answers.send((number, Reply::Done)).ok()?;
                     continue;
                 }
-                Ok(Request::Save(msrs)) => {
+                Ok((number, Request::Save(msrs))) => {
                     let state = Box::new(VcpuState::save(&self.fd, &msrs));
-                    self.answers.send(Reply::Saved(state)).ok()?;
+                    self.answers.send((number, Reply::Saved(state))).ok()?;
                     continue;
                 }
                 Err(_) => return None,
-            }
+            };
             self.immediate_exit.clear();
-            self.answers.send(Reply::Done).ok()?;
+            self.answers.send((number, Reply::Done)).ok()?;
             // Running.
             loop {
                 match self.enter_guest() {
@@ -327,13 +374,13 @@ impl Runner {
                         // Cleared before the look into the channel (see `sys::kick`).
                         self.immediate_exit.clear();
                         match self.requests.try_recv() {
-                            Ok(Request::Pause) => {
+                            Ok((number, Request::Pause)) => {
                                 self.finish_exit();
-                                self.answers.send(Reply::Done).ok()?;
+                                self.answers.send((number, Reply::Done)).ok()?;
                                 break;
                             }
-                            Ok(Request::Resume | Request::Save(_)) => {
-                                self.answers.send(Reply::Done).ok()?;
+                            Ok((number, Request::Resume | Request::Save(_))) => {
+                                self.answers.send((number, Reply::Done)).ok()?;
                             }
                             Err(TryRecvError::Empty) => {}
                             Err(TryRecvError::Disconnected) => return None,
@@ -430,4 +477,33 @@ enum Entered {
     Exit,
     Interrupted,
     Stopped(Stopped),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_reply_is_not_for_later_request() {
+        let (request_sender, requests) = channel();
+        let (answers, answer_receiver) = channel();
+        let calls = Calls::new(request_sender, answer_receiver);
+        assert!(calls.send(Request::Pause));
+        let (first, _) = requests.recv().unwrap();
+        let given_up = calls.wait(Instant::now());
+        assert!(matches!(given_up, Err(RecvTimeoutError::Timeout)));
+
+        // The asker gives up, and the answer comes before that to the next request.
+        answers.send((first, Reply::Done)).unwrap();
+        assert!(calls.send(Request::Save(Arc::default())));
+        let (second, _) = requests.recv().unwrap();
+        let refused = VcpuStateError::List("registers");
+        let saved = Reply::Saved(Box::new(Err(refused)));
+        answers.send((second, saved)).unwrap();
+        let reply = calls.wait(Instant::now() + ANSWER_DEADLINE).unwrap();
+        assert!(matches!(reply, Reply::Saved(_)), "{reply:?}");
+
+        drop(requests);
+        assert!(!calls.send(Request::Pause));
+    }
 }

@@ -103,13 +103,21 @@ pub enum UpdateDriveError {
 }
 
 impl Machine {
-    /// Stops vCPUs between two instructions, then devices between two requests.
+    /// Stops vCPUs between two instructions, then devices between two requests. A request that
+    /// takes long is put back into its queue.
     ///
     /// # Errors
-    /// If a vCPU has stopped for good or does not answer.
+    /// If a vCPU has stopped for good or does not answer. The machine goes on then.
     pub fn pause(&self) -> Result<(), VcpuError> {
-        thread::pause_all(&self.vcpus)?;
-        self.devices.pausable().for_each(Pausable::pause);
+        // First, since a vCPU that reads a device's register waits for the device.
+        self.devices.pausable().for_each(Pausable::stop);
+        match thread::pause_all(&self.vcpus) {
+            Ok(()) => self.devices.pausable().for_each(Pausable::pause),
+            Err(error) => {
+                self.devices.pausable().for_each(Pausable::resume);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use vm_memory::bitmap::{AtomicBitmap, BS, Bitmap};
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use crate::memory::GuestMemory;
+use crate::virtio::StopFlag;
 
 /// A piece of guest memory.
 pub type GuestSlice<'a> = VolatileSlice<'a, BS<'a, Option<AtomicBitmap>>>;
@@ -24,7 +25,12 @@ pub struct Transferred {
     pub bytes: usize,
     /// Why it was not all of them.
     pub error: Option<io::Error>,
+    /// Whether it was to stop before the end.
+    pub stopped: bool,
 }
+
+/// The most that one call moves: what a device does before it looks whether it is to stop.
+const CHUNK: usize = 4 << 20;
 
 impl<'a> Scatter<'a> {
     /// Resolves guest ranges. Each must lie in guest memory in one piece.
@@ -49,20 +55,25 @@ impl<'a> Scatter<'a> {
         self.slices.iter().map(VolatileSlice::len).sum()
     }
 
-    /// The `iovec`s of everything past `skip` bytes.
-    fn vectors(&self, mut skip: usize) -> Vec<libc::iovec> {
+    /// The `iovec`s of everything past `skip` bytes, and of no more than `most`.
+    fn vectors(&self, mut skip: usize, mut most: usize) -> Vec<libc::iovec> {
         let mut vectors = Vec::with_capacity(self.slices.len());
         for slice in &self.slices {
             if skip >= slice.len() {
                 skip -= slice.len();
                 continue;
             }
+            let length = (slice.len() - skip).min(most);
+            if length == 0 {
+                break;
+            }
             let pointer = slice.ptr_guard_mut().as_ptr();
             vectors.push(libc::iovec {
                 iov_base: pointer.wrapping_add(skip).cast(),
-                iov_len: slice.len() - skip,
+                iov_len: length,
             });
             skip = 0;
+            most -= length;
         }
         vectors
     }
@@ -79,9 +90,9 @@ impl<'a> Scatter<'a> {
         }
     }
 
-    /// Reads from `file` at `offset` until all pieces are full.
-    pub fn read_from(&self, file: &File, offset: u64) -> Transferred {
-        let done = transfer(self, offset, |vectors, count, at| {
+    /// Reads from `file` at `offset` until all pieces are full, or `stop` is set.
+    pub fn read_from(&self, file: &File, offset: u64, stop: &StopFlag) -> Transferred {
+        let done = transfer(self, offset, stop, |vectors, count, at| {
             // SAFETY: every vector points into guest memory that `self` borrows, with
             // its length; other threads may write there at the same time, which guest
             // memory allows; the descriptor is open.
@@ -91,9 +102,9 @@ impl<'a> Scatter<'a> {
         done
     }
 
-    /// Writes all pieces to `file` at `offset`.
-    pub fn write_to(&self, file: &File, offset: u64) -> Transferred {
-        transfer(self, offset, |vectors, count, at| {
+    /// Writes all pieces to `file` at `offset`, or those before `stop` is set.
+    pub fn write_to(&self, file: &File, offset: u64, stop: &StopFlag) -> Transferred {
+        transfer(self, offset, stop, |vectors, count, at| {
             // SAFETY: as for `read_from`, and the memory is only read.
             unsafe { libc::pwritev64(file.as_raw_fd(), vectors, count, at) }
         })
@@ -104,7 +115,7 @@ impl<'a> Scatter<'a> {
     /// # Errors
     /// If there is none (`WouldBlock`) or the descriptor fails.
     pub fn read_packet(&self, descriptor: RawFd) -> io::Result<usize> {
-        let vectors = self.vectors(0);
+        let vectors = self.vectors(0, usize::MAX);
         let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
         // SAFETY: as for `read_from`.
         let read = unsafe { libc::readv(descriptor, vectors.as_ptr(), count) };
@@ -118,7 +129,7 @@ impl<'a> Scatter<'a> {
     /// # Errors
     /// If the descriptor does not take it.
     pub fn write_packet(&self, descriptor: RawFd) -> io::Result<usize> {
-        let vectors = self.vectors(0);
+        let vectors = self.vectors(0, usize::MAX);
         let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
         // SAFETY: as for `write_to`.
         let written = unsafe { libc::writev(descriptor, vectors.as_ptr(), count) };
@@ -126,22 +137,32 @@ impl<'a> Scatter<'a> {
     }
 }
 
-/// Repeats a positioned call until everything is moved, or it fails, or the file ends.
+/// Repeats a positioned call until everything is moved, or it fails, or the file ends, or it is
+/// to stop.
 fn transfer(
     scatter: &Scatter<'_>,
     offset: u64,
+    stop: &StopFlag,
     mut call: impl FnMut(*const libc::iovec, libc::c_int, i64) -> isize,
 ) -> Transferred {
     let total = scatter.length();
     let mut bytes = 0;
     while bytes < total {
-        let vectors = scatter.vectors(bytes);
+        if stop.is_set() {
+            return Transferred {
+                bytes,
+                error: None,
+                stopped: true,
+            };
+        }
+        let vectors = scatter.vectors(bytes, CHUNK);
         // Chains are far shorter than the kernel's limit of 1024 vectors.
         let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
         let Ok(at) = i64::try_from(offset + bytes as u64) else {
             return Transferred {
                 bytes,
                 error: Some(io::ErrorKind::InvalidInput.into()),
+                stopped: false,
             };
         };
         match usize::try_from(call(vectors.as_ptr(), count, at)) {
@@ -149,6 +170,7 @@ fn transfer(
                 return Transferred {
                     bytes,
                     error: Some(io::ErrorKind::UnexpectedEof.into()),
+                    stopped: false,
                 };
             }
             Ok(moved) => bytes += moved,
@@ -158,12 +180,17 @@ fn transfer(
                     return Transferred {
                         bytes,
                         error: Some(error),
+                        stopped: false,
                     };
                 }
             }
         }
     }
-    Transferred { bytes, error: None }
+    Transferred {
+        bytes,
+        error: None,
+        stopped: false,
+    }
 }
 
 #[cfg(test)]
@@ -182,14 +209,14 @@ mod tests {
         file.write_all(b"0123456789").unwrap();
         let ranges = [(0x2000, 3), (0x5000, 0), (0x1000, 4)];
         let scatter = Scatter::resolve(&memory, ranges.into_iter()).unwrap();
-        let done = scatter.read_from(&file, 2);
+        let done = scatter.read_from(&file, 2, &StopFlag::default());
         assert!(done.error.is_none() && done.bytes == 7);
         let mut first = [0; 3];
         memory.read_slice(&mut first, GuestAddress(0x2000)).unwrap();
         assert_eq!(&first, b"234");
 
         let copy = tempfile::tempfile().unwrap();
-        assert_eq!(scatter.write_to(&copy, 1).bytes, 7);
+        assert_eq!(scatter.write_to(&copy, 1, &StopFlag::default()).bytes, 7);
         let mut content = [0; 8];
         std::os::unix::fs::FileExt::read_exact_at(&copy, &mut content, 0).unwrap();
         assert_eq!(&content, b"\x002345678");
@@ -201,7 +228,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"01234").unwrap();
         let scatter = Scatter::resolve(&memory, [(0, 3), (8, 9)].into_iter()).unwrap();
-        let done = scatter.read_from(&file, 0);
+        let done = scatter.read_from(&file, 0, &StopFlag::default());
         assert_eq!(done.bytes, 5);
         assert_eq!(done.error.unwrap().kind(), io::ErrorKind::UnexpectedEof);
     }
@@ -212,5 +239,20 @@ mod tests {
         for range in [(1 << 20, 1), ((1 << 20) - 1, 2), (u64::MAX, 1)] {
             assert!(Scatter::resolve(&memory, [range].into_iter()).is_err());
         }
+    }
+
+    #[test]
+    fn stopped_transfer_moves_nothing_more() {
+        let memory = allocate(16, HugePages::None, true).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 9 << 20]).unwrap();
+        let scatter = Scatter::resolve(&memory, [(0, 9 << 20)].into_iter()).unwrap();
+        let stop = StopFlag::default();
+        let whole = scatter.read_from(&file, 0, &stop);
+        assert_eq!((whole.bytes, whole.stopped), (9 << 20, false));
+        stop.set(true);
+        let none = scatter.read_from(&file, 0, &stop);
+        assert_eq!((none.bytes, none.stopped), (0, true));
+        assert!(none.error.is_none());
     }
 }

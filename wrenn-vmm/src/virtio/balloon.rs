@@ -22,7 +22,7 @@ use crate::memory::GuestMemory;
 use crate::memory::discard::Discarder;
 use crate::metrics::METRICS;
 use crate::virtio::queue::Chain;
-use crate::virtio::{Active, Cause, DeviceType, Progress, QueueBroken, VirtioDevice};
+use crate::virtio::{Active, Cause, DeviceType, Progress, QueueBroken, StopFlag, VirtioDevice};
 
 const QUEUE_SIZES: [u16; 3] = [256; 3];
 /// Where free pages are reported: third, since statistics and hints are not offered.
@@ -62,13 +62,18 @@ impl Balloon {
         }
     }
 
-    fn discard(&mut self, chain: &Chain, memory: &GuestMemory) {
+    /// Discards what is reported, unless it is to stop: then all of it is discarded again, which
+    /// does no harm, since the guest waits with its use until it is told.
+    fn discard(&mut self, chain: &Chain, memory: &GuestMemory, stop: &StopFlag) -> Option<()> {
         let metrics = &METRICS.balloon;
         let reported = chain
             .descriptors
             .iter()
             .filter(|descriptor| descriptor.is_write_only());
         for descriptor in reported {
+            if stop.is_set() {
+                return None;
+            }
             metrics.reports.add(1);
             let length = descriptor.len() as usize;
             let start = GuestAddress(descriptor.addr().0);
@@ -80,6 +85,7 @@ impl Balloon {
                 }
             }
         }
+        Some(())
     }
 }
 
@@ -124,7 +130,7 @@ impl VirtioDevice for Balloon {
         };
         queue.serve(active.memory, active.interrupt, BATCH, |chain| {
             if index == REPORTING {
-                self.discard(chain, active.memory);
+                self.discard(chain, active.memory, active.stop)?;
             }
             Some(0)
         })

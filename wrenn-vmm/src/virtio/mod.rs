@@ -22,6 +22,7 @@ mod test_queue;
 pub mod transport;
 
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::memory::GuestMemory;
 use interrupt::Interrupt;
@@ -74,6 +75,23 @@ pub struct QueueBroken {
     pub reason: String,
 }
 
+/// Whether a device is to let go of what it works on. It is set by another thread, and without
+/// the device's lock, which the device may hold for long.
+#[derive(Debug, Default)]
+pub struct StopFlag(AtomicBool);
+
+impl StopFlag {
+    /// Sets it, or clears it.
+    pub fn set(&self, stop: bool) {
+        self.0.store(stop, Ordering::Release);
+    }
+
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// Everything that an active device works with.
 pub struct Active<'a> {
     /// Its queues, all valid and ready.
@@ -84,6 +102,8 @@ pub struct Active<'a> {
     pub interrupt: &'a Interrupt,
     /// What driver and device agreed on.
     pub features: u64,
+    /// Set when a request that takes long is to be put back into its queue.
+    pub stop: &'a StopFlag,
 }
 
 /// A virtio device without its transport.

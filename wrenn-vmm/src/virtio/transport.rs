@@ -24,7 +24,9 @@ use crate::memory::GuestMemory;
 use crate::sync::lock;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{QueueState, VirtQueue};
-use crate::virtio::{Active, Cause, FEATURE_EVENT_IDX, FEATURE_VERSION_1, Progress, VirtioDevice};
+use crate::virtio::{
+    Active, Cause, FEATURE_EVENT_IDX, FEATURE_VERSION_1, Progress, StopFlag, VirtioDevice,
+};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -128,6 +130,7 @@ pub struct MmioTransport<D> {
     interrupt: Interrupt,
     /// One for each queue, in order.
     queue_events: Vec<EventFd>,
+    stop: StopFlag,
     inner: Mutex<Inner<D>>,
 }
 
@@ -181,6 +184,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             memory,
             interrupt: Interrupt::new(event()?),
             queue_events: sizes.iter().map(|_| event()).collect::<Result<_, _>>()?,
+            stop: StopFlag::default(),
             inner: Mutex::new(Inner {
                 queues: fresh_queues(sizes)?,
                 device,
@@ -240,7 +244,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
     }
 
     fn run(&self, inner: &mut Inner<D>, cause: Cause) {
-        if inner.paused || !inner.is_active() {
+        if inner.paused || self.stop.is_set() || !inner.is_active() {
             return;
         }
         let mut active = Active {
@@ -248,6 +252,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             queues: &mut inner.queues,
             memory: &self.memory,
             interrupt: &self.interrupt,
+            stop: &self.stop,
         };
         match inner.device.process(cause, &mut active) {
             Ok(Progress::Done) => {}
@@ -488,6 +493,10 @@ impl<D: VirtioDevice> MmioTransport<D> {
 
 /// A device that can be stopped between two requests.
 pub trait Pausable: Send + Sync {
+    /// Has the device put back what it works on, and begin nothing. Takes no lock, so that it
+    /// does not wait for the device either.
+    fn stop(&self);
+
     /// Returns once no request is being worked on; none is started after.
     fn pause(&self);
 
@@ -496,7 +505,12 @@ pub trait Pausable: Send + Sync {
 }
 
 impl<D: VirtioDevice> Pausable for MmioTransport<D> {
+    fn stop(&self) {
+        self.stop.set(true);
+    }
+
     fn pause(&self) {
+        self.stop();
         let mut inner = lock(&self.inner);
         let inner = &mut *inner;
         inner.paused = true;
@@ -505,6 +519,7 @@ impl<D: VirtioDevice> Pausable for MmioTransport<D> {
 
     fn resume(&self) {
         lock(&self.inner).paused = false;
+        self.stop.set(false);
         // Whatever came meanwhile was ignored.
         self.wake_queues();
         // An interrupt that was raised on its way into a snapshot may have been lost.

@@ -50,6 +50,7 @@ fn serve(memory: &GuestMemory, behind: Option<&File>, queue: usize, buffers: &[(
         memory,
         interrupt: &Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()),
         features: FEATURE_REPORTING,
+        stop: &crate::virtio::StopFlag::default(),
     };
     let progress = device.process(Cause::Queue(queue), &mut active).unwrap();
     assert_eq!(progress, Progress::Done);

@@ -15,7 +15,7 @@ use crate::memory::GuestMemory;
 use crate::metrics::METRICS;
 use crate::rate_limiter::RateLimiter;
 use crate::sys::block_io::Scatter;
-use crate::virtio::{Active, Cause, DeviceType, Progress, QueueBroken, VirtioDevice};
+use crate::virtio::{Active, Cause, DeviceType, Progress, QueueBroken, StopFlag, VirtioDevice};
 use request::{Kind, ParseError, Request, Status};
 
 /// Bytes of a sector, whatever the file's blocks are.
@@ -183,30 +183,43 @@ impl Block {
         self.configuration[12..].copy_from_slice(&SEGMENTS_MAX.to_le_bytes());
     }
 
-    /// Does one request and says how many bytes of guest memory were written.
-    fn serve(&self, request: Result<Request, ParseError>, memory: &GuestMemory) -> u32 {
+    /// Does one request and says how many bytes of guest memory were written; `None` if it was
+    /// to stop: the request has no effect that doing it again would not have.
+    fn serve(
+        &self,
+        request: Result<Request, ParseError>,
+        memory: &GuestMemory,
+        stop: &StopFlag,
+    ) -> Option<u32> {
         let request = match request {
             Ok(request) => request,
             Err(error) => {
                 log::debug!("block request refused: {error}");
                 METRICS.block.failures.add(1);
-                return error
-                    .status_address
-                    .map_or(0, |address| Status::Failed.write(memory, address));
+                let answer = |address| Status::Failed.write(memory, address);
+                return Some(error.status_address.map_or(0, answer));
             }
         };
-        let (status, written) = self.perform(&request, memory);
+        let (status, written) = self.perform(&request, memory, stop)?;
         if status != Status::Ok {
             METRICS.block.failures.add(1);
         }
-        written.saturating_add(status.write(memory, request.status_address))
+        Some(written.saturating_add(status.write(memory, request.status_address)))
     }
 
-    fn perform(&self, request: &Request, memory: &GuestMemory) -> (Status, u32) {
-        match request.kind {
+    fn perform(
+        &self,
+        request: &Request,
+        memory: &GuestMemory,
+        stop: &StopFlag,
+    ) -> Option<(Status, u32)> {
+        Some(match request.kind {
             Kind::Read { sector } => match self.data(request, memory, sector) {
                 Some(data) => {
-                    let done = data.read_from(&self.backing.file, sector * SECTOR_SIZE);
+                    let done = data.read_from(&self.backing.file, sector * SECTOR_SIZE, stop);
+                    if done.stopped {
+                        return None;
+                    }
                     METRICS.block.read_bytes.add(done.bytes as u64);
                     let written = u32::try_from(done.bytes).unwrap_or(u32::MAX);
                     (report(done.error, "read"), written)
@@ -216,7 +229,10 @@ impl Block {
             Kind::Write { .. } if self.read_only => (Status::Failed, 0),
             Kind::Write { sector } => match self.data(request, memory, sector) {
                 Some(data) => {
-                    let done = data.write_to(&self.backing.file, sector * SECTOR_SIZE);
+                    let done = data.write_to(&self.backing.file, sector * SECTOR_SIZE, stop);
+                    if done.stopped {
+                        return None;
+                    }
                     METRICS.block.written_bytes.add(done.bytes as u64);
                     (report(done.error, "write"), 0)
                 }
@@ -235,7 +251,7 @@ impl Block {
                 log::debug!("block request of unknown type {kind}");
                 (Status::Unsupported, 0)
             }
-        }
+        })
     }
 
     /// The data buffers, if they are whole sectors of the disk.
@@ -308,6 +324,9 @@ impl VirtioDevice for Block {
             return Ok(Progress::Done);
         }
         for _ in 0..BATCH {
+            if active.stop.is_set() {
+                return Ok(Progress::Done);
+            }
             queue.disable_notification(active.memory)?;
             let Some(chain) = queue.pop(active.memory)? else {
                 if queue.enable_notification(active.memory)? {
@@ -323,7 +342,10 @@ impl VirtioDevice for Block {
                 METRICS.block.throttled.add(1);
                 return Ok(Progress::Done);
             }
-            let written = self.serve(request, active.memory);
+            let Some(written) = self.serve(request, active.memory, active.stop) else {
+                queue.undo_pop();
+                return Ok(Progress::Done);
+            };
             queue.add_used(active.memory, chain.head, written)?;
             // Each request at once: the guest can go on while the next one waits for
             // the disk.

@@ -56,6 +56,14 @@ impl Bench {
     }
 
     fn run_on(&mut self, queues: &mut [VirtQueue]) -> Result<Progress, QueueBroken> {
+        self.run_until(queues, &StopFlag::default())
+    }
+
+    fn run_until(
+        &mut self,
+        queues: &mut [VirtQueue],
+        stop: &StopFlag,
+    ) -> Result<Progress, QueueBroken> {
         let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         self.device.process(
             Cause::Queue(0),
@@ -64,6 +72,7 @@ impl Bench {
                 memory: &self.memory,
                 interrupt: &interrupt,
                 features: 0,
+                stop,
             },
         )
     }
@@ -315,6 +324,23 @@ fn descriptor() -> impl Strategy<Value = RawDescriptor> {
         flags,
         next,
     })
+}
+
+#[test]
+fn stopped_drive_keeps_its_request() {
+    let mut bench = Bench::new(true);
+    bench.header(0, 3);
+    let memory = bench.memory.clone();
+    let mut driver = TestDriver::new(&memory, RINGS);
+    driver.request(&[(HEADER, 16, 0), (DATA, 512, WRITE), (STATUS, 1, WRITE)]);
+    let queues = &mut [driver.queue(0)];
+    let stop = StopFlag::default();
+    stop.set(true);
+    assert_eq!(bench.run_until(queues, &stop).unwrap(), Progress::Done);
+    assert!(driver.used_entries().is_empty());
+    stop.set(false);
+    bench.run_until(queues, &stop).unwrap();
+    assert_eq!(driver.used_entries(), [(0, 513)]);
 }
 
 proptest! {

@@ -91,6 +91,7 @@ impl Fixture {
             memory: &self.memory,
             interrupt: &interrupt,
             features: FEATURE_MERGE_BUFFERS,
+            stop: &crate::virtio::StopFlag::default(),
         };
         self.device.process(cause, &mut active).unwrap()
     }

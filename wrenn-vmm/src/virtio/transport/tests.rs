@@ -1,3 +1,4 @@
+use std::sync::Barrier;
 use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress};
@@ -17,6 +18,8 @@ struct Fake {
     activated_with: Option<u64>,
     resets: u32,
     processed: u32,
+    /// Met by a device that is busy until it is stopped.
+    busy: Option<Arc<Barrier>>,
 }
 
 impl VirtioDevice for Fake {
@@ -47,6 +50,13 @@ impl VirtioDevice for Fake {
 
     fn process(&mut self, _: Cause, active: &mut Active<'_>) -> Result<Progress, QueueBroken> {
         self.processed += 1;
+        if let Some(busy) = &self.busy {
+            busy.wait();
+            while !active.stop.is_set() {
+                std::thread::yield_now();
+            }
+            return Ok(Progress::Done);
+        }
         while let Some(chain) = active.queues[0].pop(active.memory)? {
             active.queues[0].add_used(active.memory, chain.head, 0)?;
         }
@@ -316,4 +326,27 @@ fn state_of_another_device_is_refused() {
     let mut fewer = saved;
     fewer.queues.pop();
     assert!(restore(&fewer).unwrap_err().contains("queues"));
+}
+
+#[test]
+fn pause_does_not_wait_for_busy_device() {
+    let driver = Driver::new();
+    driver.start();
+    let busy = Arc::new(Barrier::new(2));
+    driver
+        .transport
+        .with_device(|device| device.busy = Some(busy.clone()));
+    driver.offer(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| driver.serve());
+        busy.wait();
+        // The device holds its lock, and lets go of it when it is told.
+        driver.transport.stop();
+        driver.transport.pause();
+    });
+    assert_eq!(driver.used(), 0);
+    driver.transport.with_device(|device| device.busy = None);
+    driver.transport.resume();
+    assert!(driver.serve());
+    assert_eq!(driver.used(), 1);
 }
