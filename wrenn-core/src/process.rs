@@ -113,6 +113,20 @@ impl From<LiveProcess> for OwnedFd {
     }
 }
 
+/// Adjustment of the OOM killer's score for the processes of a sandbox: they go before every
+/// daemon of the host, which have 0 or less.
+const OOM_SCORE_ADJ: i32 = 500;
+
+/// Sets the `oom_score_adj` of a child that belongs to a sandbox. It would inherit that of this
+/// program, which may be one that the OOM killer must spare.
+pub(crate) fn set_oom_score(pid: u32) {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    match fs::write(&path, OOM_SCORE_ADJ.to_string()) {
+        Err(error) if !has_ended(&error) => tracing::warn!(%error, path, "failed to write"),
+        _ => {}
+    }
+}
+
 /// Whether /proc says that a process has ended: before its file was opened, or after.
 fn has_ended(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::program::{ProgramConfig, ProgramReport, RECORDED};
 use crate::SandboxId;
-use crate::process::ProcessIdentity;
+use crate::process::{ProcessIdentity, set_oom_score};
 use crate::vm::{ExitReason, await_pidfd};
 
 /// Why a pager is not there.
@@ -103,6 +103,9 @@ impl PagerProcess {
             .stderr(file)
             .spawn()
             .map_err(spawn_error)?;
+        if let Some(pid) = child.id() {
+            set_oom_score(pid);
+        }
         let json = serde_json::to_vec(config).map_err(|error| spawn_error(error.into()))?;
         let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(spawn_error(io::ErrorKind::BrokenPipe.into()));

@@ -51,7 +51,7 @@ use super::cgroup::{Stage, Tally, VmCgroup};
 use super::jail::{self, JailError, JailFile, JailSpec};
 use super::sys::{self, BirthError, BirthStep};
 use crate::SandboxId;
-use crate::process::ProcessIdentity;
+use crate::process::{ProcessIdentity, set_oom_score};
 
 /// Most descriptors of a VMM: what Firecracker's own launcher allows.
 const MAX_DESCRIPTORS: u64 = 2048;
@@ -304,6 +304,7 @@ impl VmmProcess {
                 source,
             })?;
         let (pid, pidfd, cgroup) = receiver.await.map_err(|_| LaunchError::Thread)??;
+        set_oom_score(pid);
         Self::watch(pid, pidfd, cgroup)
     }
 

@@ -96,6 +96,15 @@ fn kept_vmm_outlives_killed_owner() {
 }
 
 #[tokio::test]
+async fn vmm_goes_first_when_memory_runs_out() {
+    let inmate = Cell::new("wait").launch().await.unwrap();
+    let pid = inmate.process.pid();
+    let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    assert_eq!(score.trim(), "500");
+    inmate.process.kill().await;
+}
+
+#[tokio::test]
 async fn vmm_outlives_launching_thread() {
     let mut cell = Cell::new("report");
     cell.spec.dies_with_parent = true;
