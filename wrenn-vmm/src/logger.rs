@@ -4,9 +4,9 @@
 //! 2026-11-23T02:30:00.123456789 [sb1:main:WARN] drive: cannot read: …
 //! ```
 //!
-//! Some lines are written because of what a guest did, so that all of them together are
-//! paid from a budget; lines beyond it are counted in the metrics. Unlike Firecracker,
-//! lines never go to standard output: that is the guest's console.
+//! Lines are paid from a budget; those beyond it are counted in the metrics. What devices and
+//! vCPUs write, because of what a guest did, has a budget of its own, so that no guest silences
+//! the rest. Unlike Firecracker, lines never go to standard output: that is the guest's console.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -26,13 +26,45 @@ use crate::sync::lock;
 const BURST: u64 = 2000;
 /// Lines a second that may be written for ever.
 const RATE: u64 = 2;
+/// Modules whose lines a guest causes.
+const GUEST_MODULES: [&str; 4] = [
+    "wrenn_vmm::cpu",
+    "wrenn_vmm::devices",
+    "wrenn_vmm::memory",
+    "wrenn_vmm::virtio",
+];
 
 struct State {
     target: Option<File>,
     show_level: bool,
     show_origin: bool,
     module: Option<String>,
-    budget: Budget,
+    budgets: Budgets,
+}
+
+struct Budgets {
+    guest: Budget,
+    own: Budget,
+}
+
+impl Budgets {
+    const fn new(now: Instant) -> Self {
+        Self {
+            guest: Budget::new(BURST, RATE, now),
+            own: Budget::new(BURST, RATE, now),
+        }
+    }
+
+    /// Takes a line of this module, if there is one left.
+    fn take(&mut self, module: &str, now: Instant) -> bool {
+        let is_guests = GUEST_MODULES.iter().any(|name| module.starts_with(name));
+        let budget = if is_guests {
+            &mut self.guest
+        } else {
+            &mut self.own
+        };
+        budget.take(1, now)
+    }
 }
 
 struct Logger {
@@ -56,7 +88,7 @@ pub fn start(id: &str) {
             show_level: false,
             show_origin: false,
             module: None,
-            budget: Budget::new(BURST, RATE, Instant::now()),
+            budgets: Budgets::new(Instant::now()),
         }),
     });
     // Fails only if a logger is set already, as when one test process starts twice.
@@ -124,7 +156,7 @@ impl Log for Logger {
         {
             return;
         }
-        if !state.budget.take(1, Instant::now()) {
+        if !state.budgets.take(module, Instant::now()) {
             METRICS.logger.missed.add(1);
             return;
         }
@@ -197,6 +229,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn guest_does_not_silence_the_rest() {
+        let now = Instant::now();
+        let mut budgets = Budgets::new(now);
+        let taken = (0..2 * BURST).filter(|_| budgets.take("wrenn_vmm::virtio::block", now));
+        assert_eq!(taken.count() as u64, BURST);
+        assert!(budgets.take("wrenn_vmm::api::controller", now));
+        let later = now + Duration::from_secs(1);
+        assert!(budgets.take("wrenn_vmm::cpu::thread", later));
+    }
 
     #[test]
     fn dates_are_right() {
