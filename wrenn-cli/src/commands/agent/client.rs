@@ -4,6 +4,7 @@ use anyhow::{Context, anyhow};
 use wrenn_proto::connectrpc::client::{ClientConfig, HttpClient};
 use wrenn_proto::connectrpc::{ConnectError, ErrorCode};
 use wrenn_proto::hostagent::HostAgentClient;
+use wrenn_proto::reason;
 
 /// The longest answer that is taken: a file of 16 MiB, and what is said about it.
 const MAX_MESSAGE: usize = 32 << 20;
@@ -42,8 +43,10 @@ impl AgentClient {
 
     pub(super) fn explain(&self, error: &ConnectError) -> anyhow::Error {
         let said = error.message.clone().unwrap_or_else(|| error.to_string());
-        // The library's own words, not an agent's: the request never got there.
-        if error.code == ErrorCode::Unavailable && said.contains("(Connect)") {
+        // The library's own words, not an agent's, which gives a reason: the request never got
+        // there. An agent that cannot connect to a guest says so in like words.
+        let is_ours = reason::of(error).is_none();
+        if error.code == ErrorCode::Unavailable && is_ours && said.contains("(Connect)") {
             return anyhow!(
                 "no agent answers at {}; is wrenn-agent running, and is --agent right?",
                 self.url
@@ -53,5 +56,24 @@ impl AgentClient {
             return anyhow!("{said}; give it by --token-file or WRENN_AGENT_TOKEN");
         }
         anyhow!(said)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wrenn_proto::hostagent::Reason;
+
+    use super::*;
+
+    #[test]
+    fn guests_failure_is_not_the_agents() {
+        let client = AgentClient::new("http://127.0.0.1:7410", None).unwrap();
+        let said = "cannot reach the guest: client error (Connect)";
+        let of_transport = ConnectError::unavailable(said);
+        let explained = client.explain(&of_transport).to_string();
+        assert!(explained.contains("no agent answers"), "{explained}");
+        let reason = Reason::REASON_GUEST_UNAVAILABLE;
+        let of_agent = reason::with_reason(of_transport, reason, None);
+        assert_eq!(client.explain(&of_agent).to_string(), said);
     }
 }
