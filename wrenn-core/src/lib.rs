@@ -22,6 +22,7 @@
 
 #![warn(missing_docs)]
 
+mod blocking;
 mod chain;
 pub mod crash;
 mod id;

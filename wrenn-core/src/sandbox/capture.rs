@@ -22,7 +22,7 @@ use crate::snapshot::{
     Snapshot, WriteBuildError,
 };
 use crate::vm::{ApiError, CreateSnapshot, LaunchSpec, SnapshotType};
-use crate::{Chain, crash};
+use crate::{Chain, blocking, crash};
 
 /// How long a guest may take to write down what its programs have written. One that takes
 /// longer is stopped all the same: what it has not written yet is in its memory.
@@ -247,7 +247,7 @@ impl Capture {
 }
 
 fn forget(path: &Path) -> Result<(), CaptureError> {
-    match std::fs::remove_file(path) {
+    match blocking::in_place(|| std::fs::remove_file(path)) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CaptureError::Forget {
             path: path.to_owned(),
             source,

@@ -28,7 +28,7 @@ use super::paused::Paused;
 use super::record::RecordError;
 use super::{Keep, Remains, Sandbox, State, memory, prepare};
 use crate::vm::LaunchSpec;
-use crate::{Chain, crash};
+use crate::{Chain, blocking, crash};
 
 /// How long a guest may take to thaw its programs before it is asked again.
 const THAW_DEADLINE: Duration = Duration::from_secs(5);
@@ -282,6 +282,10 @@ pub(super) fn may_have_more(directory: &SandboxDirectory) -> bool {
 /// Removes the files that only a running sandbox needs; all else it had is given back. The
 /// disk is in the build.
 pub(super) fn clear(directory: &SandboxDirectory) {
+    blocking::in_place(|| clear_now(directory));
+}
+
+fn clear_now(directory: &SandboxDirectory) {
     if let Err(error) = RootDisk::remove_files(directory) {
         warn!(sandbox_id = %directory.id(), error = %Chain(&error), "the disk of a paused sandbox stays");
     }

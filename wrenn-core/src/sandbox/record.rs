@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::disk::DiskRecord;
 use super::{GuestAccess, Keep, SandboxConfig, State, references};
 use crate::SandboxId;
+use crate::blocking;
 use crate::network::EgressPolicy;
 use crate::process::ProcessIdentity;
 use crate::snapshot::BuildId;
@@ -204,7 +205,7 @@ impl SandboxRecord {
     /// Replaces the one in the sandbox's directory. It survives a power cut from then on.
     pub(super) fn write(&self, directory: &Path) -> Result<(), RecordError> {
         let path = directory.join(NAME);
-        let written = (|| {
+        let written = blocking::in_place(|| {
             let needed: Vec<&BuildId> = self.build.iter().chain(&self.dirty_since).collect();
             for build in &needed {
                 references::add_build(directory, build)?;
@@ -217,7 +218,7 @@ impl SandboxRecord {
             file.write_all(&contents)?;
             file.commit()?;
             references::retain_builds(directory, &needed)
-        })();
+        });
         written.map_err(|source| RecordError::Write { path, source })
     }
 
