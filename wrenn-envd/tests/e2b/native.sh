@@ -22,14 +22,17 @@ exec unshare --net --pid --mount --fork --mount-proc --kill-child sh -eu -c '
     ip link set lo up
     mount -t tmpfs tmpfs /mnt
     mkdir /mnt/upper /mnt/work
+    # Daemon and suite may lie in /tmp, which is another below.
+    cp "$daemon" /mnt/wrenn-envd
+    cp -r "$here" /mnt/suite
     mount -t overlay -o "lowerdir=$HOME,upperdir=/mnt/upper,workdir=/mnt/work" overlay "$HOME"
     rm -f "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.profile" "$HOME/.bashrc"
     mount -t tmpfs -o mode=1777 tmpfs /tmp
     mount -o remount,bind,ro /
-    "$daemon" --address 127.0.0.1 --default-user "$(id -un)" &
+    /mnt/wrenn-envd --address 127.0.0.1 --default-user "$(id -un)" &
     pid=$!
     code=0
-    "$WRENN_SUITE_PYTHON" "$here/run.py" "$@" || code=$?
+    "$WRENN_SUITE_PYTHON" /mnt/suite/run.py "$@" || code=$?
     kill "$pid"
     wait "$pid" || { echo "the daemon did not end as asked" >&2; code=1; }
     exit "$code"
