@@ -75,7 +75,8 @@ fn spawn_at_terminal(mut run: Command, size: Winsize) -> (Child, File) {
 fn in_session(run: &Command) -> Command {
     let mut session = Command::new("setsid");
     session
-        .arg("--ctty")
+        // The long name is not busybox's.
+        .arg("-c")
         .arg(run.get_program())
         .args(run.get_args());
     session
