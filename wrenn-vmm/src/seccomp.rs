@@ -270,7 +270,7 @@ fn compile(calls: &[&[i64]], controls: &[u64], signals: &[i32]) -> Result<Filter
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys;
+    use crate::sys::calls;
 
     #[test]
     fn calls_of_kvm_have_their_numbers() {
@@ -280,99 +280,59 @@ mod tests {
         assert_eq!(kvm_set::<kvm_bindings::kvm_dirty_log>(0x42), 0x4010_ae42);
     }
 
-    const CASE: &str = "WRENN_SECCOMP_CASE";
+    /// A call whose first argument is -1, no descriptor, and its two others.
+    type Call = (i64, u64, u64);
 
-    /// A call whose descriptor is not open, so that one that is allowed changes nothing.
-    fn attempt(call: &str) {
-        let number = |text: &str| text.parse::<i64>().unwrap();
-        let [call, second, third] = call.split(',').map(number).collect::<Vec<_>>()[..] else {
-            panic!("{call}");
-        };
-        sys::calls::attempt(call, [-1, second, third]);
-    }
-
-    /// Not a test: the process in which one call is tried.
-    #[test]
-    #[ignore = "run by the tests below"]
-    fn attempt_call() {
-        let case = std::env::var(CASE).unwrap();
-        let (thread, call) = case.split_once(':').unwrap();
-        let filters = filters().unwrap();
-        let filter = match thread {
-            "main" => filters.main,
-            "vcpu" => filters.vcpu,
-            "device" => filters.device,
-            "api" => filters.api,
-            "panic" => {
-                filters.api.apply().unwrap();
-                std::process::abort();
-            }
-            other => panic!("{other}"),
-        };
-        filter.apply().unwrap();
-        attempt(call);
-        sys::calls::exit();
-    }
-
-    /// The signal that ended the process, or none.
-    fn signal_after(case: &str) -> Option<i32> {
-        use std::os::unix::process::ExitStatusExt as _;
-
-        let mut program = std::process::Command::new(std::env::current_exe().unwrap());
-        program.args(["--exact", "seccomp::tests::attempt_call", "--ignored"]);
-        let output = program.env(CASE, case).output().unwrap();
-        assert_eq!(output.status.success(), output.status.signal().is_none());
-        output.status.signal()
-    }
+    const RUN: Call = (libc::SYS_ioctl, KVM_RUN, 0);
+    const NON_BLOCKING: Call = (libc::SYS_ioctl, libc::FIONBIO, 0);
+    const DUPLICATE: Call = (libc::SYS_fcntl, libc::F_DUPFD_CLOEXEC as u64, 0);
+    const SYNC: Call = (libc::SYS_fdatasync, 0, 0);
+    const TIMER: Call = (libc::SYS_timerfd_settime, 0, 0);
+    const CALLS: [Call; 13] = [
+        RUN,
+        NON_BLOCKING,
+        DUPLICATE,
+        SYNC,
+        TIMER,
+        (libc::SYS_ioctl, libc::TIOCSTI, 0),
+        (libc::SYS_fcntl, libc::F_SETOWN as u64, 1),
+        (libc::SYS_tgkill, 1, libc::SIGKILL as u64),
+        (libc::SYS_execve, 0, 0),
+        (libc::SYS_socket, 0, 0),
+        (libc::SYS_ptrace, 0, 0),
+        (libc::SYS_clone3, 0, 0),
+        (libc::SYS_timerfd_create, 0, 0),
+    ];
 
     #[test]
     fn forbidden_calls_end_the_process() {
-        let call = |number: i64, second: u64, third: u64| format!("{number},{second},{third}");
-        let run = call(libc::SYS_ioctl, KVM_RUN, 0);
-        let terminal = call(libc::SYS_ioctl, libc::TIOCSTI, 0);
-        let non_blocking = call(libc::SYS_ioctl, libc::FIONBIO, 0);
-        let owner = call(libc::SYS_fcntl, libc::F_SETOWN as u64, 1);
-        let duplicate = call(libc::SYS_fcntl, libc::F_DUPFD_CLOEXEC as u64, 0);
-        let kill = call(libc::SYS_tgkill, 1, libc::SIGKILL as u64);
-        let others = [
-            libc::SYS_execve,
-            libc::SYS_socket,
-            libc::SYS_ptrace,
-            libc::SYS_clone3,
-            libc::SYS_timerfd_create,
-        ]
-        .map(|number| call(number, 0, 0));
-        let timer = call(libc::SYS_timerfd_settime, 0, 0);
-        let sync = call(libc::SYS_fdatasync, 0, 0);
-        for (thread, allowed) in [
-            ("main", vec![&timer, &duplicate]),
-            ("vcpu", vec![&run, &timer, &duplicate]),
-            ("device", vec![&sync, &timer, &duplicate]),
-            ("api", vec![&non_blocking, &duplicate]),
+        let filters = filters().unwrap();
+        for (thread, filter, allowed) in [
+            ("main", &filters.main, &[TIMER, DUPLICATE][..]),
+            ("vcpu", &filters.vcpu, &[RUN, TIMER, DUPLICATE]),
+            ("device", &filters.device, &[SYNC, TIMER, DUPLICATE]),
+            ("api", &filters.api, &[NON_BLOCKING, DUPLICATE]),
         ] {
-            let calls = [
-                &run,
-                &terminal,
-                &non_blocking,
-                &owner,
-                &duplicate,
-                &kill,
-                &sync,
-                &timer,
-            ];
-            for call in calls.into_iter().chain(&others) {
+            for call in CALLS {
+                let (number, second, third) = call;
+                let signal = calls::signal_after(|| {
+                    filter.apply().unwrap();
+                    let others = [second, third].map(u64::cast_signed);
+                    calls::attempt(number, [-1, others[0], others[1]]);
+                });
                 let wanted = (!allowed.contains(&call)).then_some(libc::SIGSYS);
-                assert_eq!(
-                    signal_after(&format!("{thread}:{call}")),
-                    wanted,
-                    "{thread}: {call}"
-                );
+                assert_eq!(signal, wanted, "{thread}: {call:?}");
             }
         }
     }
 
     #[test]
     fn panic_ends_as_itself() {
-        assert_eq!(signal_after("panic:"), Some(libc::SIGABRT));
+        // The filter names the process, so that it is made in it.
+        let signal = calls::signal_after(|| {
+            filters().unwrap().api.apply().unwrap();
+            std::process::abort();
+        });
+        assert_eq!(signal, Some(libc::SIGABRT));
     }
 }
