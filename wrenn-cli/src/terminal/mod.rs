@@ -314,7 +314,7 @@ async fn show(stdout: &mut Stdout, stderr: &mut Stderr, event: Event) -> Result<
     }
 }
 
-/// What the keys of our terminal tell.
+/// Events of our terminal.
 struct OurTerminal {
     /// Ctrl-C was pressed twice while the command, or the way to it, takes no more keys.
     stuck: Arc<Notify>,

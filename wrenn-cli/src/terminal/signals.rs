@@ -11,7 +11,7 @@ use wrenn_sdk::Signal;
 /// SIGHUP's bit among the signals that a process ignores, see proc_pid_status(5).
 const HANGUP_BIT: u64 = 1;
 
-/// What a signal to this program means for the command.
+/// The meaning of a signal to this program for the command.
 #[derive(Clone, Copy, Debug)]
 pub enum Received {
     /// The command gets it too.

@@ -103,7 +103,7 @@ async fn logs_at_closed_terminal_are_dropped() {
     ] {
         let program = shown_at_terminal(wrenn.command(words), "first").await;
         let closed = tokio::task::spawn_blocking(|| program.close());
-        // What changes must be shown.
+        // The change must be shown, at a terminal that is closed.
         wrenn.create("second").await;
         let status = closed.await.unwrap();
         assert_eq!(status.code(), Some(0), "{words:?}: {status}");

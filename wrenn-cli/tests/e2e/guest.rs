@@ -106,7 +106,7 @@ fn dropped_sandbox_that_is_kept_goes_on() {
             panic!("{adopted:?}");
         };
         assert_eq!(shell(&sandbox, "cat /run/file").await, "kept");
-        // What is broken keeps its files when it is dropped, too.
+        // A broken one keeps its files when it is dropped, too.
         drop(sandbox.fail("on purpose".to_owned()).await);
         let Ok(Adopted::Broken(remains)) = host.adopt(id.clone()).await else {
             panic!("it is gone");

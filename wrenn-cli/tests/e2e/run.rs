@@ -57,9 +57,17 @@ fn read_until(stream: &mut impl Read, wanted: &str) -> String {
     text(&seen)
 }
 
-/// Starts a program at a terminal of this size, and gives the terminal's other end.
-fn spawn_at_terminal(mut run: Command, size: Winsize) -> (Child, File) {
-    let pty = openpty(Some(&size), None).unwrap();
+/// Our terminal's.
+const SIZE: Winsize = Winsize {
+    ws_row: 37,
+    ws_col: 101,
+    ws_xpixel: 0,
+    ws_ypixel: 0,
+};
+
+/// Starts a program at a terminal, and gives the terminal's other end.
+fn spawn_at_terminal(mut run: Command) -> (Child, File) {
+    let pty = openpty(Some(&SIZE), None).unwrap();
     // A program that had the other end itself would never see it closed.
     for end in [&pty.master, &pty.slave] {
         fcntl_setfd(end, FdFlags::CLOEXEC).unwrap();
@@ -218,14 +226,8 @@ fn a_time_out_ends_the_command_and_its_children() {
 #[test]
 fn a_terminal_has_our_size_and_keys_reach_it() {
     stage::enter(|_| async {
-        let size = Winsize {
-            ws_row: 37,
-            ws_col: 101,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
         let run = wrenn_run(&["-t"], &["sh"]);
-        let (mut child, mut terminal) = spawn_at_terminal(run, size);
+        let (mut child, mut terminal) = spawn_at_terminal(run);
         read_until(&mut terminal, "$ ");
         terminal.write_all(b"stty size\r").unwrap();
         read_until(&mut terminal, "37 101");
@@ -299,17 +301,11 @@ fn a_vmm_that_dies_is_reported_at_once() {
 #[test]
 fn closed_terminal_ends_sandbox() {
     stage::enter(|_| async {
-        let size = Winsize {
-            ws_row: 24,
-            ws_col: 80,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
         // Without a session the program gets no signal, and only its terminal tells.
         for has_session in [true, false] {
             let run = wrenn_run(&["-it"], &["sh"]);
             let run = if has_session { in_session(&run) } else { run };
-            let (mut child, mut terminal) = spawn_at_terminal(run, size);
+            let (mut child, mut terminal) = spawn_at_terminal(run);
             read_until(&mut terminal, "$ ");
             drop(terminal);
             let status = child.wait().unwrap();
@@ -322,13 +318,7 @@ fn closed_terminal_ends_sandbox() {
 #[test]
 fn output_to_closed_terminal_ends_sandbox() {
     stage::enter(|_| async {
-        let size = Winsize {
-            ws_row: 24,
-            ws_col: 80,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let (mut child, mut terminal) = spawn_at_terminal(wrenn_run(&[], &["yes"]), size);
+        let (mut child, mut terminal) = spawn_at_terminal(wrenn_run(&[], &["yes"]));
         read_until(&mut terminal, "y\r\n");
         drop(terminal);
         assert_eq!(child.wait().unwrap().code(), Some(141));
@@ -343,7 +333,7 @@ fn terminated_run_destroys_its_sandbox() {
         for script in ["echo ready; exec sleep 1000", ignoring] {
             let mut child = wrenn_run(&[], &["sh", "-c", script]).spawn().unwrap();
             read_until(child.stdout.as_mut().unwrap(), "ready\n");
-            // What the daemon of a machine sends when its client is gone.
+            // The daemon of a machine sends both when its client is gone.
             signal(&child, Signal::SIGTERM);
             signal(&child, Signal::SIGHUP);
             let code = child.wait().unwrap().code();

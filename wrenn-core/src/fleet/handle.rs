@@ -76,7 +76,10 @@ pub struct NotRunning {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DestroyRefused {
     /// It is destroyed, but some of its resources are not released.
-    #[error("sandbox {id} is gone, but not all of it was given back; the next start tries again")]
+    #[error(
+        "sandbox {id} is destroyed, but some of its resources are not released; the next start \
+         tries again"
+    )]
     InPart {
         /// The sandbox.
         id: SandboxId,
@@ -385,7 +388,8 @@ impl SandboxHandle {
     }
 
     /// Destroys it, data included, and waits until its resources are released. A creation or
-    /// a resume that waits for the guest is cancelled, any other operation ends first, and requests that are queued are dropped. One that is destroyed already is no error.
+    /// a resume that waits for the guest is cancelled, any other operation ends first, and
+    /// requests that are queued are dropped. One that is destroyed already is no error.
     ///
     /// # Errors
     /// When not all of its resources could be released, though it is gone; or when its fleet

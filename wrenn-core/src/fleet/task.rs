@@ -39,7 +39,7 @@ enum Body<S: Running> {
     Broken(Box<Remains>),
 }
 
-/// What a task does next.
+/// The next work of a task.
 enum Work {
     Asked(Request),
     /// It was idle for longer than it may be.
@@ -219,7 +219,7 @@ impl<S: Running> Owner<S> {
         self
     }
 
-    /// What to do next. A VM that ends meanwhile makes the sandbox a broken one.
+    /// The next work. A VM that ends meanwhile makes the sandbox a broken one.
     async fn next(mut self, roster: &Roster) -> (Work, Self) {
         let handle = self.handle.clone();
         loop {

@@ -14,10 +14,10 @@
 //! fails on, and whenever the creating future is dropped, what was made so far is given
 //! back.
 //!
-//! What a process leaves that died is recognised by its sandbox id. [`Keep`] says what
-//! becomes of it: the VM of a sandbox that was only to last while its owner did is killed by the
-//! kernel when the owner dies, and the rest of it is swept by the next [`Host::open`]; one that was to last until it is destroyed goes on running, and
-//! [`Host::adopt`] takes it over.
+//! Resources whose owner died are recognised by their sandbox id, and [`Keep`] says what becomes
+//! of them. Where a sandbox was only to last while its owner did, the kernel kills its VM when the
+//! owner dies, and the next [`Host::open`] sweeps the rest. One that was to last until it is
+//! destroyed goes on running, and [`Host::adopt`] takes it over.
 //!
 //! Such a sandbox can also be [paused](Sandbox::pause): then it is a [`Paused`] one, which
 //! uses nothing but the room of its files, until it is [resumed](Paused::resume).
@@ -158,7 +158,7 @@ pub enum DestroyError {
         #[source]
         source: DirectoryError,
     },
-    /// Processes, disk or slot of a sandbox whose record cannot be read.
+    /// Processes, disk or slot of a sandbox that was not adopted.
     #[error("cannot remove all that is there of {id}")]
     Orphaned {
         /// The sandbox.

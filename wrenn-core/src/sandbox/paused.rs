@@ -37,16 +37,16 @@ pub struct Compacted {
     snapshot: Snapshot,
 }
 
-/// A resume that failed, and what the sandbox is now.
+/// A resume that failed, and the sandbox after it.
 #[derive(Debug)]
 pub struct FailedResume<P = Paused> {
     /// Why.
     pub error: ResumeError,
-    /// What is left.
+    /// The sandbox.
     pub left: AfterResume<P>,
 }
 
-/// What a failed resume leaves.
+/// A sandbox after a failed resume.
 #[derive(Debug)]
 pub enum AfterResume<P = Paused> {
     /// It is paused as before.

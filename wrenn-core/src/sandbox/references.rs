@@ -1,4 +1,5 @@
-//! What a sandbox is made from, held by the names of empty files in its directory.
+//! References of a sandbox to the image and the builds that it is made from, held by the names
+//! of empty files in its directory.
 //!
 //! ```text
 //! image-<sha256>   the image of its root disk

@@ -19,9 +19,9 @@
 //! arranges all that for itself, starts the program and ends. No worker thread ever
 //! stands in a namespace that is not the host's. The kernel's signal at a parent's death
 //! (`PR_SET_PDEATHSIG`) comes when that thread ends; so where a VMM is to die with this
-//! program, the thread returns to the host's namespaces and waits for the VMM's end. The rest (user, cgroup, session,
-//! descriptors) is done by the child itself, from a list of system calls without any
-//! code of ours, while it still borrows this process's memory: see `sys::spawn`.
+//! program, the thread returns to the host's namespaces and waits for the VMM's end. The rest
+//! (user, cgroup, session, descriptors) is done by the child itself, from a list of system calls
+//! without any code of ours, while it still borrows this process's memory: see `sys::spawn`.
 
 use std::ffi::{CString, OsStr};
 use std::fmt;
