@@ -18,6 +18,7 @@ use crate::snapshot::BuildId;
 
 const IMAGE: &str = "image-";
 const BUILD: &str = "build-";
+const EARLIER_IMAGE: &str = "image";
 
 /// Adds the image of its root disk. It must be added before the image is opened.
 pub(super) fn add_image(directory: &Path, sha256: &str) -> io::Result<()> {
@@ -26,7 +27,17 @@ pub(super) fn add_image(directory: &Path, sha256: &str) -> io::Result<()> {
 
 /// The image of its root disk; `None` before there is one.
 pub(super) fn image(directory: &Path) -> io::Result<Option<String>> {
-    Ok(names(directory, IMAGE)?.pop())
+    if let Some(sha256) = names(directory, IMAGE)?.pop() {
+        return Ok(Some(sha256));
+    }
+    // Sandboxes that were paused before there were references have a file that holds it.
+    match std::fs::read_to_string(directory.join(EARLIER_IMAGE)) {
+        Ok(sha256) => Ok(Some(sha256)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
+            _ => Err(error),
+        },
+    }
 }
 
 /// Adds a build that its memory comes from.
@@ -88,6 +99,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         assert_eq!(image(path).unwrap(), None);
+        std::fs::write(path.join("image"), "earlier").unwrap();
+        assert_eq!(image(path).unwrap().as_deref(), Some("earlier"));
         add_image(path, "aa").unwrap();
         add_image(path, "aa").unwrap();
         assert_eq!(image(path).unwrap().as_deref(), Some("aa"));
